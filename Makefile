@@ -1,0 +1,43 @@
+# The two commands of the README, and what a developer needs beside them.
+
+.PHONY: demo test sqlx
+
+# Shows all of it on sample events, in a PostgreSQL that ends with it; `make demo ARGS=--keep` stays up.
+demo:
+	@$(call postgres,DATABASE_URL)
+	cargo run --package dancefinder-projections -- demo $(ARGS)
+
+# Everything that must hold: form, lints, documentation, and all tests on a real PostgreSQL.
+test: export RUSTDOCFLAGS = -D warnings
+test:
+	@$(call postgres,TEST_DATABASE_URL)
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	cargo doc --workspace --no-deps --document-private-items
+	cargo test --workspace
+
+# Writes `.sqlx` anew, after a change of a query or a migration: `make sqlx DATABASE_URL=..` of a migrated database.
+sqlx:
+	rm -rf .sqlx && mkdir .sqlx
+	touch dancefinder-projections/src/lib.rs
+	SQLX_OFFLINE=false SQLX_OFFLINE_DIR=$(CURDIR)/.sqlx cargo check --package dancefinder-projections
+
+# Sees to a PostgreSQL: the server that the variable names, binaries on this machine, Docker, or else Debian's package
+# where this user may install it. The package's own server is not made: only the binaries are wanted.
+define postgres
+if [ -n "$$$(1)" ] || [ -n "$$PG_BIN_DIR" ] || command -v initdb pg_config >/dev/null \
+	|| ls /usr/lib/postgresql/*/bin/initdb /opt/homebrew/opt/postgresql*/bin/initdb >/dev/null 2>&1 \
+	|| docker info >/dev/null 2>&1; then exit 0; fi; \
+as=; [ "$$(id -u)" = 0 ] || as="sudo -n"; \
+if [ -f /etc/debian_version ] && $$as true 2>/dev/null; then \
+	echo "PostgreSQL is not on this machine: installing it with apt-get install postgresql"; \
+	$$as mkdir -p /etc/postgresql-common/createcluster.d; \
+	echo "create_main_cluster = false" | $$as tee /etc/postgresql-common/createcluster.d/no-main.conf >/dev/null; \
+	$$as apt-get update -q && DEBIAN_FRONTEND=noninteractive $$as apt-get install -q -y postgresql; installed=$$?; \
+	$$as rm -f /etc/postgresql-common/createcluster.d/no-main.conf; \
+	exit $$installed; \
+fi; \
+echo "error: no PostgreSQL was found. Install it (apt-get install postgresql, brew install postgresql), or start" >&2; \
+echo "Docker, or set $(1) to a server that runs, like postgres://postgres@localhost/postgres" >&2; \
+exit 1
+endef

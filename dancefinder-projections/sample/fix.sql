@@ -1,0 +1,3 @@
+ALTER TABLE dance_hall
+    DROP CONSTRAINT dance_hall_name_length,
+    ADD CONSTRAINT dance_hall_name_length CHECK (char_length(name) <= 200);

@@ -1,0 +1,150 @@
+//! Reads the `key = value` list of an attribute.
+
+use proc_macro2::Span;
+use syn::parse::{Parse, ParseStream};
+use syn::punctuated::Punctuated;
+use syn::{Expr, ExprLit, Ident, Lit, LitBool, LitInt, LitStr, Token};
+
+use crate::report::Report;
+
+/// The keys of one attribute; each is taken once by name.
+pub(crate) struct Keys {
+    pairs: Vec<(Ident, Expr)>,
+}
+
+impl Parse for Keys {
+    fn parse(input: ParseStream<'_>) -> syn::Result<Self> {
+        let pairs = Punctuated::<Pair, Token![,]>::parse_terminated(input)?;
+        Ok(Keys { pairs: pairs.into_iter().map(|Pair(key, value)| (key, value)).collect() })
+    }
+}
+
+struct Pair(Ident, Expr);
+
+impl Parse for Pair {
+    fn parse(input: ParseStream<'_>) -> syn::Result<Self> {
+        let key = input.parse()?;
+        input.parse::<Token![=]>()?;
+        Ok(Pair(key, input.parse()?))
+    }
+}
+
+impl Keys {
+    pub(crate) fn none() -> Self {
+        Keys { pairs: Vec::new() }
+    }
+
+    /// Reports keys that `known` doesn't have and keys that stand twice.
+    pub(crate) fn check(&self, known: &[&str], report: &mut Report) {
+        for (i, (key, _)) in self.pairs.iter().enumerate() {
+            let name = key.to_string();
+            if !known.contains(&name.as_str()) {
+                let hint = match closest(&name, known) {
+                    Some(known) => format!("did you mean `{known}`?"),
+                    None => format!("the keys are {}", list(known)),
+                };
+                report.error(key, format!("unknown key `{name}`; {hint}"));
+            } else if let Some((first, _)) = self.pairs[..i].iter().find(|(first, _)| first == key) {
+                let line = first.span().start().line;
+                report.error(key, format!("`{name}` stands twice; the first is on line {line}: keep one"));
+            }
+        }
+    }
+
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.get(name).is_some()
+    }
+
+    fn get(&self, name: &str) -> Option<&Expr> {
+        self.pairs.iter().find(|(key, _)| key == name).map(|(_, value)| value)
+    }
+
+    pub(crate) fn string(&self, name: &str, report: &mut Report) -> Option<LitStr> {
+        let value = self.get(name)?;
+        string(value).or_else(|| {
+            report.error(value, format!("expected a string literal: `{name} = \"..\"`"));
+            None
+        })
+    }
+
+    pub(crate) fn boolean(&self, name: &str, report: &mut Report) -> Option<LitBool> {
+        let value = self.get(name)?;
+        if let Expr::Lit(ExprLit { lit: Lit::Bool(lit), .. }) = value {
+            return Some(lit.clone());
+        }
+        report.error(value, format!("expected `{name} = true` or `{name} = false`"));
+        None
+    }
+
+    pub(crate) fn integer(&self, name: &str, report: &mut Report) -> Option<LitInt> {
+        let value = self.get(name)?;
+        if let Expr::Lit(ExprLit { lit: Lit::Int(lit), .. }) = value {
+            return Some(lit.clone());
+        }
+        report.error(value, format!("expected a number: `{name} = 1`"));
+        None
+    }
+
+    /// The elements of `name = ["a", "b"]` and the span of the whole value.
+    pub(crate) fn strings(&self, name: &str, report: &mut Report) -> Option<(Vec<LitStr>, Span)> {
+        use syn::spanned::Spanned;
+        let value = self.get(name)?;
+        let Expr::Array(array) = value else {
+            let hint = match string(value) {
+                Some(one) => format!("wrap it in brackets: `{name} = [\"{}\"]`", one.value()),
+                None => format!("expected a list of string literals: `{name} = [\"..\"]`"),
+            };
+            report.error(value, hint);
+            return None;
+        };
+        let mut strings = Vec::new();
+        for element in &array.elems {
+            match string(element) {
+                Some(lit) => strings.push(lit),
+                None => report.error(element, format!("expected a string literal in `{name} = [\"..\"]`")),
+            }
+        }
+        Some((strings, array.span()))
+    }
+}
+
+fn string(value: &Expr) -> Option<LitStr> {
+    match value {
+        Expr::Lit(ExprLit { lit: Lit::Str(lit), .. }) => Some(lit.clone()),
+        _ => None,
+    }
+}
+
+/// `` `a`, `b` and `c` ``
+pub(crate) fn list(names: &[&str]) -> String {
+    let quoted: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+    match quoted.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} and {last}", rest.join(", ")),
+        _ => quoted.concat(),
+    }
+}
+
+/// The known name that a typing mistake was most likely meant to be.
+pub(crate) fn closest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
+    let (distance, known) = known.iter().map(|known| (edits(name, known), *known)).min()?;
+    (distance <= 2 && distance < name.len()).then_some(known)
+}
+
+/// How many letters must be added, removed, changed or swapped with their neighbour to make `a` into `b`.
+fn edits(a: &str, b: &str) -> usize {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let mut rows = vec![(0..=b.len()).collect::<Vec<_>>()];
+    for i in 1..=a.len() {
+        let mut row = vec![i];
+        for j in 1..=b.len() {
+            let same = usize::from(a[i - 1] != b[j - 1]);
+            let mut best = (rows[i - 1][j] + 1).min(row[j - 1] + 1).min(rows[i - 1][j - 1] + same);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                best = best.min(rows[i - 2][j - 2] + 1);
+            }
+            row.push(best);
+        }
+        rows.push(row);
+    }
+    rows[a.len()][b.len()]
+}

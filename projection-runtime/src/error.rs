@@ -1,0 +1,232 @@
+//! The errors of this crate. A message says what happened, to what, and what to do.
+
+use uuid::Uuid;
+
+use crate::store::ExpectedVersion;
+
+/// Any error, as handlers return it.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
+
+/// What can go wrong outside of a handler.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The database did not do what it was asked.
+    #[error("{doing}: {}", describe(source))]
+    Database {
+        /// What was being done, like `reading the positions`.
+        doing: String,
+        /// The database's answer.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// There is no projection of that name.
+    #[error("there is no projection `{name}`; the projections are {}", known.join(", "))]
+    UnknownProjection {
+        /// The name that was given.
+        name: String,
+        /// The names that exist.
+        known: Vec<&'static str>,
+    },
+    /// The set of projections contradicts itself.
+    #[error("{0}")]
+    Definition(String),
+    /// The aggregate is not at the version that the append expected: another writer came first.
+    #[error("aggregate {aggregate_id} is at version {actual}, not at {expected}: load it again and decide anew")]
+    VersionConflict {
+        /// The aggregate.
+        aggregate_id: Uuid,
+        /// What the append expected.
+        expected: ExpectedVersion,
+        /// The version found: the highest `sequence_no`, 0 where there are no events.
+        actual: i64,
+    },
+    /// An event with this id is in the store already.
+    #[error("event {id} is in the store already: append each event once, or give it an id of its own")]
+    DuplicateEvent {
+        /// The id.
+        id: String,
+    },
+    /// A payload could not be made into JSON.
+    #[error("the payload of {event} cannot be written as JSON: {source}")]
+    Serialize {
+        /// The event's name.
+        event: &'static str,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A reset would empty tables that are not the projection's own.
+    #[error(
+        "reset of `{projection}` refused: {}; nothing was changed. Drop the constraint (read model tables need no \
+         foreign keys), then reset again: {}",
+        blocked.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
+        blocked.iter().map(ForeignKey::cure).collect::<Vec<_>>().join(" ")
+    )]
+    ResetRefused {
+        /// The projection.
+        projection: &'static str,
+        /// The foreign keys that point to its tables from outside.
+        blocked: Vec<ForeignKey>,
+    },
+    /// Others held a lock for too long.
+    #[error(
+        "{doing} gave up after {tries} tries because other transactions held the tables locked; nothing was changed. \
+         Try again, or end the sessions that `SELECT pid, state, query FROM pg_stat_activity` shows"
+    )]
+    Locked {
+        /// What was being done.
+        doing: String,
+        /// How often it was tried.
+        tries: u32,
+    },
+    /// Retry was asked for a projection that has not failed.
+    #[error("projection `{projection}` has not failed: there is nothing to retry")]
+    NotFailed {
+        /// The projection.
+        projection: &'static str,
+    },
+    /// A projection stopped at an event.
+    #[error(
+        "projection `{projection}` stopped at {event}; `status` shows why, `retry {projection}` goes on after the fix"
+    )]
+    Stopped {
+        /// The projection.
+        projection: &'static str,
+        /// The event: name, id and tstamp.
+        event: String,
+    },
+    /// An import stopped.
+    #[error(transparent)]
+    Import(#[from] crate::import::ImportError),
+}
+
+impl Error {
+    pub(crate) fn database(doing: impl Into<String>) -> impl FnOnce(sqlx::Error) -> Self {
+        |source| Error::Database { doing: doing.into(), source }
+    }
+
+    /// Another writer appended to the aggregate first.
+    #[must_use]
+    pub fn is_version_conflict(&self) -> bool {
+        matches!(self, Error::VersionConflict { .. })
+    }
+
+    /// Trouble that passes by itself: a lost connection, a server that restarts, a lock held by others.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Error::Database { source, .. } => crate::passing::is_passing(source),
+            Error::Locked { .. } => true,
+            _ => false,
+        }
+    }
+}
+
+/// The database's own message with detail and hint, which `sqlx::Error` leaves out.
+pub(crate) fn describe(error: &sqlx::Error) -> String {
+    let Some(database) = error.as_database_error() else { return error.to_string() };
+    let mut text = format!("{} (SQLSTATE {})", database.message(), database.code().unwrap_or_default());
+    if let Some(database) = database.try_downcast_ref::<sqlx::postgres::PgDatabaseError>() {
+        for (label, part) in [("detail", database.detail()), ("hint", database.hint())] {
+            if let Some(part) = part {
+                text.push_str(&format!("; {label}: {part}"));
+            }
+        }
+    }
+    text
+}
+
+/// A foreign key that ties a table of one projection to another's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForeignKey {
+    /// The constraint's name.
+    pub constraint: String,
+    /// The table that has the constraint.
+    pub table: String,
+    /// The projection's table that it points to.
+    pub references: String,
+    /// The projection that owns `table`, if one does.
+    pub owner: Option<&'static str>,
+}
+
+impl std::fmt::Display for ForeignKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ForeignKey { constraint, table, references, owner } = self;
+        write!(f, "foreign key `{constraint}` of table `{table}`")?;
+        match owner {
+            Some(owner) => write!(f, ", which projection `{owner}` owns,")?,
+            None => write!(f, ", which belongs to no projection,")?,
+        }
+        write!(f, " points to `{references}`")
+    }
+}
+
+impl ForeignKey {
+    fn cure(&self) -> String {
+        format!("ALTER TABLE {} DROP CONSTRAINT \"{}\";", self.table, self.constraint)
+    }
+}
+
+/// Why a projection could not apply an event.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ApplyError {
+    /// The payload is not what the event's type says.
+    #[error("the payload does not fit: at `{path}`: {reason}")]
+    Payload {
+        /// The path inside of the JSON, like `address.city` or `dates[3]`.
+        path: String,
+        /// What is wrong there.
+        reason: String,
+    },
+    /// The event is newer than this program.
+    #[error(
+        "the event has version {found}, this program knows {event} up to version {known}: deploy the newer program"
+    )]
+    NewerVersion {
+        /// The event's name.
+        event: &'static str,
+        /// The event's version.
+        found: i32,
+        /// The newest version that the program knows.
+        known: i32,
+    },
+    /// The event was read for a projection that has no handler for it.
+    #[error("projection `{projection}` has no handler for {event}")]
+    NotHandled {
+        /// The projection.
+        projection: &'static str,
+        /// The event's name.
+        event: String,
+    },
+    /// The handler returned an error.
+    #[error("{}", chain(.0.as_ref()))]
+    Handler(BoxError),
+    /// The handler panicked.
+    #[error("the handler panicked: {0}")]
+    Panic(String),
+    /// The handler returned `Ok`, but the transaction cannot be committed.
+    #[error(
+        "the handler returned Ok, but the transaction failed afterwards: {0}; does it ignore an error of a statement?"
+    )]
+    Commit(String),
+}
+
+/// The error and its sources, each once: many errors repeat their source in their own message.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = match error.downcast_ref::<sqlx::Error>() {
+        Some(error) => return describe(error),
+        None => error.to_string(),
+    };
+    let mut source = error.source();
+    while let Some(error) = source {
+        let message = error.to_string();
+        if !text.contains(&message) {
+            text.push_str(": ");
+            text.push_str(&message);
+        }
+        source = error.source();
+    }
+    text
+}

@@ -1,0 +1,394 @@
+//! Imports events from JSON lines.
+//!
+//! A line: `{"name", "aggregate_id", "data"}` and, where known, `"id"`, `"aggregate_name"`, `"sequence_no"`,
+//! `"version"`, `"recorded_at"`, `"metadata"`. Events get their `tstamp` in the order of the lines.
+//!
+//! What must hold: a batch of lines is appended wholly or not at all; an event that the store has, by its id, is not
+//! appended again; memory doesn't grow with the file.
+
+use std::fmt;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use sqlx::types::Json;
+use sqlx::{Acquire, PgConnection, PgPool};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
+use uuid::Uuid;
+
+use crate::error::{Error, describe};
+use crate::projection::ProjectionSet;
+
+/// Longest line that is read, in bytes.
+const LONGEST_LINE: usize = 16 << 20;
+/// A batch is appended when it has so many events, or so many bytes.
+const BATCH_EVENTS: usize = 1000;
+const BATCH_BYTES: usize = 1 << 20;
+/// So many invalid lines are told one by one.
+const TOLD: usize = 20;
+
+/// How to import.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ImportOptions {
+    /// Count and tell invalid lines, and go on; otherwise the first one ends the import.
+    pub skip_invalid: bool,
+}
+
+/// What an import came to.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Imported {
+    /// Events that are new in the store.
+    pub appended: u64,
+    /// Events that the store had.
+    pub already_there: u64,
+    /// Of the appended ones, those without `id` and `sequence_no`: importing them again would append them again.
+    pub without_identity: u64,
+    /// Invalid lines that were skipped.
+    pub invalid: u64,
+    /// The first invalid lines, with the reason.
+    pub first_invalid: Vec<InvalidLine>,
+}
+
+/// A line that is no event.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct InvalidLine {
+    /// From 1.
+    pub line: u64,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// How far an import is.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ImportProgress {
+    /// Lines dealt with.
+    pub lines: u64,
+    /// Bytes dealt with.
+    pub bytes: u64,
+}
+
+/// Why an import ended early.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ImportError {
+    /// A line is no event. Nothing of the batch that it is in was appended.
+    #[error(
+        "{file}, line {}: {}. Lines before line {unwritten} are imported, nothing from there on. Mend the line and \
+         import again (what is there is not appended twice), or pass over such lines with --skip-invalid",
+        invalid.line, invalid.reason
+    )]
+    Invalid {
+        /// The file's name, or `-`.
+        file: String,
+        /// The line.
+        invalid: InvalidLine,
+        /// The first line of the batch.
+        unwritten: u64,
+    },
+    /// The file could not be read.
+    #[error("{file} cannot be read after line {line}: {source}")]
+    Read {
+        /// The file's name, or `-`.
+        file: String,
+        /// The last line that could be read.
+        line: u64,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Imports the lines of `source`, which messages call `file`.
+///
+/// The kind of the aggregate, where a line leaves it out, is that of the event's type in `projections`.
+pub async fn import(
+    pool: &PgPool,
+    projections: &ProjectionSet,
+    source: impl AsyncBufRead + Unpin,
+    file: &str,
+    options: ImportOptions,
+    mut progress: impl FnMut(ImportProgress),
+) -> Result<Imported, Error> {
+    let mut lines = Lines { source, buffer: Vec::new(), line: 0, bytes: 0 };
+    let mut imported = Imported::default();
+    let mut batch = Batch::default();
+    loop {
+        let line = lines.line;
+        let read = lines.next().await;
+        let read = read.map_err(|source| ImportError::Read { file: file.to_owned(), line, source })?;
+        let Some(text) = read else { break };
+        let event = text.map_err(str::to_owned).and_then(|text| parse(text, projections));
+        match event {
+            Ok(None) => {}
+            Ok(Some(event)) => batch.push(lines.line, event),
+            Err(reason) => {
+                let invalid = InvalidLine { line: lines.line, reason };
+                let unwritten = batch.lines.first().copied().unwrap_or(lines.line);
+                imported.invalid(invalid, options, file, unwritten)?;
+            }
+        }
+        if batch.events.len() >= BATCH_EVENTS || batch.bytes >= BATCH_BYTES {
+            append(pool, &mut batch, &mut imported, options, file).await?;
+            progress(ImportProgress { lines: lines.line, bytes: lines.bytes });
+        }
+    }
+    append(pool, &mut batch, &mut imported, options, file).await?;
+    progress(ImportProgress { lines: lines.line, bytes: lines.bytes });
+    Ok(imported)
+}
+
+impl Imported {
+    /// Notes an invalid line, or ends the import with it.
+    fn invalid(
+        &mut self,
+        invalid: InvalidLine,
+        options: ImportOptions,
+        file: &str,
+        unwritten: u64,
+    ) -> Result<(), ImportError> {
+        if !options.skip_invalid {
+            return Err(ImportError::Invalid { file: file.to_owned(), invalid, unwritten });
+        }
+        self.invalid += 1;
+        if self.first_invalid.len() < TOLD {
+            self.first_invalid.push(invalid);
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Imported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} events appended, {} were there already", self.appended, self.already_there)?;
+        if self.invalid > 0 {
+            write!(f, ", {} invalid lines skipped:", self.invalid)?;
+            for InvalidLine { line, reason } in &self.first_invalid {
+                write!(f, "\n  line {line}: {reason}")?;
+            }
+            if self.invalid > TOLD as u64 {
+                write!(f, "\n  .. and {} more", self.invalid - TOLD as u64)?;
+            }
+        }
+        if self.without_identity > 0 {
+            write!(
+                f,
+                "\n{} events had neither id nor sequence_no: importing them again would append them again",
+                self.without_identity
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// Lines of bounded length.
+struct Lines<R> {
+    source: R,
+    buffer: Vec<u8>,
+    line: u64,
+    bytes: u64,
+}
+
+impl<R: AsyncBufRead + Unpin> Lines<R> {
+    /// The next line, or why it cannot be one; `None` at the end.
+    async fn next(&mut self) -> std::io::Result<Option<Result<&str, &'static str>>> {
+        self.buffer.clear();
+        let read = (&mut self.source).take(LONGEST_LINE as u64 + 1).read_until(b'\n', &mut self.buffer).await?;
+        if read == 0 {
+            return Ok(None);
+        }
+        self.line += 1;
+        self.bytes += read as u64;
+        if read > LONGEST_LINE && self.buffer.last() != Some(&b'\n') {
+            while self.buffer.last() != Some(&b'\n') {
+                self.buffer.clear();
+                let read = (&mut self.source).take(LONGEST_LINE as u64).read_until(b'\n', &mut self.buffer).await?;
+                self.bytes += read as u64;
+                if read == 0 {
+                    break;
+                }
+            }
+            return Ok(Some(Err("longer than 16 MiB")));
+        }
+        let text = self.buffer.strip_prefix(b"\xef\xbb\xbf").filter(|_| self.line == 1).unwrap_or(&self.buffer);
+        Ok(Some(std::str::from_utf8(text).map(str::trim).map_err(|_| "not UTF-8")))
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    name: String,
+    aggregate_id: Uuid,
+    aggregate_name: Option<String>,
+    sequence_no: Option<i64>,
+    version: Option<i32>,
+    recorded_at: Option<DateTime<Utc>>,
+    data: Box<RawValue>,
+    metadata: Option<serde_json::Map<String, serde_json::Value>>,
+    id: Option<Uuid>,
+}
+
+struct Event {
+    id: Uuid,
+    /// The line said which event it is, so that it is known when it comes again.
+    identity: bool,
+    aggregate_name: String,
+    size: usize,
+    line: Line,
+}
+
+/// The event of a line; `None` for an empty line.
+fn parse(text: &str, projections: &ProjectionSet) -> Result<Option<Event>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let mut json = serde_json::Deserializer::from_str(text);
+    let mut line: Line = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let path = error.path().to_string();
+        // The position counts from the line's own start; the line's number is said beside it.
+        let reason = error.into_inner().to_string();
+        let reason = reason.replace(" at line 1 column ", " at column ");
+        if path == "." { reason } else { format!("{path}: {reason}") }
+    })?;
+    json.end().map_err(|_| "something follows the JSON object".to_owned())?;
+
+    let aggregate_name = match line.aggregate_name.take() {
+        Some(name) => name,
+        None => projections.aggregate(&line.name).map(str::to_owned).ok_or_else(|| {
+            format!("no projection knows the event `{}`, so `aggregate_name` must say which kind it is of", line.name)
+        })?,
+    };
+    let (id, identity) = match (line.id, line.sequence_no) {
+        (Some(id), _) => (id, true),
+        // An aggregate has one event of a sequence_no, so this names it as well as an id would.
+        (None, Some(sequence_no)) => (Uuid::new_v5(&line.aggregate_id, &sequence_no.to_be_bytes()), true),
+        (None, None) => (Uuid::new_v4(), false),
+    };
+    Ok(Some(Event { id, identity, aggregate_name, size: text.len(), line }))
+}
+
+#[derive(Default)]
+struct Batch {
+    events: Vec<Event>,
+    /// The line of each event.
+    lines: Vec<u64>,
+    bytes: usize,
+}
+
+impl Batch {
+    fn push(&mut self, line: u64, event: Event) {
+        self.bytes += event.size;
+        self.events.push(event);
+        self.lines.push(line);
+    }
+}
+
+/// Appends the batch in one transaction, and empties it.
+async fn append(
+    pool: &PgPool,
+    batch: &mut Batch,
+    imported: &mut Imported,
+    options: ImportOptions,
+    file: &str,
+) -> Result<(), Error> {
+    let doing = || Error::database(format!("importing {file}"));
+    let Batch { mut events, lines, .. } = std::mem::take(batch);
+    if events.is_empty() {
+        return Ok(());
+    }
+    let mut tx = pool.begin().await.map_err(doing())?;
+    let appended = match insert(&mut tx, &events).await {
+        Ok(appended) => appended,
+        Err(error) if is_refusal(&error) => {
+            tx.rollback().await.map_err(doing())?;
+            tx = pool.begin().await.map_err(doing())?;
+            let (valid, appended) = one_by_one(&mut tx, events, &lines, imported, options, file).await?;
+            events = valid;
+            appended
+        }
+        Err(error) => return Err(doing()(error)),
+    };
+    tx.commit().await.map_err(doing())?;
+    imported.appended += appended;
+    imported.already_there += events.len() as u64 - appended;
+    imported.without_identity += events.iter().filter(|event| !event.identity).count() as u64;
+    Ok(())
+}
+
+/// The database says no to what it was given, and will again.
+fn is_refusal(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some() && !crate::passing::is_passing(error)
+}
+
+/// Appends the events of a batch of which the database refused at least one: tells which, and why.
+/// Returns the others, and how many of them are new.
+async fn one_by_one(
+    tx: &mut PgConnection,
+    events: Vec<Event>,
+    lines: &[u64],
+    imported: &mut Imported,
+    options: ImportOptions,
+    file: &str,
+) -> Result<(Vec<Event>, u64), Error> {
+    let doing = || Error::database(format!("importing {file}"));
+    let mut valid = Vec::new();
+    let mut appended = 0;
+    for (event, &line) in events.into_iter().zip(lines) {
+        let mut savepoint = tx.begin().await.map_err(doing())?;
+        match insert(&mut savepoint, std::slice::from_ref(&event)).await {
+            Ok(new) => {
+                savepoint.commit().await.map_err(doing())?;
+                appended += new;
+                valid.push(event);
+            }
+            Err(error) if is_refusal(&error) => {
+                savepoint.rollback().await.map_err(doing())?;
+                let invalid = InvalidLine { line, reason: refusal(&error, &event) };
+                imported.invalid(invalid, options, file, lines[0])?;
+            }
+            Err(error) => return Err(doing()(error)),
+        }
+    }
+    Ok((valid, appended))
+}
+
+fn refusal(error: &sqlx::Error, event: &Event) -> String {
+    let constraint = error.as_database_error().and_then(|error| error.constraint());
+    match (constraint, event.line.sequence_no) {
+        (Some("events_aggregate_id_sequence_no_key"), Some(sequence_no)) => format!(
+            "aggregate {} has another event with sequence_no {sequence_no}; this one is {}",
+            event.line.aggregate_id, event.id
+        ),
+        _ => describe(error),
+    }
+}
+
+/// Inserts the events that are not there; returns how many.
+async fn insert(tx: &mut PgConnection, events: &[Event]) -> sqlx::Result<u64> {
+    /// The values of one column.
+    fn column<'a, T>(events: &'a [Event], value: impl Fn(&'a Event) -> T) -> Vec<T> {
+        events.iter().map(value).collect()
+    }
+    let inserted = sqlx::query(
+        "INSERT INTO events (id, aggregate_id, aggregate_name, sequence_no, name, version, data, metadata, recorded_at)
+         SELECT id, aggregate_id, aggregate_name, sequence_no, name, COALESCE(version, 1), data,
+                COALESCE(metadata, '{}'), COALESCE(recorded_at, clock_timestamp())
+         FROM UNNEST($1::uuid[], $2::uuid[], $3::text[], $4::bigint[], $5::text[], $6::int[], $7::json[], $8::jsonb[],
+                     $9::timestamptz[]) WITH ORDINALITY
+              AS new (id, aggregate_id, aggregate_name, sequence_no, name, version, data, metadata, recorded_at, place)
+         ORDER BY place
+         ON CONFLICT (id) DO NOTHING",
+    )
+    .bind(column(events, |event| event.id))
+    .bind(column(events, |event| event.line.aggregate_id))
+    .bind(column(events, |event| event.aggregate_name.as_str()))
+    .bind(column(events, |event| event.line.sequence_no))
+    .bind(column(events, |event| event.line.name.as_str()))
+    .bind(column(events, |event| event.line.version))
+    .bind(column(events, |event| Json(&event.line.data)))
+    .bind(column(events, |event| event.line.metadata.as_ref().map(Json)))
+    .bind(column(events, |event| event.line.recorded_at))
+    .execute(tx)
+    .await?;
+    Ok(inserted.rows_affected())
+}

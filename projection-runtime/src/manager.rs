@@ -1,0 +1,164 @@
+//! Runs a set of projections, and answers and acts on their operator's behalf.
+
+use std::future::Future;
+use std::time::Duration;
+
+use sqlx::PgPool;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::Error;
+use crate::position;
+use crate::projection::ProjectionSet;
+use crate::runner::Runner;
+use crate::status::{self, Status};
+use crate::store::{EventStore, PageLimit};
+use crate::wake::{self, Wake};
+
+/// How the projections are run.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct ManagerOptions {
+    /// The most that one transaction reads.
+    pub batch: PageLimit,
+    /// After this time a transaction takes on no further event.
+    pub batch_time: Duration,
+    /// How often a projection that nobody woke looks for events.
+    pub poll: Duration,
+    /// How long a transaction under way may go on when the service is told to stop; then it is rolled back.
+    pub shutdown_grace: Duration,
+    /// How long a reset goes on trying where others hold the projection's row or tables locked.
+    pub reset_patience: Duration,
+}
+
+impl Default for ManagerOptions {
+    fn default() -> Self {
+        ManagerOptions {
+            batch: PageLimit::default(),
+            batch_time: Duration::from_secs(1),
+            poll: Duration::from_secs(5),
+            shutdown_grace: Duration::from_secs(5),
+            reset_patience: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Runs the projections of a set against a database.
+///
+/// ```no_run
+/// # use projection_runtime::{ProjectionManager, ProjectionSet};
+/// # async fn example(pool: sqlx::PgPool, projections: ProjectionSet) -> Result<(), projection_runtime::Error> {
+/// let manager = ProjectionManager::new(pool, projections)?;
+/// manager.run(async { tokio::signal::ctrl_c().await.unwrap() }).await;
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone)]
+pub struct ProjectionManager {
+    pool: PgPool,
+    projections: ProjectionSet,
+    options: ManagerOptions,
+}
+
+impl ProjectionManager {
+    /// A manager of these projections. The pool should allow a connection for each projection and two more.
+    ///
+    /// An error says how the set contradicts itself.
+    pub fn new(pool: PgPool, projections: ProjectionSet) -> Result<Self, Error> {
+        projections.check()?;
+        Ok(ProjectionManager { pool, projections, options: ManagerOptions::default() })
+    }
+
+    /// The same, run in another way.
+    #[must_use]
+    pub fn with_options(mut self, options: ManagerOptions) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// The pool that it works with.
+    #[must_use]
+    pub fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+
+    /// The projections that it runs.
+    #[must_use]
+    pub fn projections(&self) -> &ProjectionSet {
+        &self.projections
+    }
+
+    /// Runs all projections, each in a loop of its own, until `shutdown` is ready.
+    ///
+    /// Any number of processes may do so over one database. A database that is away is waited for.
+    pub async fn run(&self, shutdown: impl Future<Output = ()>) {
+        let wake = Wake::new();
+        let stop = CancellationToken::new();
+        let mut loops = JoinSet::new();
+        for projection in &self.projections.projections {
+            let awaited = self.projections.is_awaited(projection.definition().name);
+            let runner = Runner::new(self.pool.clone(), projection.clone(), self.options, awaited);
+            loops.spawn(runner.run(wake.subscribe(), stop.clone()));
+        }
+        let mut listener = JoinSet::new(); // aborted when it is dropped
+        listener.spawn(wake::listen(self.pool.clone(), wake));
+        shutdown.await;
+        stop.cancel();
+        while let Some(ended) = loops.join_next().await {
+            if let Err(error) = ended {
+                tracing::error!(%error, "the loop of a projection ended by itself: a mistake in projection-runtime");
+            }
+        }
+    }
+
+    /// Runs all projections until each has passed what is in the store now, or has stopped at a failing event.
+    /// `progress` is told the status a few times a second.
+    pub async fn catch_up(&self, mut progress: impl FnMut(&Status)) -> Result<Status, Error> {
+        let target = EventStore::new(self.pool.clone()).head().await?;
+        let stop = CancellationToken::new();
+        let watch = async {
+            // However it ends, the loops are told to stop.
+            let _guard = stop.clone().drop_guard();
+            loop {
+                let status = self.status().await?;
+                progress(&status);
+                let stuck = status.stuck();
+                if status.projections.iter().all(|p| p.position >= target || stuck.contains(&p.name.as_str())) {
+                    return Ok(status);
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let (status, ()) = tokio::join!(watch, self.run(stop.cancelled()));
+        status
+    }
+
+    /// Where each projection stands.
+    pub async fn status(&self) -> Result<Status, Error> {
+        let mut connection = self.pool.acquire().await.map_err(Error::database("reading the positions"))?;
+        let rows = position::rows(&mut connection).await.map_err(Error::database("reading the positions"))?;
+        Ok(status::status(&self.projections, rows))
+    }
+
+    /// Empties the projection's tables and sets its position to 0, in one transaction; running loops then apply the
+    /// events again from the first.
+    ///
+    /// Refused where the TRUNCATE would reach a table that is not the projection's own.
+    pub async fn reset_projection(&self, name: &str) -> Result<(), Error> {
+        let projection = self.projections.get(name)?;
+        crate::reset::reset(&self.pool, &self.projections, projection, self.options.reset_patience).await
+    }
+
+    /// Has a projection that stopped at a failing event try it again. Running loops are woken.
+    pub async fn retry(&self, name: &str) -> Result<(), Error> {
+        let definition = self.projections.definition(name)?;
+        let doing = || Error::database(format!("retrying projection `{name}`"));
+        let asked = sqlx::query(
+            "UPDATE readview_failures SET retry = true WHERE name = $1 RETURNING pg_notify('readviews', name)",
+        )
+        .bind(name)
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(doing())?;
+        asked.map(drop).ok_or(Error::NotFailed { projection: definition.name })
+    }
+}

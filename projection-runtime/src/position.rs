@@ -1,0 +1,159 @@
+//! A projection's place in the stream: its row of `readviews`.
+//!
+//! The lock protocol. Whoever applies events holds the projection's row `FOR NO KEY UPDATE` to the end of the
+//! transaction, so that one process applies at a time, and those of its `after` `FOR KEY SHARE`. A reset holds the
+//! row `FOR UPDATE`. The two shared modes don't hinder each other, so a projection moves while another that comes
+//! after it applies; but it cannot be emptied under that one's look-ups.
+
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::event::StoredEvent;
+use crate::projection::Definition;
+
+/// What the locked row says.
+#[derive(Debug, sqlx::FromRow)]
+pub(crate) struct Place {
+    pub(crate) position: i64,
+    /// The newest event when the row was asked for: everything up to it can be seen by now.
+    pub(crate) head: i64,
+    /// Stopped at an event.
+    pub(crate) failed: bool,
+    /// An operator asked to try the failed event again.
+    pub(crate) retry: bool,
+}
+
+/// Makes the row of a projection that is new; returns whether it was.
+pub(crate) async fn create(connection: &mut PgConnection, name: &str) -> sqlx::Result<bool> {
+    let created = sqlx::query("INSERT INTO readviews (name) VALUES ($1) ON CONFLICT (name) DO NOTHING")
+        .bind(name)
+        .execute(connection)
+        .await?;
+    Ok(created.rows_affected() > 0)
+}
+
+/// Locks the projection's row; `None` where another process holds it.
+pub(crate) async fn lock(tx: &mut PgConnection, name: &str) -> sqlx::Result<Option<Place>> {
+    sqlx::query_as(
+        "SELECT r.position,
+                (SELECT COALESCE(MAX(tstamp), 0) FROM events) AS head,
+                f.name IS NOT NULL AS failed,
+                COALESCE(f.retry, false) AS retry
+         FROM readviews r
+         LEFT JOIN readview_failures f USING (name)
+         WHERE r.name = $1
+         FOR NO KEY UPDATE OF r SKIP LOCKED",
+    )
+    .bind(name)
+    .fetch_optional(tx)
+    .await
+}
+
+/// How far the projections that this one comes after have all come; they stay unreset until the transaction ends.
+pub(crate) async fn bound(tx: &mut PgConnection, after: &[&str]) -> sqlx::Result<i64> {
+    if after.is_empty() {
+        return Ok(i64::MAX);
+    }
+    let positions: Vec<i64> =
+        sqlx::query_scalar("SELECT position FROM readviews WHERE name = ANY($1) ORDER BY name FOR KEY SHARE")
+            .bind(after)
+            .fetch_all(tx)
+            .await?;
+    // One that has no row yet has passed nothing.
+    Ok(if positions.len() == after.len() { positions.into_iter().min().unwrap_or(0) } else { 0 })
+}
+
+/// Moves the position in the transaction that applied the events, and tells those that come after.
+pub(crate) async fn advance(tx: &mut PgConnection, name: &str, to: i64, awaited: bool) -> sqlx::Result<()> {
+    let sql = if awaited {
+        "UPDATE readviews SET position = $2 WHERE name = $1 RETURNING pg_notify('readviews', name)"
+    } else {
+        "UPDATE readviews SET position = $2 WHERE name = $1"
+    };
+    sqlx::query(sql).bind(name).bind(to).execute(tx).await?;
+    Ok(())
+}
+
+/// Forgets the failure: the event that the projection had stopped at is passed, or the projection is emptied.
+pub(crate) async fn clear_failure(tx: &mut PgConnection, name: &str) -> sqlx::Result<()> {
+    sqlx::query("DELETE FROM readview_failures WHERE name = $1").bind(name).execute(tx).await?;
+    Ok(())
+}
+
+/// Records that the projection stopped at the event, and moves its position to the event's predecessor. Must run in
+/// a transaction that has locked the row and found it at `from`, where the event is the next one to apply.
+pub(crate) async fn record_failure(
+    tx: &mut PgConnection,
+    definition: &Definition,
+    from: i64,
+    event: &StoredEvent,
+    error: &str,
+    attempts: i32,
+) -> sqlx::Result<()> {
+    sqlx::query(
+        "UPDATE readviews
+         SET position = COALESCE((SELECT MAX(tstamp) FROM events WHERE tstamp > $2 AND tstamp < $3), position)
+         WHERE name = $1",
+    )
+    .bind(definition.name)
+    .bind(from)
+    .bind(event.tstamp)
+    .execute(&mut *tx)
+    .await?;
+    sqlx::query(
+        "INSERT INTO readview_failures AS f (name, event_id, event_name, tstamp, handler, error, attempts)
+         VALUES ($1, $2, $3, $4, $5, $6, $7)
+         ON CONFLICT (name) DO UPDATE
+         SET event_id = EXCLUDED.event_id,
+             event_name = EXCLUDED.event_name,
+             tstamp = EXCLUDED.tstamp,
+             handler = EXCLUDED.handler,
+             error = EXCLUDED.error,
+             attempts = EXCLUDED.attempts + CASE WHEN f.event_id = EXCLUDED.event_id THEN f.attempts ELSE 0 END,
+             failed_at = clock_timestamp(),
+             retry = false",
+    )
+    .bind(definition.name)
+    .bind(event.id)
+    .bind(&event.name)
+    .bind(event.tstamp)
+    .bind(definition.handler(&event.name))
+    // PostgreSQL's text holds no NUL, and an error's text may hold what the event held.
+    .bind(error.replace('\0', "\u{fffd}"))
+    .bind(attempts)
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// A row of `readviews` with what lies before it and what stopped it, for `status`.
+#[derive(Debug, sqlx::FromRow)]
+pub(crate) struct Row {
+    pub(crate) name: String,
+    pub(crate) position: i64,
+    pub(crate) latest_event: i64,
+    pub(crate) events_behind: i64,
+    pub(crate) seconds_behind: f64,
+    pub(crate) event_id: Option<Uuid>,
+    pub(crate) event_name: Option<String>,
+    pub(crate) tstamp: Option<i64>,
+    pub(crate) handler: Option<String>,
+    pub(crate) error: Option<String>,
+    pub(crate) attempts: Option<i32>,
+    pub(crate) failed_at: Option<DateTime<Utc>>,
+    pub(crate) retry: Option<bool>,
+}
+
+/// All rows, of this program's projections and of others'.
+pub(crate) async fn rows(connection: &mut PgConnection) -> sqlx::Result<Vec<Row>> {
+    sqlx::query_as(
+        "SELECT l.name, l.position, COALESCE(l.latest_event, 0) AS latest_event, l.events_behind, l.seconds_behind,
+                f.event_id, f.event_name, f.tstamp, f.handler, f.error, f.attempts, f.failed_at, f.retry
+         FROM projection_lag l
+         LEFT JOIN readview_failures f USING (name)
+         ORDER BY l.name",
+    )
+    .fetch_all(connection)
+    .await
+}

@@ -1,0 +1,97 @@
+//! Empties a projection's tables and sends it back to the first event, in one transaction.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sqlx::{PgConnection, PgPool};
+
+use crate::error::{Error, ForeignKey};
+use crate::passing::{Backoff, is_passing};
+use crate::position;
+use crate::projection::{AnyProjection, Definition, ProjectionSet};
+
+pub(crate) async fn reset(
+    pool: &PgPool,
+    set: &ProjectionSet,
+    projection: &Arc<dyn AnyProjection>,
+    patience: Duration,
+) -> Result<(), Error> {
+    let definition = projection.definition();
+    let started = Instant::now();
+    let mut backoff = Backoff::default();
+    loop {
+        let doing = || format!("reset of `{}`", definition.name);
+        match attempt(pool, set, projection).await {
+            Ok(blocked) if blocked.is_empty() => {
+                tracing::info!(projection = definition.name, "reset: tables emptied, position 0");
+                return Ok(());
+            }
+            Ok(blocked) => return Err(Error::ResetRefused { projection: definition.name, blocked }),
+            Err(error) if is_passing(&error) && started.elapsed() < patience => {
+                tracing::debug!(error = %error, "reset: trying again");
+                tokio::time::sleep(backoff.next()).await;
+            }
+            Err(error) if is_locked(&error) => {
+                return Err(Error::Locked { doing: doing(), tries: backoff.tries() + 1 });
+            }
+            Err(error) => return Err(Error::database(doing())(error)),
+        }
+    }
+}
+
+fn is_locked(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == "55P03")
+}
+
+/// One transaction: done, or the foreign keys that forbid it.
+async fn attempt(
+    pool: &PgPool,
+    set: &ProjectionSet,
+    projection: &Arc<dyn AnyProjection>,
+) -> sqlx::Result<Vec<ForeignKey>> {
+    let definition = projection.definition();
+    let mut tx = pool.begin().await?;
+    position::create(&mut tx, definition.name).await?;
+
+    // The row first: a batch under way ends, and none begins. Nobody queues up behind a row lock, so it may wait.
+    sqlx::query("SET LOCAL lock_timeout = '10s'").execute(&mut *tx).await?;
+    sqlx::query("SELECT 1 FROM readviews WHERE name = $1 FOR UPDATE").bind(definition.name).execute(&mut *tx).await?;
+    let blocked = foreign_keys(&mut tx, set, definition).await?;
+    if !blocked.is_empty() {
+        return Ok(blocked);
+    }
+    // Behind a TRUNCATE that waits for a long reader every new reader queues up: give up early and come back.
+    sqlx::query("SET LOCAL lock_timeout = '250ms'").execute(&mut *tx).await?;
+    projection.reset(&mut tx).await?;
+    position::clear_failure(&mut tx, definition.name).await?;
+    sqlx::query("UPDATE readviews SET position = 0 WHERE name = $1 RETURNING pg_notify('readviews', name)")
+        .bind(definition.name)
+        .execute(&mut *tx)
+        .await?;
+    tx.commit().await?;
+    Ok(Vec::new())
+}
+
+/// The foreign keys by which a TRUNCATE of the projection's tables would reach, or be stopped by, other tables.
+async fn foreign_keys(
+    tx: &mut PgConnection,
+    set: &ProjectionSet,
+    definition: &Definition,
+) -> sqlx::Result<Vec<ForeignKey>> {
+    let found: Vec<(String, String, String)> = sqlx::query_as(
+        "SELECT c.conname::text, c.conrelid::regclass::text, c.confrelid::regclass::text
+         FROM pg_constraint c
+         WHERE c.contype = 'f'
+           AND c.confrelid = ANY($1::text[]::regclass[])
+           AND c.conrelid <> ALL($1::text[]::regclass[])
+         ORDER BY 2, 1",
+    )
+    .bind(definition.tables)
+    .fetch_all(tx)
+    .await?;
+    let key = |(constraint, table, references): (String, String, String)| {
+        let owner = set.owner(&table.replace('"', ""));
+        ForeignKey { constraint, table, references, owner }
+    };
+    Ok(found.into_iter().map(key).collect())
+}

@@ -1,0 +1,250 @@
+//! The loop of one projection.
+//!
+//! ```text
+//! loop {
+//!     one transaction:   lock the row -> read what follows its position -> handlers -> move the position -> commit
+//!     nothing to do?     wait for a wake-up or the poll
+//!     an event failed?   roll back; go again with only the events before it; alone at last, record it and stop
+//!     passing trouble?   roll back; wait, longer each time; go again
+//! }
+//! ```
+//!
+//! What must hold: rows and position commit together; nothing of the place is kept in memory as the truth; a failing
+//! event is recorded only after everything before it is committed.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
+use sqlx::{PgConnection, PgPool, Postgres, Transaction};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::error::ApplyError;
+use crate::event::StoredEvent;
+use crate::manager::ManagerOptions;
+use crate::passing::{Backoff, is_passing};
+use crate::position;
+use crate::projection::{AnyProjection, Definition};
+use crate::store::{self, PageLimit};
+
+pub(crate) struct Runner {
+    pool: PgPool,
+    projection: Arc<dyn AnyProjection>,
+    definition: &'static Definition,
+    options: ManagerOptions,
+    /// Others come `after` this projection and want to hear that it moved.
+    awaited: bool,
+    names: Vec<&'static str>,
+    read_sql: String,
+    plan: Plan,
+}
+
+/// What the next transaction may take on. A hint, not a place: it may be forgotten at any time.
+#[derive(Debug, Default)]
+struct Plan {
+    /// Fewer events than usual: those before one that failed.
+    events: Option<usize>,
+    /// The event that failed last, and in how many transactions it did.
+    suspect: Option<(Uuid, i32)>,
+}
+
+/// What one transaction came to.
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    /// Moved, or learnt where to stop: there may be more to do at once.
+    Again,
+    /// Nothing to do: all passed, stopped at a failure, or waiting for a projection that comes first.
+    Rest,
+    /// Another process is at it.
+    Elsewhere,
+}
+
+impl Runner {
+    pub(crate) fn new(
+        pool: PgPool,
+        projection: Arc<dyn AnyProjection>,
+        options: ManagerOptions,
+        awaited: bool,
+    ) -> Self {
+        let definition = projection.definition();
+        let names: Vec<_> = definition.events.iter().map(|event| event.name).collect();
+        let read_sql = store::read_sql(names.len());
+        Runner { pool, projection, definition, options, awaited, names, read_sql, plan: Plan::default() }
+    }
+
+    /// Applies events until `stop`; then the transaction under way is finished, or, where that takes longer than the
+    /// grace, rolled back.
+    #[tracing::instrument(name = "projection", skip_all, fields(name = self.definition.name))]
+    pub(crate) async fn run(mut self, mut wake: watch::Receiver<()>, stop: CancellationToken) {
+        let mut backoff = Backoff::default();
+        let grace = self.options.shutdown_grace;
+        while !stop.is_cancelled() {
+            // Before the look, so that a wake-up that comes during the look is not lost.
+            wake.borrow_and_update();
+            let step = tokio::select! {
+                step = self.step() => step,
+                () = async { stop.cancelled().await; tokio::time::sleep(grace).await } => {
+                    tracing::warn!(?grace, "transaction rolled back: it was not done within the grace of the shutdown");
+                    return;
+                }
+            };
+            let wait = match step {
+                Ok(step) => {
+                    if backoff.tries() > 0 {
+                        tracing::info!(tries = backoff.tries(), "the trouble has passed");
+                    }
+                    backoff.reset();
+                    match step {
+                        Step::Again => continue,
+                        Step::Rest => self.options.poll,
+                        Step::Elsewhere => self.options.poll.min(Duration::from_secs(1)),
+                    }
+                }
+                Err(error) => {
+                    // Once when it begins, and now and then while it lasts.
+                    if backoff.tries() % 20 == 0 {
+                        let error = crate::error::describe(&error);
+                        tracing::warn!(error, tries = backoff.tries() + 1, "trouble; trying again until it passes");
+                    }
+                    // A wake-up must not shorten the wait: events that flow would make it a hot loop.
+                    tokio::select! {
+                        () = tokio::time::sleep(backoff.next()) => continue,
+                        () = stop.cancelled() => return,
+                    }
+                }
+            };
+            tokio::select! {
+                _ = wake.changed() => {}
+                () = tokio::time::sleep(wait) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+    }
+
+    /// One transaction. An error is passing trouble, or trouble with the database that no event is to blame for.
+    async fn step(&mut self) -> sqlx::Result<Step> {
+        let mut tx = self.pool.begin().await?;
+        let Some(place) = position::lock(&mut tx, self.definition.name).await? else {
+            return self.elsewhere(tx).await;
+        };
+        if place.failed && !place.retry {
+            return Ok(Step::Rest);
+        }
+        let end = place.head.min(position::bound(&mut tx, self.definition.after).await?);
+        if end <= place.position {
+            return Ok(Step::Rest);
+        }
+        let limit = PageLimit { events: self.plan.events.unwrap_or(self.options.batch.events), ..self.options.batch };
+        let page = store::read(&mut tx, &self.read_sql, &self.names, place.position, end, limit).await?;
+
+        let started = Instant::now();
+        let mut applied = 0;
+        for (i, event) in page.events.iter().enumerate() {
+            if i > 0 && started.elapsed() >= self.options.batch_time {
+                break;
+            }
+            if let Err(error) = apply(&*self.projection, event, &mut tx).await {
+                if error.is_passing() {
+                    return Err(passing(error));
+                }
+                // Where the connection is gone as well, that is the trouble, not the event.
+                tx.rollback().await?;
+                return self.failed(place.position, &page.events, i, &error).await;
+            }
+            applied = i + 1;
+        }
+
+        let to = if page.complete && applied == page.events.len() { end } else { page.events[applied - 1].tstamp };
+        match self.finish(tx, place.failed, to).await {
+            Ok(()) => {
+                self.plan.events = None;
+                tracing::debug!(events = applied, position = to, "applied");
+                Ok(Step::Again)
+            }
+            // A deferred constraint, or a handler that returned Ok over a failed statement: one of the events is to
+            // blame, and halving finds it.
+            Err(error) if applied > 0 && error.as_database_error().is_some() && !is_passing(&error) => {
+                let error = ApplyError::Commit(crate::error::describe(&error));
+                self.failed(place.position, &page.events[..applied], applied / 2, &error).await
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The row is not to be had: another process holds it, or there is none yet.
+    async fn elsewhere(&self, mut tx: Transaction<'_, Postgres>) -> sqlx::Result<Step> {
+        let created = position::create(&mut tx, self.definition.name).await?;
+        tx.commit().await?;
+        Ok(if created { Step::Again } else { Step::Elsewhere })
+    }
+
+    async fn finish(&self, mut tx: Transaction<'_, Postgres>, failed: bool, to: i64) -> sqlx::Result<()> {
+        position::advance(&mut tx, self.definition.name, to, self.awaited).await?;
+        if failed {
+            position::clear_failure(&mut tx, self.definition.name).await?;
+        }
+        tx.commit().await
+    }
+
+    /// Event `at` of `events` failed, and its transaction is rolled back. Where others came before it, they are to be
+    /// committed without it first; where it was alone, it is recorded.
+    async fn failed(&mut self, from: i64, events: &[StoredEvent], at: usize, error: &ApplyError) -> sqlx::Result<Step> {
+        let event = &events[at];
+        let attempts = match self.plan.suspect {
+            Some((id, attempts)) if id == event.id => attempts + 1,
+            _ => 1,
+        };
+        self.plan = Plan { events: Some(at.max(1)), suspect: Some((event.id, attempts)) };
+        if at > 0 {
+            return Ok(Step::Again);
+        }
+
+        let mut tx = self.pool.begin().await?;
+        let place = position::lock(&mut tx, self.definition.name).await?;
+        let here = place.is_some_and(|place| place.position == from && (!place.failed || place.retry));
+        if !here {
+            // Another process took over meanwhile, or a reset: look again.
+            return Ok(Step::Again);
+        }
+        let text = error.to_string();
+        position::record_failure(&mut tx, self.definition, from, event, &text, attempts).await?;
+        tx.commit().await?;
+        self.plan = Plan::default();
+        tracing::error!(
+            event = event.name,
+            id = %event.id,
+            position = event.tstamp,
+            handler = self.definition.handler(&event.name),
+            attempts,
+            error = text,
+            "stopped at a failing event; after the fix: retry {}",
+            self.definition.name,
+        );
+        Ok(Step::Rest)
+    }
+}
+
+/// Calls the handler; a panic in it is an error of this event, not the end of the process.
+async fn apply(projection: &dyn AnyProjection, event: &StoredEvent, tx: &mut PgConnection) -> Result<(), ApplyError> {
+    match AssertUnwindSafe(projection.apply(event, tx)).catch_unwind().await {
+        Ok(result) => result,
+        Err(panic) => {
+            let text = panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
+            Err(ApplyError::Panic(text.unwrap_or("with a value that is no text").to_owned()))
+        }
+    }
+}
+
+/// The `sqlx::Error` of passing trouble.
+fn passing(error: ApplyError) -> sqlx::Error {
+    match error {
+        ApplyError::Handler(error) => match error.downcast::<sqlx::Error>() {
+            Ok(error) => *error,
+            Err(error) => sqlx::Error::Protocol(error.to_string()),
+        },
+        other => sqlx::Error::Protocol(other.to_string()),
+    }
+}

@@ -1,0 +1,166 @@
+//! What each command does.
+
+use std::path::Path;
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::PgPool;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{Database, Service, terminal};
+use crate::BoxError;
+use crate::error::{Error, describe};
+use crate::import::{ImportOptions, import as import_lines};
+use crate::manager::ProjectionManager;
+use crate::passing::Backoff;
+
+impl Service {
+    /// A pool for all that this service does; it connects when it is used.
+    pub(super) fn pool(&self, url: &str) -> Result<PgPool, BoxError> {
+        let options = PgConnectOptions::from_str(url)
+            .map_err(|error| format!("the database URL is not one: {error}; it reads postgres://user@host/database"))?
+            .application_name(self.name);
+        let projections = self.projections.definitions().count();
+        Ok(PgPoolOptions::new()
+            .max_connections(u32::try_from(projections).unwrap_or(u32::MAX).saturating_add(3))
+            .acquire_timeout(Duration::from_secs(10))
+            .connect_lazy_with(options))
+    }
+
+    fn manager(&self, database: &Database) -> Result<ProjectionManager, BoxError> {
+        let url = database
+            .url
+            .as_deref()
+            .ok_or("no database: set DATABASE_URL or give --database-url, like postgres://user@host/database")?;
+        Ok(ProjectionManager::new(self.pool(url)?, self.projections.clone())?)
+    }
+}
+
+pub(super) async fn migrate(service: &Service, database: &Database) -> Result<(), BoxError> {
+    let manager = service.manager(database)?;
+    service.migrations.run(manager.pool()).await.map_err(|error| format!("migrating: {error}"))?;
+    println!("The schema is at version {}.", latest_migration(service));
+    Ok(())
+}
+
+pub(super) fn latest_migration(service: &Service) -> i64 {
+    service.migrations.iter().map(|migration| migration.version).max().unwrap_or(0)
+}
+
+pub(super) async fn run(service: &Service, database: &Database) -> Result<(), BoxError> {
+    let manager = service.manager(database)?;
+    // From here on, so that a signal during the start ends it in good order as well.
+    let shutdown = shutdown()?;
+    tokio::pin!(shutdown);
+    tokio::select! {
+        ready = schema_is_there(service, manager.pool()) => ready?,
+        () = &mut shutdown => return Ok(()),
+    }
+    tracing::info!(projections = service.projections.definitions().count(), "running; Ctrl-C or SIGTERM ends it");
+    manager.run(shutdown).await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Waits for the database, and sees that it was migrated.
+async fn schema_is_there(service: &Service, pool: &PgPool) -> Result<(), BoxError> {
+    let mut backoff = Backoff::default();
+    loop {
+        let found =
+            sqlx::query_scalar("SELECT to_regclass('events') IS NOT NULL AND to_regclass('readviews') IS NOT NULL");
+        match found.fetch_one(pool).await {
+            Ok(true) => return Ok(()),
+            Ok(false) => {
+                return Err(format!("the database has no event store yet: run `{} migrate` first", service.name).into());
+            }
+            Err(error) if crate::passing::is_passing(&error) => {
+                tracing::warn!(error = describe(&error), "the database does not answer; trying again until it does");
+                tokio::time::sleep(backoff.next()).await;
+            }
+            Err(error) => return Err(Box::new(Error::database("connecting to the database")(error))),
+        }
+    }
+}
+
+/// Ready when the process is told to end.
+pub(super) fn shutdown() -> Result<impl Future<Output = ()>, BoxError> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        tracing::info!("told to stop; finishing the transactions under way");
+    })
+}
+
+pub(super) async fn status(service: &Service, database: &Database, json: bool) -> Result<(), BoxError> {
+    let status = service.manager(database)?.status().await?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&status)?);
+    } else {
+        println!("{}", terminal::status(service.name, &status));
+    }
+    Ok(())
+}
+
+pub(super) async fn import(
+    service: &Service,
+    database: &Database,
+    file: &Path,
+    skip_invalid: bool,
+    json: bool,
+) -> Result<(), BoxError> {
+    let manager = service.manager(database)?;
+    let name = file.display().to_string();
+    let (source, size): (Box<dyn tokio::io::AsyncRead + Unpin>, u64) = if name == "-" {
+        (Box::new(tokio::io::stdin()), 0)
+    } else {
+        let open = tokio::fs::File::open(file).await.map_err(|error| format!("{name} cannot be opened: {error}"))?;
+        let size = open.metadata().await.map_or(0, |metadata| metadata.len());
+        (Box::new(open), size)
+    };
+    let mut progress = terminal::Progress::new("Importing", size, "bytes");
+    let imported = import_lines(
+        manager.pool(),
+        manager.projections(),
+        tokio::io::BufReader::with_capacity(1 << 16, source),
+        &name,
+        ImportOptions { skip_invalid },
+        |done| progress.set(done.bytes, format!("{} lines", terminal::count(done.lines))),
+    )
+    .await?;
+    progress.done();
+    if json {
+        println!("{}", serde_json::to_string_pretty(&imported)?);
+    } else {
+        println!("{imported}");
+    }
+    Ok(())
+}
+
+pub(super) async fn reset(service: &Service, database: &Database, names: &[String]) -> Result<(), BoxError> {
+    let manager = service.manager(database)?;
+    for name in names {
+        service.projections.definition(name)?; // all names, before the first is reset
+    }
+    for name in names {
+        manager.reset_projection(name).await?;
+        println!("{name}: tables emptied; running services apply the events again from the first.");
+    }
+    Ok(())
+}
+
+pub(super) async fn retry(service: &Service, database: &Database, names: &[String]) -> Result<(), BoxError> {
+    let manager = service.manager(database)?;
+    for name in names {
+        service.projections.definition(name)?;
+    }
+    for name in names {
+        manager.retry(name).await?;
+        println!("{name}: running services try the failed event again; `{} status` tells how it went.", service.name);
+    }
+    Ok(())
+}

@@ -1,0 +1,171 @@
+//! The command line of a service: what its `main` calls.
+//!
+//! [`Service::main`] parses the command line; `commands` has a function for each command; `demo` is the tour;
+//! `terminal` is how things look.
+
+mod commands;
+mod demo;
+mod terminal;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use sqlx::migrate::Migrator;
+
+use crate::projection::ProjectionSet;
+
+/// A service of projections: hand it over and get the whole command line.
+///
+/// ```no_run
+/// use std::process::ExitCode;
+/// # use projection_runtime::{ProjectionSet, service::{Demo, Service}};
+/// # fn service() -> Service { unimplemented!() }
+/// fn main() -> ExitCode {
+///     service().main()
+/// }
+/// ```
+#[derive(Debug)]
+pub struct Service {
+    /// The binary's name.
+    pub name: &'static str,
+    /// What it runs.
+    pub projections: ProjectionSet,
+    /// The schema: event store, `readviews` and read model tables; made by `sqlx::migrate!`.
+    pub migrations: Migrator,
+    /// What `demo` shows.
+    pub demo: Demo,
+}
+
+/// What the demo of a service shows.
+#[derive(Debug, Clone, Copy)]
+pub struct Demo {
+    /// Sample events, as JSON lines.
+    pub events: &'static str,
+    /// What a user of the read models would ask.
+    pub questions: &'static [Question],
+    /// An event that one projection cannot apply, with others behind it, as JSON lines.
+    pub mishap: &'static str,
+    /// The mishap in a sentence.
+    pub mishap_story: &'static str,
+    /// The SQL that mends it.
+    pub fix: &'static str,
+    /// The fix in a sentence.
+    pub fix_story: &'static str,
+    /// The projection that is reset and rebuilt.
+    pub rebuilt: &'static str,
+}
+
+/// A query that the demo runs and shows.
+#[derive(Debug, Clone, Copy)]
+pub struct Question {
+    /// In words.
+    pub title: &'static str,
+    /// In SQL; every column must be text.
+    pub sql: &'static str,
+}
+
+impl Service {
+    /// Parses the command line and does what it says. Exit code 0: done, 1: failed, 2: usage.
+    #[must_use]
+    pub fn main(self) -> ExitCode {
+        let matches = Cli::command().name(self.name).bin_name(self.name).get_matches();
+        let cli = match Cli::from_arg_matches(&matches) {
+            Ok(cli) => cli,
+            Err(error) => error.exit(),
+        };
+        terminal::logging();
+        let runtime = match tokio::runtime::Runtime::new() {
+            Ok(runtime) => runtime,
+            Err(error) => return failed(&format!("the threads could not be started: {error}")),
+        };
+        match runtime.block_on(self.command(cli)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => failed(&error.to_string()),
+        }
+    }
+
+    async fn command(self, cli: Cli) -> Result<(), crate::BoxError> {
+        let database = cli.database;
+        match cli.command {
+            Command::Demo { keep } => demo::demo(&self, database.url, keep).await,
+            Command::Migrate => commands::migrate(&self, &database).await,
+            Command::Run => commands::run(&self, &database).await,
+            Command::Status { json } => commands::status(&self, &database, json).await,
+            Command::Import { file, skip_invalid, json } => {
+                commands::import(&self, &database, &file, skip_invalid, json).await
+            }
+            Command::Reset { names } => commands::reset(&self, &database, &names).await,
+            Command::Retry { names } => commands::retry(&self, &database, &names).await,
+        }
+    }
+}
+
+fn failed(message: &str) -> ExitCode {
+    eprintln!("error: {message}");
+    ExitCode::FAILURE
+}
+
+/// Keeps read models up to date with the events of an event store.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Cli {
+    #[command(flatten)]
+    database: Database,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Args)]
+struct Database {
+    /// The PostgreSQL database, like `postgres://user@host/database`
+    // The values of the environment may hold a password.
+    #[arg(long = "database-url", env = "DATABASE_URL", hide_env_values = true, global = true, value_name = "URL")]
+    url: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show all of it on sample events, in a PostgreSQL of its own
+    Demo {
+        /// Stay up at the end, and say how to connect
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Make or update the schema
+    Migrate,
+    /// Run the projections until Ctrl-C or SIGTERM
+    Run,
+    /// Show where each projection stands
+    Status {
+        /// For a program
+        #[arg(long)]
+        json: bool,
+    },
+    /// Append events from JSON lines; those that are there already are passed over
+    ///
+    /// A line: {"name": "BandCreated", "aggregate_id": "<uuid>", "data": {"name": "Larz-Kristerz"}}, and where known
+    /// "id", "aggregate_name", "sequence_no", "version", "recorded_at", "metadata".
+    Import {
+        /// The file, or `-` for standard input
+        file: PathBuf,
+        /// Count and tell invalid lines and go on, instead of stopping at the first
+        #[arg(long)]
+        skip_invalid: bool,
+        /// The result for a program
+        #[arg(long)]
+        json: bool,
+    },
+    /// Empty the tables of projections; running services then apply the events again from the first
+    Reset {
+        /// The projections
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Try the failed event of projections again, after the fix
+    Retry {
+        /// The projections
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+}

@@ -1,0 +1,136 @@
+//! How things look: tables, progress, log lines.
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use comfy_table::{CellAlignment, Table, presets};
+use indicatif::{ProgressBar, ProgressStyle};
+use tracing_subscriber::EnvFilter;
+
+use crate::status::{ProjectionStatus, State, Status};
+
+/// Log lines go to standard error; `RUST_LOG` says which.
+pub(super) fn logging() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn"));
+    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
+}
+
+/// Rows below a header, columns aligned.
+pub(super) fn table(header: &[&str], rows: Vec<Vec<String>>) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(header.iter().map(|title| title.to_uppercase()));
+    for row in rows {
+        table.add_row(row);
+    }
+    table
+}
+
+/// The status table, and below it what stopped whom and what to do.
+pub(super) fn status(service: &str, status: &Status) -> String {
+    let rows = status.projections.iter().map(|projection| {
+        vec![
+            projection.name.clone(),
+            state(projection),
+            projection.position.to_string(),
+            count(projection.events_behind) + if projection.events_behind_capped { "+" } else { "" },
+            duration(projection.seconds_behind),
+        ]
+    });
+    let mut table = table(&["projection", "state", "position", "events behind", "for"], rows.collect());
+    for column in [2, 3, 4] {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let mut text = table.trim_fmt();
+    for projection in &status.projections {
+        let Some(failure) = &projection.failure else { continue };
+        text.push_str(&format!(
+            "\n\n{name} stopped at {event} {id} (tstamp {tstamp}), in handler `{handler}`, {attempts} attempts, last {at}:\n  \
+             {error}\n  after the fix: {service} retry {name}",
+            name = projection.name,
+            event = failure.event_name,
+            id = failure.event_id,
+            tstamp = failure.tstamp,
+            handler = failure.handler,
+            attempts = failure.attempts,
+            at = failure.failed_at.format("%Y-%m-%d %H:%M:%S UTC"),
+            error = failure.error,
+        ));
+    }
+    text
+}
+
+fn state(projection: &ProjectionStatus) -> String {
+    match &projection.state {
+        State::Live => "live".to_owned(),
+        State::Behind => "behind".to_owned(),
+        State::Waiting { waits_for } => format!("waits for {}", waits_for.join(", ")),
+        State::Failed => "failed".to_owned(),
+        State::Retrying => "retrying".to_owned(),
+        State::New => "has not run yet".to_owned(),
+        State::Unknown => "not in this program".to_owned(),
+    }
+}
+
+/// `12,345`
+pub(super) fn count(n: impl TryInto<u64>) -> String {
+    let digits = n.try_into().unwrap_or(0).to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// `3.2 s`, `12 min`, `5 h`, `9 d`; nothing for nothing.
+fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s <= 0.0 => "-".to_owned(),
+        s if s < 120.0 => format!("{s:.1} s"),
+        s if s < 7200.0 => format!("{:.0} min", s / 60.0),
+        s if s < 172_800.0 => format!("{:.0} h", s / 3600.0),
+        s => format!("{:.0} d", s / 86400.0),
+    }
+}
+
+/// A bar on a terminal; elsewhere a line every few seconds.
+pub(super) struct Progress {
+    bar: ProgressBar,
+    what: String,
+    told: std::time::Instant,
+}
+
+impl Progress {
+    /// `total` is unknown where it is 0.
+    pub(super) fn new(what: &str, total: u64, unit: &str) -> Self {
+        let counted = match (unit, total) {
+            ("bytes", 0) => "{bytes} {bytes_per_sec} {msg}".to_owned(),
+            ("bytes", _) => "{bar:30} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left {msg}".to_owned(),
+            (_, 0) => format!("{{human_pos}} {unit} {{per_sec}} {{msg}}"),
+            _ => format!("{{bar:30}} {{human_pos}}/{{human_len}} {unit}, {{eta}} left {{msg}}"),
+        };
+        let bar = if total == 0 { ProgressBar::no_length() } else { ProgressBar::new(total) };
+        if let Ok(style) = ProgressStyle::with_template(&format!("{what} {counted}")) {
+            bar.set_style(style);
+        }
+        Progress { bar, what: what.to_owned(), told: std::time::Instant::now() }
+    }
+
+    pub(super) fn set(&mut self, position: u64, message: String) {
+        if self.bar.is_hidden() && self.told.elapsed() >= Duration::from_secs(5) {
+            eprintln!("{}: {message}", self.what);
+            self.told = std::time::Instant::now();
+        }
+        self.bar.set_position(position);
+        self.bar.set_message(message);
+    }
+
+    pub(super) fn done(self) {
+        self.bar.finish_and_clear();
+    }
+}

@@ -1,0 +1,167 @@
+//! Where each projection stands, for a person and for a program.
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::position::Row;
+use crate::projection::ProjectionSet;
+
+/// All projections.
+#[derive(Debug, Clone, Serialize)]
+pub struct Status {
+    /// The position of the newest event; 0 where there is none.
+    pub latest_event: i64,
+    /// In the order of the set.
+    pub projections: Vec<ProjectionStatus>,
+}
+
+/// One projection.
+#[derive(Debug, Clone, Serialize)]
+pub struct ProjectionStatus {
+    /// Its name.
+    pub name: String,
+    /// What it does.
+    #[serde(flatten)]
+    pub state: State,
+    /// The `tstamp` of the last event that it has passed: microseconds since the epoch; 0: none.
+    pub position: i64,
+    /// Events of any kind that it has not passed. Counted up to 10,000: see `events_behind_capped`.
+    pub events_behind: i64,
+    /// There are more events than `events_behind` says.
+    pub events_behind_capped: bool,
+    /// How long the oldest of them has been waiting.
+    pub seconds_behind: f64,
+    /// The event that it stopped at.
+    pub failure: Option<Failure>,
+}
+
+/// What a projection does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum State {
+    /// It has passed every event.
+    Live,
+    /// There are events before it.
+    Behind,
+    /// It comes after others, which have not passed the next events yet.
+    Waiting {
+        /// Those others.
+        waits_for: Vec<String>,
+    },
+    /// It stopped at a failing event.
+    Failed,
+    /// It is about to try the failed event again.
+    Retrying,
+    /// It has never run: no row in `readviews`.
+    New,
+    /// The row of a projection that this program doesn't have.
+    Unknown,
+}
+
+/// An event that could not be applied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Failure {
+    /// The event's id.
+    pub event_id: Uuid,
+    /// The event's name.
+    pub event_name: String,
+    /// The event's place in the stream.
+    pub tstamp: i64,
+    /// The function that failed.
+    pub handler: String,
+    /// Why.
+    pub error: String,
+    /// In how many transactions it failed.
+    pub attempts: i32,
+    /// When it failed last.
+    pub failed_at: DateTime<Utc>,
+}
+
+impl Status {
+    /// The projections that stopped at a failing event.
+    pub fn stopped(&self) -> impl Iterator<Item = &ProjectionStatus> {
+        self.projections.iter().filter(|projection| projection.state == State::Failed)
+    }
+
+    /// The projections that can't go on until someone mends what stopped one of them: the stopped ones, and those that
+    /// wait for them.
+    pub(crate) fn stuck(&self) -> Vec<&str> {
+        let mut stuck: Vec<&str> = self.stopped().map(|projection| projection.name.as_str()).collect();
+        loop {
+            let waits_for_one = |state: &State| match state {
+                State::Waiting { waits_for } => waits_for.iter().any(|name| stuck.contains(&name.as_str())),
+                _ => false,
+            };
+            let next = self.projections.iter().find(|p| !stuck.contains(&p.name.as_str()) && waits_for_one(&p.state));
+            match next {
+                Some(projection) => stuck.push(&projection.name),
+                None => return stuck,
+            }
+        }
+    }
+
+    /// The projection of that name.
+    #[must_use]
+    pub fn projection(&self, name: &str) -> Option<&ProjectionStatus> {
+        self.projections.iter().find(|projection| projection.name == name)
+    }
+}
+
+pub(crate) fn status(set: &ProjectionSet, rows: Vec<Row>) -> Status {
+    let position = |name: &str| rows.iter().find(|row| row.name == name).map_or(0, |row| row.position);
+    let mut projections: Vec<ProjectionStatus> = rows
+        .iter()
+        .map(|row| {
+            let state = match set.definition(&row.name) {
+                Err(_) => State::Unknown,
+                Ok(_) if row.retry == Some(true) => State::Retrying,
+                Ok(_) if row.event_id.is_some() => State::Failed,
+                Ok(_) if row.position >= row.latest_event => State::Live,
+                Ok(definition) => {
+                    let ahead = definition.after.iter().filter(|after| position(after) <= row.position);
+                    let waits_for: Vec<String> = ahead.map(|&after| after.to_owned()).collect();
+                    if waits_for.is_empty() { State::Behind } else { State::Waiting { waits_for } }
+                }
+            };
+            ProjectionStatus {
+                name: row.name.clone(),
+                state,
+                position: row.position,
+                events_behind: row.events_behind.min(10_000),
+                events_behind_capped: row.events_behind > 10_000,
+                seconds_behind: row.seconds_behind,
+                failure: failure(row),
+            }
+        })
+        .collect();
+    for definition in set.definitions() {
+        if !rows.iter().any(|row| row.name == definition.name) {
+            projections.push(ProjectionStatus {
+                name: definition.name.to_owned(),
+                state: State::New,
+                position: 0,
+                events_behind: 0,
+                events_behind_capped: false,
+                seconds_behind: 0.0,
+                failure: None,
+            });
+        }
+    }
+    let place = |name: &str| set.definitions().position(|definition| definition.name == name).unwrap_or(usize::MAX);
+    projections.sort_by_key(|projection| place(&projection.name));
+    Status { latest_event: rows.first().map_or(0, |row| row.latest_event), projections }
+}
+
+fn failure(row: &Row) -> Option<Failure> {
+    Some(Failure {
+        event_id: row.event_id?,
+        event_name: row.event_name.clone()?,
+        tstamp: row.tstamp?,
+        handler: row.handler.clone()?,
+        error: row.error.clone()?,
+        attempts: row.attempts?,
+        failed_at: row.failed_at?,
+    })
+}

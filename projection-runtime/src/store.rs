@@ -1,0 +1,255 @@
+//! The event store: appends events and reads them in order.
+//!
+//! What must hold: an event is given its `tstamp` by the database under a lock that the appending transaction
+//! holds to its end, so whoever has seen `t` never later finds an event at or below `t`. All of it lives in the
+//! trigger of `migrations/0001_event_store.sql`, so that it holds for every writer, not only for this one.
+
+use futures_util::TryStreamExt;
+use sqlx::{AssertSqlSafe, PgConnection, PgPool, Row};
+use uuid::Uuid;
+
+use crate::error::Error;
+use crate::event::{NewEvent, StoredEvent};
+
+/// Appends events to the store and reads them.
+///
+/// ```no_run
+/// # use projection_runtime::{DomainEvent, EventStore, ExpectedVersion, NewEvent};
+/// # use serde::{Deserialize, Serialize};
+/// # #[derive(Serialize, Deserialize, DomainEvent)]
+/// # #[event(aggregate = "domain.Band")]
+/// # struct BandCreated { name: String }
+/// # async fn example(pool: sqlx::PgPool) -> Result<(), projection_runtime::Error> {
+/// let store = EventStore::new(pool);
+/// let band = uuid::Uuid::new_v4();
+/// let event = NewEvent::new(&BandCreated { name: "Lasse Stefanz".into() })?;
+/// let appended = store.append(band, ExpectedVersion::Exact(0), &[event]).await?;
+/// assert_eq!(appended.version, 1);
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone)]
+pub struct EventStore {
+    pool: PgPool,
+}
+
+/// What an append expects of the aggregate: optimistic concurrency.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExpectedVersion {
+    /// Append after whatever is there.
+    Any,
+    /// The aggregate's last event has this `sequence_no`; 0: it has no events.
+    Exact(i64),
+}
+
+impl std::fmt::Display for ExpectedVersion {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            ExpectedVersion::Any => f.write_str("any version"),
+            ExpectedVersion::Exact(version) => write!(f, "version {version}"),
+        }
+    }
+}
+
+/// Where appended events came to stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Appended {
+    /// The `tstamp` of the last of them: what a projection's position reaches when it has passed them all.
+    pub position: i64,
+    /// The aggregate's version now: the `sequence_no` of the last of them.
+    pub version: i64,
+}
+
+/// How much one read may return: both bounds hold, and at least one event is returned where there is one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageLimit {
+    /// Events.
+    pub events: usize,
+    /// Bytes of payload, about.
+    pub bytes: usize,
+}
+
+impl Default for PageLimit {
+    fn default() -> Self {
+        PageLimit { events: 1000, bytes: 4 << 20 }
+    }
+}
+
+/// Events read in order.
+#[derive(Debug)]
+pub struct Page {
+    /// The events, by growing `tstamp`.
+    pub events: Vec<StoredEvent>,
+    /// There are no more of them up to the end that was asked for.
+    pub complete: bool,
+}
+
+impl EventStore {
+    /// The store in the database that the pool connects to.
+    #[must_use]
+    pub fn new(pool: PgPool) -> Self {
+        EventStore { pool }
+    }
+
+    /// Appends events of one aggregate, all or none, in a transaction of its own.
+    pub async fn append(
+        &self,
+        aggregate_id: Uuid,
+        expected: ExpectedVersion,
+        events: &[NewEvent],
+    ) -> Result<Appended, Error> {
+        let doing = || Error::database(format!("appending to aggregate {aggregate_id}"));
+        let mut tx = self.pool.begin().await.map_err(doing())?;
+        let appended = Self::append_in(&mut tx, aggregate_id, expected, events).await?;
+        tx.commit().await.map_err(doing())?;
+        Ok(appended)
+    }
+
+    /// Appends events of one aggregate inside of the caller's transaction, which also decides whether they stay.
+    ///
+    /// From here to its end the transaction holds the lock that orders all appends: append late, commit soon.
+    /// After an error the transaction can only be rolled back.
+    pub async fn append_in(
+        tx: &mut PgConnection,
+        aggregate_id: Uuid,
+        expected: ExpectedVersion,
+        events: &[NewEvent],
+    ) -> Result<Appended, Error> {
+        let doing = || Error::database(format!("appending to aggregate {aggregate_id}"));
+        // Under the ordering lock nobody else appends, so the version read is the version found by the insert.
+        sqlx::query("SELECT events_lock_order()").execute(&mut *tx).await.map_err(doing())?;
+        let (actual, position): (i64, i64) = sqlx::query_as(
+            "SELECT COALESCE(MAX(sequence_no), 0), COALESCE(MAX(tstamp), 0) FROM events WHERE aggregate_id = $1",
+        )
+        .bind(aggregate_id)
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(doing())?;
+        if let ExpectedVersion::Exact(version) = expected
+            && version != actual
+        {
+            return Err(Error::VersionConflict { aggregate_id, expected, actual });
+        }
+        if events.is_empty() {
+            return Ok(Appended { position, version: actual });
+        }
+
+        let versions: Vec<i64> = (actual + 1..).take(events.len()).collect();
+        let inserted = sqlx::query(
+            "INSERT INTO events (id, aggregate_id, sequence_no, aggregate_name, name, version, data, metadata, recorded_at)
+             SELECT id, $1, sequence_no, aggregate_name, name, version, data, metadata,
+                    COALESCE(recorded_at, clock_timestamp())
+             FROM UNNEST($2::uuid[], $3::bigint[], $4::text[], $5::text[], $6::int[], $7::json[], $8::jsonb[],
+                         $9::timestamptz[])
+                  AS new (id, sequence_no, aggregate_name, name, version, data, metadata, recorded_at)
+             ORDER BY sequence_no
+             RETURNING tstamp",
+        )
+        .bind(aggregate_id)
+        .bind(events.iter().map(|event| event.id).collect::<Vec<_>>())
+        .bind(&versions)
+        .bind(events.iter().map(|event| event.aggregate_name).collect::<Vec<_>>())
+        .bind(events.iter().map(|event| event.name).collect::<Vec<_>>())
+        .bind(events.iter().map(|event| event.version).collect::<Vec<_>>())
+        .bind(events.iter().map(|event| sqlx::types::Json(&event.data)).collect::<Vec<_>>())
+        .bind(events.iter().map(|event| sqlx::types::Json(&event.metadata)).collect::<Vec<_>>())
+        .bind(events.iter().map(|event| event.recorded_at).collect::<Vec<_>>())
+        .fetch_all(&mut *tx)
+        .await;
+        let rows = match inserted {
+            Ok(rows) => rows,
+            Err(error) => return Err(refusal(error, aggregate_id, expected, actual)),
+        };
+        let position = rows.iter().map(|row| row.get(0)).max().unwrap_or(position);
+        Ok(Appended { position, version: actual + rows.len() as i64 })
+    }
+
+    /// The position of the newest event; 0 where there is none.
+    pub async fn head(&self) -> Result<i64, Error> {
+        sqlx::query_scalar("SELECT COALESCE(MAX(tstamp), 0) FROM events")
+            .fetch_one(&self.pool)
+            .await
+            .map_err(Error::database("reading the newest position"))
+    }
+
+    /// Reads the events of these names after a position, by growing `tstamp`.
+    ///
+    /// The cost follows the events of these names, not the size of the store.
+    pub async fn read_after(&self, position: i64, names: &[&str], limit: PageLimit) -> Result<Page, Error> {
+        let mut connection = self.pool.acquire().await.map_err(Error::database("reading events"))?;
+        read(&mut connection, &read_sql(names.len()), names, position, i64::MAX, limit)
+            .await
+            .map_err(Error::database("reading events"))
+    }
+}
+
+/// What the database refused, in the store's words.
+fn refusal(error: sqlx::Error, aggregate_id: Uuid, expected: ExpectedVersion, actual: i64) -> Error {
+    let constraint = error.as_database_error().and_then(|error| error.constraint());
+    match constraint {
+        // Only in a transaction whose snapshot is older than the other's commit (REPEATABLE READ).
+        Some("events_aggregate_id_sequence_no_key") => Error::VersionConflict { aggregate_id, expected, actual },
+        Some("events_pkey") => {
+            let id = error
+                .as_database_error()
+                .and_then(|error| error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>())
+                .and_then(|error| error.detail())
+                .and_then(|detail| detail.split(['(', ')']).nth(3))
+                .unwrap_or("of this append");
+            Error::DuplicateEvent { id: id.to_owned() }
+        }
+        _ => Error::database(format!("appending to aggregate {aggregate_id}"))(error),
+    }
+}
+
+/// The query that reads a page of events of so many names: one ordered index scan a name, merged by the
+/// database, which stops at the limit. With `name = ANY(..)` it would sort all that follows at every page.
+///
+/// Parameters: position, end, limit, then the names.
+pub(crate) fn read_sql(names: usize) -> String {
+    const COLUMNS: &str =
+        "id, tstamp, aggregate_id, aggregate_name, sequence_no, name, version, data, metadata, recorded_at";
+    let scans: Vec<String> = (4..4 + names)
+        .map(|parameter| {
+            format!(
+                "(SELECT {COLUMNS} FROM events WHERE name = ${parameter} AND tstamp > $1 AND tstamp <= $2 \
+                 ORDER BY tstamp LIMIT $3)"
+            )
+        })
+        .collect();
+    format!("SELECT {COLUMNS} FROM ({}) merged ORDER BY tstamp LIMIT $3", scans.join(" UNION ALL "))
+}
+
+/// Reads what follows `position`, up to and with `end`. `sql` is of [`read_sql`] for as many names.
+pub(crate) async fn read(
+    connection: &mut PgConnection,
+    sql: &str,
+    names: &[&str],
+    position: i64,
+    end: i64,
+    limit: PageLimit,
+) -> sqlx::Result<Page> {
+    if names.is_empty() {
+        return Ok(Page { events: Vec::new(), complete: true });
+    }
+    // Safe: `read_sql` puts nothing but parameters' numbers into the text.
+    let mut query = sqlx::query_as::<_, StoredEvent>(AssertSqlSafe(sql))
+        .bind(position)
+        .bind(end)
+        .bind(i64::try_from(limit.events).unwrap_or(i64::MAX));
+    for name in names {
+        query = query.bind(*name);
+    }
+    let mut rows = query.fetch(&mut *connection);
+    let mut events = Vec::new();
+    let mut bytes = 0;
+    while let Some(event) = rows.try_next().await? {
+        bytes += event.size();
+        events.push(event);
+        if bytes >= limit.bytes {
+            // What follows is left unread; the connection discards it before its next statement.
+            return Ok(Page { events, complete: false });
+        }
+    }
+    let complete = events.len() < limit.events;
+    Ok(Page { events, complete })
+}
