@@ -25,6 +25,7 @@ mod wake;
 
 pub mod postgres_server;
 pub mod service;
+pub mod testing;
 
 pub use error::{ApplyError, BoxError, Error};
 pub use event::{DomainEvent, NewEvent, Recorded, StoredEvent};

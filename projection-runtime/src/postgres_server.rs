@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 const START: Duration = Duration::from_secs(60);
 const START_DOCKER: Duration = Duration::from_secs(300);
 
-/// Reads words from the pipe: a signal's name stops the server with it, `start` starts it again, the end cleans up.
+/// Reads words from the pipe: a signal's name stops the server with it, `start` starts it again, `alive` asks for it,
+/// the end cleans up.
 /// Signals from the terminal don't reach it: what ends it is the end of the pipe.
 const BINARIES: &str = r#"
 trap '' INT TERM HUP
@@ -35,6 +36,8 @@ then
     while read -r word; do
         case $word in
             start) start "$@" ;;
+            # `jobs` reaps: a server that ended would otherwise go on as a zombie, which takes signals.
+            alive) jobs >/dev/null; if kill -0 "$server" 2>/dev/null; then echo yes; else echo no; fi ;;
             *) kill -s "$word" "$server"; wait "$server"; echo stopped ;;
         esac
     done
@@ -51,13 +54,14 @@ rm -rf "$FOLDER"
 const DOCKER: &str = r#"
 trap '' INT TERM HUP
 mkdir -m 700 "$FOLDER" || exit 1
-docker run --rm --name "$NAME" -p "127.0.0.1:$PORT:5432" -e POSTGRES_HOST_AUTH_METHOD=trust postgres:15 "$@" \
+docker run --name "$NAME" -p "127.0.0.1:$PORT:5432" -e POSTGRES_HOST_AUTH_METHOD=trust postgres:15 "$@" \
     >"$FOLDER/log" 2>&1 </dev/null &
 echo $!
 while read -r word; do
     case $word in
         start) docker start "$NAME" >/dev/null 2>&1; echo 0 ;;
-        *) docker kill -s "$word" "$NAME" >/dev/null 2>&1; echo stopped ;;
+        alive) if [ "$(docker inspect -f '{{.State.Running}}' "$NAME" 2>&1)" = false ]; then echo no; else echo yes; fi ;;
+        *) docker kill -s "$word" "$NAME" >/dev/null 2>&1; docker wait "$NAME" >/dev/null 2>&1; echo stopped ;;
     esac
 done
 docker rm -f "$NAME" >/dev/null 2>&1
@@ -248,8 +252,9 @@ impl PostgresServer {
             if self.is_ready(&pid) {
                 return Ok(());
             }
-            if !self.docker && !runs(Command::new("kill").args(["-0", &pid])) {
-                // Killed before, it is refused while processes of the earlier one are still about: try again.
+            self.say("alive")?;
+            if self.answer()? != "yes" {
+                // After a kill, a start is refused while processes of the killed server are still about: try again.
                 self.say("start")?;
                 pid = self.answer()?;
             }

@@ -160,7 +160,8 @@ impl Runner {
         let to = if page.complete && applied == page.events.len() { end } else { page.events[applied - 1].tstamp };
         match self.finish(tx, place.failed, to).await {
             Ok(()) => {
-                self.plan.events = None;
+                // Growing again, not all at once: what could not be told apart may lie just ahead.
+                self.plan.events = self.plan.events.map(|events| events * 2).filter(|e| *e < self.options.batch.events);
                 tracing::debug!(events = applied, position = to, "applied");
                 Ok(Step::Again)
             }

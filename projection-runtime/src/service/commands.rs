@@ -18,9 +18,7 @@ use crate::passing::Backoff;
 impl Service {
     /// A pool for all that this service does; it connects when it is used.
     pub(super) fn pool(&self, url: &str) -> Result<PgPool, BoxError> {
-        let options = PgConnectOptions::from_str(url)
-            .map_err(|error| format!("the database URL is not one: {error}; it reads postgres://user@host/database"))?
-            .application_name(self.name);
+        let options = connect_options(url)?.application_name(self.name);
         let projections = self.projections.definitions().count();
         Ok(PgPoolOptions::new()
             .max_connections(u32::try_from(projections).unwrap_or(u32::MAX).saturating_add(3))
@@ -35,6 +33,15 @@ impl Service {
             .ok_or("no database: set DATABASE_URL or give --database-url, like postgres://user@host/database")?;
         Ok(ProjectionManager::new(self.pool(url)?, self.projections.clone())?)
     }
+}
+
+/// What the URL says; the error never repeats it, for it may hold a password.
+pub(super) fn connect_options(url: &str) -> Result<PgConnectOptions, BoxError> {
+    let form = "it reads postgres://user@host/database";
+    if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+        return Err(format!("DATABASE_URL (or --database-url) names no PostgreSQL database: {form}").into());
+    }
+    PgConnectOptions::from_str(url).map_err(|error| format!("DATABASE_URL (or --database-url): {error}; {form}").into())
 }
 
 pub(super) async fn migrate(service: &Service, database: &Database) -> Result<(), BoxError> {

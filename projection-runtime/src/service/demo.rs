@@ -1,7 +1,5 @@
 //! The tour: everything that the service does, on sample events, in a PostgreSQL that ends with it.
 
-use std::str::FromStr;
-
 use futures_util::TryStreamExt;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgPool, Row};
@@ -182,7 +180,7 @@ impl Database {
             println!("{}: a demo in a PostgreSQL of its own on 127.0.0.1:{}", service.name, server.port());
             return Ok(Database { url: server.url("postgres"), host: None, _server: Some(server) });
         };
-        let host = PgConnectOptions::from_str(&url).map_err(|error| format!("the database URL is not one: {error}"))?;
+        let host = commands::connect_options(&url)?;
         let name = format!("demo_{}", uuid::Uuid::new_v4().simple());
         let mut connection = host.connect().await.map_err(Error::database(
             "connecting to the server of DATABASE_URL, where the demo makes its own database",

@@ -47,14 +47,17 @@ pub(super) fn status(service: &str, status: &Status) -> String {
     for projection in &status.projections {
         let Some(failure) = &projection.failure else { continue };
         text.push_str(&format!(
-            "\n\n{name} stopped at {event} {id} (tstamp {tstamp}), in handler `{handler}`, {attempts} attempts, last {at}:\n  \
+            "\n\n{name} stopped at {event} {id} (tstamp {tstamp}), in handler `{handler}`, {attempts}, last {at}:\n  \
              {error}\n  after the fix: {service} retry {name}",
             name = projection.name,
             event = failure.event_name,
             id = failure.event_id,
             tstamp = failure.tstamp,
             handler = failure.handler,
-            attempts = failure.attempts,
+            attempts = match failure.attempts {
+                1 => "1 attempt".to_owned(),
+                n => format!("{n} attempts"),
+            },
             at = failure.failed_at.format("%Y-%m-%d %H:%M:%S UTC"),
             error = failure.error,
         ));

@@ -1,0 +1,54 @@
+//! For tests of projections.
+
+use sqlx::PgConnection;
+
+use crate::error::ApplyError;
+use crate::event::{DomainEvent, NewEvent, Recorded, StoredEvent};
+use crate::projection::Projection;
+
+/// Has the projection apply an event in the caller's transaction, as the runtime would: through the dispatch, with
+/// the payload written as JSON and read again.
+///
+/// ```no_run
+/// # use projection_runtime::{DomainEvent, PgConnection, Recorded, Result, projection, testing::apply};
+/// # use serde::{Deserialize, Serialize};
+/// # #[derive(Serialize, Deserialize, DomainEvent)]
+/// # #[event(aggregate = "domain.Band")]
+/// # struct BandCreated { name: String }
+/// # struct Bands;
+/// # #[projection(name = "bands", tables = ["bands"])]
+/// # impl Bands {
+/// #     #[on(BandCreated)]
+/// #     async fn created(event: &Recorded<BandCreated>, tx: &mut PgConnection) -> Result<()> { Ok(()) }
+/// # }
+/// # async fn test(pool: sqlx::PgPool) -> Result<()> {
+/// let mut tx = pool.begin().await?;
+/// let event = Recorded::example(BandCreated { name: "Torvaldzons".into() });
+/// apply(&Bands, &event, &mut tx).await?;
+/// let bands: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM bands").fetch_one(&mut *tx).await?;
+/// assert_eq!(bands, 1);
+/// tx.rollback().await?;
+/// # Ok(()) }
+/// ```
+///
+/// The error is the handler's, or that the projection has no handler for the event.
+pub async fn apply<E: DomainEvent>(
+    projection: &impl Projection,
+    event: &Recorded<E>,
+    tx: &mut PgConnection,
+) -> Result<(), ApplyError> {
+    let data = NewEvent::new(&event.data).map_err(|error| ApplyError::Handler(error.into()))?.data;
+    let stored = StoredEvent {
+        id: event.id,
+        tstamp: event.tstamp,
+        aggregate_id: event.aggregate_id,
+        aggregate_name: event.aggregate_name.clone(),
+        sequence_no: event.sequence_no,
+        name: E::NAME.to_owned(),
+        version: E::VERSION,
+        data,
+        metadata: event.metadata.clone(),
+        recorded_at: event.recorded_at,
+    };
+    projection.apply(&stored, tx).await
+}

@@ -1,0 +1,11 @@
+//! The runtime and the service on a real PostgreSQL. One binary, so that there is one server.
+
+mod failures;
+mod faults;
+mod handlers;
+mod import;
+mod ordering;
+mod passing;
+mod reset;
+mod service;
+mod store;

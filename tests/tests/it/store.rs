@@ -1,0 +1,196 @@
+//! The event store.
+
+use projection_runtime::{Error, EventStore, ExpectedVersion, NewEvent, PageLimit};
+use sqlx::postgres::PgPoolOptions;
+use tests::TestDatabase;
+use tests::journal::{self, Happened};
+use uuid::Uuid;
+
+fn happened(n: i64) -> NewEvent {
+    Happened::new(n).event()
+}
+
+#[tokio::test]
+async fn an_append_expects_a_version() {
+    let db = TestDatabase::new().await;
+    let store = EventStore::new(db.pool.clone());
+    let id = Uuid::new_v4();
+    let first = store.append(id, ExpectedVersion::Exact(0), &[happened(1), happened(2)]).await.unwrap();
+    assert_eq!(first.version, 2);
+    assert_eq!(first.position, store.head().await.unwrap());
+
+    let error = store.append(id, ExpectedVersion::Exact(1), &[happened(3)]).await.unwrap_err();
+    assert!(matches!(error, Error::VersionConflict { actual: 2, .. }), "{error:?}");
+    assert_eq!(
+        error.to_string(),
+        format!("aggregate {id} is at version 2, not at version 1: load it again and decide anew")
+    );
+
+    let any = store.append(id, ExpectedVersion::Any, &[happened(3)]).await.unwrap();
+    assert_eq!(any.version, 3);
+    assert!(any.position > first.position);
+}
+
+#[tokio::test]
+async fn an_id_is_appended_once() {
+    let db = TestDatabase::new().await;
+    let store = EventStore::new(db.pool.clone());
+    let id = Uuid::new_v4();
+    let event = || happened(1).with_id(id);
+    store.append(Uuid::new_v4(), ExpectedVersion::Any, &[event()]).await.unwrap();
+    let error = store.append(Uuid::new_v4(), ExpectedVersion::Any, &[event()]).await.unwrap_err();
+    assert!(matches!(&error, Error::DuplicateEvent { id: named } if *named == id.to_string()), "{error:?}");
+}
+
+#[tokio::test]
+async fn the_callers_transaction_decides() {
+    let db = TestDatabase::new().await;
+    let id = Uuid::new_v4();
+    let mut tx = db.pool.begin().await.unwrap();
+    EventStore::append_in(&mut tx, id, ExpectedVersion::Exact(0), &[happened(1)]).await.unwrap();
+    EventStore::append_in(&mut tx, id, ExpectedVersion::Exact(1), &[happened(2)]).await.unwrap();
+    tx.rollback().await.unwrap();
+    assert_eq!(EventStore::new(db.pool.clone()).head().await.unwrap(), 0);
+}
+
+/// A snapshot that is older than another's commit sees neither its events nor its version.
+#[tokio::test]
+async fn a_repeatable_read_append_conflicts_and_never_doubles() {
+    let db = TestDatabase::new().await;
+    let store = EventStore::new(db.pool.clone());
+    let id = Uuid::new_v4();
+    let mut tx = db.pool.begin().await.unwrap();
+    sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ").execute(&mut *tx).await.unwrap();
+    sqlx::query("SELECT 1").execute(&mut *tx).await.unwrap();
+    let other = store.append(id, ExpectedVersion::Exact(0), &[happened(1)]).await.unwrap();
+
+    let error = EventStore::append_in(&mut tx, id, ExpectedVersion::Exact(0), &[happened(2)]).await.unwrap_err();
+    assert!(error.is_version_conflict(), "{error:?}");
+    tx.rollback().await.unwrap();
+
+    // On an aggregate of its own it succeeds, and comes after the other although its snapshot doesn't know it.
+    let mut tx = db.pool.begin().await.unwrap();
+    sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ").execute(&mut *tx).await.unwrap();
+    sqlx::query("SELECT 1").execute(&mut *tx).await.unwrap();
+    let between = store.append(id, ExpectedVersion::Any, &[happened(3)]).await.unwrap();
+    let late = EventStore::append_in(&mut tx, Uuid::new_v4(), ExpectedVersion::Exact(0), &[happened(4)]).await.unwrap();
+    tx.commit().await.unwrap();
+    assert!(other.position < between.position && between.position < late.position);
+}
+
+#[tokio::test]
+async fn a_clock_that_is_set_back_gives_no_tstamp_twice() {
+    let db = TestDatabase::new().await;
+    let store = EventStore::new(db.pool.clone());
+    // An hour ahead of the clock is what the sequence is after the clock went back by one.
+    let ahead =
+        "SELECT setval('events_tstamp', (extract(epoch FROM clock_timestamp()) * 1000000)::bigint + 3600000000)";
+    let ahead: i64 = sqlx::query_scalar(ahead).fetch_one(&db.pool).await.unwrap();
+    let first = store.append(Uuid::new_v4(), ExpectedVersion::Any, &[happened(1), happened(2)]).await.unwrap();
+    assert_eq!(first.position, ahead + 2);
+    let next = store.append(Uuid::new_v4(), ExpectedVersion::Any, &[happened(3)]).await.unwrap();
+    assert_eq!(next.position, ahead + 3);
+}
+
+#[tokio::test]
+async fn the_database_gives_tstamp_and_sequence_no_to_whoever_inserts() {
+    let db = TestDatabase::new().await;
+    let inserted: Vec<(i64, i64)> = sqlx::query_as(
+        "INSERT INTO events (aggregate_id, aggregate_name, name, data, tstamp)
+         SELECT '00000000-0000-0000-0000-000000000001', 'test.Thing', 'Happened', '{\"n\": 1}', 42
+         FROM generate_series(1, 3)
+         RETURNING tstamp, sequence_no",
+    )
+    .fetch_all(&db.pool)
+    .await
+    .unwrap();
+    assert_eq!(inserted.iter().map(|(_, sequence_no)| *sequence_no).collect::<Vec<_>>(), [1, 2, 3]);
+    assert!(inserted[0].0 > 1_700_000_000_000_000, "microseconds of today, not {}", inserted[0].0);
+    assert!(inserted.windows(2).all(|pair| pair[0].0 < pair[1].0));
+}
+
+#[tokio::test]
+async fn events_are_never_changed_or_removed() {
+    let db = TestDatabase::new().await;
+    journal::append(&db.pool, [Happened::new(1)]).await;
+    for refused in [
+        "UPDATE events SET name = 'Other'",
+        "DELETE FROM events",
+        "TRUNCATE events",
+        "INSERT INTO events SELECT * FROM events ON CONFLICT (id) DO UPDATE SET name = 'Other'",
+    ] {
+        let error = sqlx::query(refused).execute(&db.pool).await.unwrap_err();
+        assert!(error.to_string().contains("events are never changed or removed"), "{refused}: {error}");
+    }
+    assert_eq!(journal::recorded(&db.pool).await.len(), 1);
+}
+
+#[tokio::test]
+async fn reading_is_by_name_and_in_pages() {
+    let db = TestDatabase::new().await;
+    let store = EventStore::new(db.pool.clone());
+    journal::append(&db.pool, (1..=10).map(Happened::new)).await;
+    sqlx::query(
+        "INSERT INTO events (aggregate_id, aggregate_name, name, data)
+         SELECT gen_random_uuid(), 'test.Thing', 'Other', '{}' FROM generate_series(1, 10)",
+    )
+    .execute(&db.pool)
+    .await
+    .unwrap();
+    journal::append(&db.pool, (11..=15).map(Happened::new)).await;
+    let numbers = |page: &projection_runtime::Page| -> Vec<i64> {
+        page.events.iter().map(|event| event.decode::<Happened>().unwrap().data.n).collect()
+    };
+
+    let limit = PageLimit { events: 12, bytes: usize::MAX };
+    let first = store.read_after(0, &["Happened"], limit).await.unwrap();
+    assert_eq!(numbers(&first), (1..=12).collect::<Vec<_>>());
+    assert!(!first.complete);
+    let second = store.read_after(first.events[11].tstamp, &["Happened"], limit).await.unwrap();
+    assert_eq!(numbers(&second), [13, 14, 15]);
+    assert!(second.complete);
+
+    // At least one event, however small the bound; the connection is of use afterwards.
+    let small = PageLimit { events: 100, bytes: 1 };
+    let one = store.read_after(0, &["Happened"], small).await.unwrap();
+    assert_eq!((numbers(&one), one.complete), (vec![1], false));
+    let bounded = PageLimit { events: 100, bytes: 3 * one.events[0].data.get().len() + 500 };
+    let some = store.read_after(0, &["Happened"], bounded).await.unwrap().events.len();
+    assert!((2..10).contains(&some), "{some}");
+
+    let both = store.read_after(0, &["Other", "Happened", "Unknown"], PageLimit::default()).await.unwrap();
+    assert_eq!(both.events.len(), 25);
+    assert!(both.events.windows(2).all(|pair| pair[0].tstamp < pair[1].tstamp));
+}
+
+/// A page costs what it returns: index scans that stop at the limit, also for events that are rare.
+#[tokio::test]
+async fn reading_does_not_scan_the_store() {
+    let db = TestDatabase::new().await;
+    sqlx::query(
+        "INSERT INTO events (aggregate_id, aggregate_name, name, data)
+         SELECT gen_random_uuid(), 'test.Thing', CASE WHEN i % 10000 = 0 THEN 'Rare' ELSE 'Common' || i % 3 END, '{}'
+         FROM generate_series(1, 50000) i",
+    )
+    .execute(&db.pool)
+    .await
+    .unwrap();
+    sqlx::query("ANALYZE events").execute(&db.pool).await.unwrap();
+    // One connection, so that what it read can be counted at once.
+    let pool = PgPoolOptions::new().max_connections(1).connect(&db.url).await.unwrap();
+    let store = EventStore::new(pool.clone());
+    let entries_read = async || -> i64 {
+        sqlx::query("SELECT pg_stat_force_next_flush()").execute(&pool).await.unwrap();
+        let read =
+            "SELECT SUM(idx_tup_read)::bigint + (SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'events')
+                    FROM pg_stat_user_indexes WHERE relname = 'events'";
+        sqlx::query_scalar(read).fetch_one(&pool).await.unwrap()
+    };
+    let before = entries_read().await;
+    for names in [vec!["Rare"], vec!["Common0", "Rare"], vec!["Common0", "Common1", "Common2"]] {
+        let page = store.read_after(0, &names, PageLimit { events: 5, bytes: usize::MAX }).await.unwrap();
+        assert_eq!(page.events.len(), 5, "{names:?}");
+    }
+    let read = entries_read().await - before;
+    assert!((15..200).contains(&read), "{read} index entries and rows read for 15 events");
+}
