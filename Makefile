@@ -13,7 +13,7 @@ test:
 	@$(call postgres,TEST_DATABASE_URL)
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
-	cargo doc --workspace --no-deps --document-private-items
+	cargo doc --workspace --no-deps
 	cargo test --workspace
 
 # Writes `.sqlx` anew, after a change of a query or a migration: `make sqlx DATABASE_URL=..` of a migrated database.

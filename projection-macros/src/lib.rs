@@ -1,8 +1,8 @@
 //! The macros of `projection-runtime`, which re-exports and documents them.
 //!
-//! Reading order, which is the data's way: [`report`] gathers mistakes; [`keys`] reads `key = value` lists;
-//! [`projection`] turns `#[projection(..)] impl` into its model ([`projection::model`]) and that into code
-//! ([`projection::expand`]); [`event`] does the same for `#[derive(DomainEvent)]`.
+//! Reading order, which is the data's way: `report` gathers mistakes; `keys` reads `key = value` lists;
+//! `projection` turns `#[projection(..)] impl` into its model (`projection/model`) and that into code
+//! (`projection/expand`); `event` does the same for `#[derive(DomainEvent)]`.
 //!
 //! What must hold: a mistake is reported at the narrowest span, all mistakes of one input are reported
 //! together, and the user's own items are always in the output, so that a mistake brings no follow-up errors.
@@ -16,15 +16,14 @@ use proc_macro::TokenStream;
 use proc_macro2::TokenStream as TokenStream2;
 use quote::{format_ident, quote};
 
-/// Makes an impl block of handlers a projection; documented at `projection_runtime::projection`.
+/// Makes an impl block of handlers a projection.
 #[proc_macro_attribute]
 pub fn projection(attr: TokenStream, item: TokenStream) -> TokenStream {
     projection::expand(attr.into(), &item.into()).into()
 }
 
-/// Names the event of a handler; documented at `projection_runtime::on`.
-///
-/// `#[projection(..)]` takes the attribute off the handlers that it finds. What reaches this macro stands elsewhere.
+// `#[projection(..)]` takes the attribute off the handlers that it finds. What reaches this macro stands elsewhere.
+/// Names the event of a handler.
 #[proc_macro_attribute]
 pub fn on(_attr: TokenStream, item: TokenStream) -> TokenStream {
     let error = syn::Error::new(
@@ -36,7 +35,7 @@ pub fn on(_attr: TokenStream, item: TokenStream) -> TokenStream {
     quote!(#error #item).into()
 }
 
-/// Makes a struct the payload of an event; documented at `projection_runtime::DomainEvent`.
+/// Implements `DomainEvent`.
 #[proc_macro_derive(DomainEvent, attributes(event))]
 pub fn domain_event(item: TokenStream) -> TokenStream {
     event::expand(item.into()).into()

@@ -130,7 +130,7 @@ pub(crate) fn describe(error: &sqlx::Error) -> String {
     if let Some(database) = database.try_downcast_ref::<sqlx::postgres::PgDatabaseError>() {
         for (label, part) in [("detail", database.detail()), ("hint", database.hint())] {
             if let Some(part) = part {
-                text.push_str(&format!("; {label}: {part}"));
+                text = format!("{text}; {label}: {part}");
             }
         }
     }

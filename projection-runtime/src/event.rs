@@ -85,7 +85,7 @@ impl<E: DomainEvent> Recorded<E> {
     /// # #[derive(Serialize, Deserialize, DomainEvent)]
     /// # #[event(aggregate = "domain.Band")]
     /// # struct BandCreated { name: String }
-    /// let event = Recorded::example(BandCreated { name: "Lasse Stefanz".into() });
+    /// let event = Recorded::example(BandCreated { name: "Torvaldzons".into() });
     /// assert_eq!((event.sequence_no, event.aggregate_name.as_str()), (1, "domain.Band"));
     /// ```
     pub fn example(data: E) -> Self {

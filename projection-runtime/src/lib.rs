@@ -2,7 +2,7 @@
 //!
 //! # Reading order
 //!
-//! An event's way through the code: [`event`] says what an event is, `store` keeps and reads them, `projection`
+//! An event's way through the code: `event` says what an event is, `store` keeps and reads them, `projection`
 //! is what the macros implement, `position` locks and moves a projection's place, `runner` is the loop of one
 //! projection, `manager` runs them all. Beside the way: `passing` tells passing trouble from failure, `wake` wakes
 //! the loops, `reset`, `status` and `import` are what an operator asks for, `service` is the command line.
@@ -32,7 +32,69 @@ pub use event::{DomainEvent, NewEvent, Recorded, StoredEvent};
 pub use import::{ImportError, ImportOptions, ImportProgress, Imported, import};
 pub use manager::{ManagerOptions, ProjectionManager};
 pub use projection::{Definition, EventType, Projection, ProjectionSet};
-pub use projection_macros::{DomainEvent, on, projection};
+pub use projection_macros::DomainEvent;
+/// Names the event that a handler of a [`projection`](macro@projection) takes: `#[on(BandCreated)]`.
+pub use projection_macros::on;
+/// Makes an impl block of handlers a projection: implements [`Projection`](trait@Projection) for the type.
+///
+/// A handler is an `async fn` with `#[on(Event)]`. It takes the event, `&Recorded<Event>`, and the connection of a
+/// transaction that it must not end; before them `&self` or no receiver. It returns a `Result` whose error converts
+/// into a boxed error, so `sqlx::Result<()>`, `anyhow::Result<()>` and this crate's [`Result`] all serve. Whatever
+/// else stands in the impl block stays as it is.
+///
+/// The keys:
+/// - `name`: the projection's name, of lower-case letters, digits and `_`: the key of its row in `readviews`
+/// - `tables`: the tables that it owns. A reset empties all of them, by one `TRUNCATE`
+/// - `cascade = true`: the `TRUNCATE` has `CASCADE`. It never reaches a table of another projection: the reset refuses
+/// - `after`: projections that this one never overtakes, so that what it looks up in their tables is there
+///
+/// ```
+/// use projection_runtime::{DomainEvent, PgConnection, Projection, Recorded, Result, projection};
+/// use serde::{Deserialize, Serialize};
+///
+/// #[derive(Serialize, Deserialize, DomainEvent)]
+/// #[event(aggregate = "domain.Band")]
+/// pub struct BandCreated {
+///     pub name: String,
+/// }
+///
+/// pub struct Bands;
+///
+/// #[projection(name = "bands", tables = ["bands", "band_names"], cascade = true, after = ["tours"])]
+/// impl Bands {
+///     #[on(BandCreated)]
+///     async fn created(event: &Recorded<BandCreated>, tx: &mut PgConnection) -> Result<()> {
+///         sqlx::query("INSERT INTO bands (id, name) VALUES ($1, $2)")
+///             .bind(event.aggregate_id)
+///             .bind(&event.data.name)
+///             .execute(tx)
+///             .await?;
+///         Ok(())
+///     }
+/// }
+///
+/// assert_eq!(Bands::DEFINITION.name, "bands");
+/// assert_eq!(Bands::DEFINITION.events[0].handler, "created");
+/// ```
+///
+/// What is wrong is said by the compiler:
+///
+/// ```compile_fail
+/// # use projection_runtime::{DomainEvent, PgConnection, Recorded, Result, projection};
+/// # #[derive(serde::Serialize, serde::Deserialize, DomainEvent)]
+/// # #[event(aggregate = "domain.Band")]
+/// # pub struct BandCreated {}
+/// pub struct Bands;
+///
+/// #[projection(name = "bands", tables = ["bands"])]
+/// impl Bands {
+///     #[on(BandCreated)]
+///     fn created(event: &Recorded<BandCreated>, tx: &mut PgConnection) -> Result<()> { // a handler is async
+///         Ok(())
+///     }
+/// }
+/// ```
+pub use projection_macros::projection;
 pub use sqlx::PgConnection;
 pub use status::{Failure, ProjectionStatus, State, Status};
 pub use store::{Appended, EventStore, ExpectedVersion, Page, PageLimit};

@@ -38,7 +38,7 @@ impl Default for ManagerOptions {
             batch_time: Duration::from_secs(1),
             poll: Duration::from_secs(5),
             shutdown_grace: Duration::from_secs(5),
-            reset_patience: Duration::from_secs(60),
+            reset_patience: Duration::from_mins(1),
         }
     }
 }
@@ -136,7 +136,7 @@ impl ProjectionManager {
     pub async fn status(&self) -> Result<Status, Error> {
         let mut connection = self.pool.acquire().await.map_err(Error::database("reading the positions"))?;
         let rows = position::rows(&mut connection).await.map_err(Error::database("reading the positions"))?;
-        Ok(status::status(&self.projections, rows))
+        Ok(status::status(&self.projections, &rows))
     }
 
     /// Empties the projection's tables and sets its position to 0, in one transaction; running loops then apply the

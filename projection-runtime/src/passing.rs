@@ -80,8 +80,8 @@ impl Backoff {
     pub(crate) fn next(&mut self) -> Duration {
         let full = Duration::from_millis(50 << self.tries.min(7)).min(Duration::from_secs(5));
         self.tries = self.tries.saturating_add(1);
-        let chance = uuid::Uuid::new_v4().as_u64_pair().0 % 1000;
-        full.mul_f64(0.5 + 0.0005 * chance as f64)
+        let chance = uuid::Uuid::new_v4().as_bytes()[0];
+        full.mul_f64(0.5 + f64::from(chance) / 511.0)
     }
 }
 

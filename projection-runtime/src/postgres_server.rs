@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a server may take to start; a first `docker run` fetches the image.
-const START: Duration = Duration::from_secs(60);
-const START_DOCKER: Duration = Duration::from_secs(300);
+const START: Duration = Duration::from_mins(1);
+const START_DOCKER: Duration = Duration::from_mins(5);
 
 /// Reads words from the pipe: a signal's name stops the server with it, `start` starts it again, `alive` asks for it,
 /// the end cleans up.

@@ -40,7 +40,7 @@ pub(crate) async fn reset(
 }
 
 fn is_locked(error: &sqlx::Error) -> bool {
-    error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == "55P03")
+    error.as_database_error().is_some_and(|error| error.code().is_some_and(|code| code == "55P03"))
 }
 
 /// One transaction: done, or the foreign keys that forbid it.

@@ -84,20 +84,20 @@ impl Runner {
         while !stop.is_cancelled() {
             // Before the look, so that a wake-up that comes during the look is not lost.
             wake.borrow_and_update();
-            let step = tokio::select! {
-                step = self.step() => step,
+            let outcome = tokio::select! {
+                outcome = self.step() => outcome,
                 () = async { stop.cancelled().await; tokio::time::sleep(grace).await } => {
                     tracing::warn!(?grace, "transaction rolled back: it was not done within the grace of the shutdown");
                     return;
                 }
             };
-            let wait = match step {
-                Ok(step) => {
+            let wait = match outcome {
+                Ok(done) => {
                     if backoff.tries() > 0 {
                         tracing::info!(tries = backoff.tries(), "the trouble has passed");
                     }
                     backoff.reset();
-                    match step {
+                    match done {
                         Step::Again => continue,
                         Step::Rest => self.options.poll,
                         Step::Elsewhere => self.options.poll.min(Duration::from_secs(1)),

@@ -109,7 +109,7 @@ impl Status {
     }
 }
 
-pub(crate) fn status(set: &ProjectionSet, rows: Vec<Row>) -> Status {
+pub(crate) fn status(set: &ProjectionSet, rows: &[Row]) -> Status {
     let position = |name: &str| rows.iter().find(|row| row.name == name).map_or(0, |row| row.position);
     let mut projections: Vec<ProjectionStatus> = rows
         .iter()

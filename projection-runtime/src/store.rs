@@ -22,7 +22,7 @@ use crate::event::{NewEvent, StoredEvent};
 /// # async fn example(pool: sqlx::PgPool) -> Result<(), projection_runtime::Error> {
 /// let store = EventStore::new(pool);
 /// let band = uuid::Uuid::new_v4();
-/// let event = NewEvent::new(&BandCreated { name: "Lasse Stefanz".into() })?;
+/// let event = NewEvent::new(&BandCreated { name: "Torvaldzons".into() })?;
 /// let appended = store.append(band, ExpectedVersion::Exact(0), &[event]).await?;
 /// assert_eq!(appended.version, 1);
 /// # Ok(()) }
@@ -160,7 +160,7 @@ impl EventStore {
             Err(error) => return Err(refusal(error, aggregate_id, expected, actual)),
         };
         let position = rows.iter().map(|row| row.get(0)).max().unwrap_or(position);
-        Ok(Appended { position, version: actual + rows.len() as i64 })
+        Ok(Appended { position, version: versions.last().copied().unwrap_or(actual) })
     }
 
     /// The position of the newest event; 0 where there is none.

@@ -124,6 +124,10 @@ struct Database {
     url: Option<String>,
 }
 
+const IMPORT_HELP: &str = r#"A line:
+  {"name": "BandCreated", "aggregate_id": "5f0e8a34-7f0a-4b8e-9f3f-2a61c1f4b902", "data": {"name": "Torvaldzons"}}
+and where known: id, aggregate_name, sequence_no, version, recorded_at, metadata."#;
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Show all of it on sample events, in a PostgreSQL of its own
@@ -143,9 +147,7 @@ enum Command {
         json: bool,
     },
     /// Append events from JSON lines; those that are there already are passed over
-    ///
-    /// A line: {"name": "BandCreated", "aggregate_id": "<uuid>", "data": {"name": "Larz-Kristerz"}}, and where known
-    /// "id", "aggregate_name", "sequence_no", "version", "recorded_at", "metadata".
+    #[command(after_help = IMPORT_HELP)]
     Import {
         /// The file, or `-` for standard input
         file: PathBuf,

@@ -7,7 +7,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use tracing_subscriber::EnvFilter;
 
-use crate::status::{ProjectionStatus, State, Status};
+use crate::status::{Failure, ProjectionStatus, State, Status};
 
 /// Log lines go to standard error; `RUST_LOG` says which.
 pub(super) fn logging() {
@@ -46,21 +46,17 @@ pub(super) fn status(service: &str, status: &Status) -> String {
     let mut text = table.trim_fmt();
     for projection in &status.projections {
         let Some(failure) = &projection.failure else { continue };
-        text.push_str(&format!(
-            "\n\n{name} stopped at {event} {id} (tstamp {tstamp}), in handler `{handler}`, {attempts}, last {at}:\n  \
-             {error}\n  after the fix: {service} retry {name}",
-            name = projection.name,
-            event = failure.event_name,
-            id = failure.event_id,
-            tstamp = failure.tstamp,
-            handler = failure.handler,
-            attempts = match failure.attempts {
-                1 => "1 attempt".to_owned(),
-                n => format!("{n} attempts"),
-            },
-            at = failure.failed_at.format("%Y-%m-%d %H:%M:%S UTC"),
-            error = failure.error,
-        ));
+        let name = &projection.name;
+        let attempts = match failure.attempts {
+            1 => "1 attempt".to_owned(),
+            n => format!("{n} attempts"),
+        };
+        let Failure { event_id, event_name, tstamp, handler, error, failed_at, .. } = failure;
+        text = format!(
+            "{text}\n\n{name} stopped at {event_name} {event_id} (tstamp {tstamp}), in handler `{handler}`, {attempts}, \
+             last {at}:\n  {error}\n  after the fix: {service} retry {name}",
+            at = failed_at.format("%Y-%m-%d %H:%M:%S UTC"),
+        );
     }
     text
 }
