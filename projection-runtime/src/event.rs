@@ -188,6 +188,18 @@ impl NewEvent {
         })
     }
 
+    /// The event's name.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The payload, as JSON.
+    #[must_use]
+    pub fn data(&self) -> &RawValue {
+        &self.data
+    }
+
     /// Gives the event an id that the writer chose: appending it twice is then an error.
     #[must_use]
     pub fn with_id(mut self, id: Uuid) -> Self {

@@ -48,6 +48,13 @@ impl History {
         NaiveDate::from_ymd_opt(2026, 1, 1).expect("date") + chrono::Days::new(day)
     }
 
+    /// The next event as a line for an import.
+    pub fn next_line(&mut self) -> String {
+        let (aggregate_id, event) = self.next_event();
+        let (name, data) = (event.name(), event.data());
+        format!(r#"{{"name":"{name}","aggregate_id":"{aggregate_id}","data":{data}}}"#)
+    }
+
     /// The next event, and the aggregate that it happens to.
     pub fn next_event(&mut self) -> (Uuid, NewEvent) {
         self.made += 1;

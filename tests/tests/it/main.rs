@@ -4,6 +4,7 @@ mod failures;
 mod faults;
 mod handlers;
 mod import;
+mod memory;
 mod ordering;
 mod passing;
 mod reset;
