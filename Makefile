@@ -25,9 +25,10 @@ sqlx:
 # Sees to a PostgreSQL: the server that the variable names, binaries on this machine, Docker, or else Debian's package
 # where this user may install it. The package's own server is not made: only the binaries are wanted.
 define postgres
-if [ -n "$$$(1)" ] || [ -n "$$PG_BIN_DIR" ] || command -v initdb pg_config >/dev/null \
-	|| ls /usr/lib/postgresql/*/bin/initdb /opt/homebrew/opt/postgresql*/bin/initdb >/dev/null 2>&1 \
-	|| docker info >/dev/null 2>&1; then exit 0; fi; \
+if [ -n "$$$(1)$$PG_BIN_DIR" ] || command -v initdb >/dev/null || command -v pg_config >/dev/null; then exit 0; fi; \
+for initdb in /usr/lib/postgresql/*/bin/initdb /opt/homebrew/opt/postgresql*/bin/initdb /usr/local/opt/postgresql*/bin/initdb; \
+	do if [ -x "$$initdb" ]; then exit 0; fi; done; \
+if docker info >/dev/null 2>&1; then exit 0; fi; \
 as=; [ "$$(id -u)" = 0 ] || as="sudo -n"; \
 if [ -f /etc/debian_version ] && $$as true 2>/dev/null; then \
 	echo "PostgreSQL is not on this machine: installing it with apt-get install postgresql"; \
