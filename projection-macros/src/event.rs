@@ -2,7 +2,7 @@
 
 use proc_macro2::{Span, TokenStream};
 use quote::quote;
-use syn::{Attribute, DeriveInput, LitStr};
+use syn::{Attribute, DeriveInput, LitStr, Meta};
 
 use crate::keys::Keys;
 use crate::report::Report;
@@ -17,16 +17,19 @@ pub(crate) fn expand(item: TokenStream) -> TokenStream {
     let mut report = Report::default();
     let event = read(&input, &mut report);
     let errors = report.into_compile_errors();
+    if !input.generics.params.is_empty() {
+        // An impl would bring a mistake for each bound that the type parameters lack.
+        return errors.unwrap_or_default();
+    }
 
     let runtime = crate::runtime();
     let ident = &input.ident;
-    let (impl_generics, ty_generics, where_clause) = input.generics.split_for_impl();
     let Event { name, aggregate, version, routing_key } = event;
     quote! {
         #errors
 
         #[automatically_derived]
-        impl #impl_generics #runtime::DomainEvent for #ident #ty_generics #where_clause {
+        impl #runtime::DomainEvent for #ident {
             const NAME: &'static str = #name;
             const AGGREGATE: &'static str = #aggregate;
             const VERSION: i32 = #version;
@@ -55,13 +58,13 @@ fn read(input: &DeriveInput, report: &mut Report) -> Event {
     if let Some(second) = attrs.get(1) {
         report.error(second, "`#[event(..)]` stands twice: make them one");
     }
-    let keys = match attrs.first() {
-        Some(attr) => report.ok(attr.parse_args()).unwrap_or_else(Keys::none),
-        None => Keys::none(),
+    let mut keys = match attrs.first().map(|attr| &attr.meta) {
+        Some(Meta::List(list)) => Keys::read(list.parse_args(), report),
+        _ => Keys::default(),
     };
     keys.check(&[NAME, AGGREGATE, VERSION, ROUTING_KEY], report);
-    if !keys.has(AGGREGATE) {
-        let message = format!("`aggregate` is missing: say which aggregate the event is of, {FULL_FORM}");
+    if let Some(missing) = keys.missing(&[AGGREGATE]) {
+        let message = format!("{missing}: say which aggregate the event is of, {FULL_FORM}");
         match attrs.first() {
             Some(attr) => report.error(attr, message),
             None => report.add(syn::Error::new(Span::call_site(), message)),

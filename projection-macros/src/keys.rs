@@ -1,6 +1,7 @@
 //! Reads the `key = value` list of an attribute.
 
 use proc_macro2::Span;
+use syn::ext::IdentExt;
 use syn::parse::{Parse, ParseStream};
 use syn::punctuated::Punctuated;
 use syn::{Expr, ExprLit, Ident, Lit, LitBool, LitInt, LitStr, Token};
@@ -8,14 +9,17 @@ use syn::{Expr, ExprLit, Ident, Lit, LitBool, LitInt, LitStr, Token};
 use crate::report::Report;
 
 /// The keys of one attribute; each is taken once by name.
+#[derive(Default)]
 pub(crate) struct Keys {
     pairs: Vec<(Ident, Expr)>,
+    /// The list is no such list: that is the mistake, and no key is missing on top.
+    unreadable: bool,
 }
 
 impl Parse for Keys {
     fn parse(input: ParseStream<'_>) -> syn::Result<Self> {
         let pairs = Punctuated::<Pair, Token![,]>::parse_terminated(input)?;
-        Ok(Keys { pairs: pairs.into_iter().map(|Pair(key, value)| (key, value)).collect() })
+        Ok(Keys { pairs: pairs.into_iter().map(|Pair(key, value)| (key, value)).collect(), unreadable: false })
     }
 }
 
@@ -23,19 +27,25 @@ struct Pair(Ident, Expr);
 
 impl Parse for Pair {
     fn parse(input: ParseStream<'_>) -> syn::Result<Self> {
-        let key = input.parse()?;
+        let key =
+            input.call(Ident::parse_any).map_err(|error| syn::Error::new(error.span(), "expected `key = value`"))?;
+        if !input.peek(Token![=]) {
+            return Err(syn::Error::new(key.span(), format!("`{key}` needs a value: `{key} = ..`")));
+        }
         input.parse::<Token![=]>()?;
         Ok(Pair(key, input.parse()?))
     }
 }
 
 impl Keys {
-    pub(crate) fn none() -> Self {
-        Keys { pairs: Vec::new() }
+    pub(crate) fn read(parsed: syn::Result<Self>, report: &mut Report) -> Self {
+        report.ok(parsed).unwrap_or(Keys { pairs: Vec::new(), unreadable: true })
     }
 
     /// Reports keys that `known` doesn't have and keys that stand twice.
-    pub(crate) fn check(&self, known: &[&str], report: &mut Report) {
+    ///
+    /// From then on a misspelt key is the one that was meant: its value is read, and it isn't missing.
+    pub(crate) fn check(&mut self, known: &[&str], report: &mut Report) {
         for (i, (key, _)) in self.pairs.iter().enumerate() {
             let name = key.to_string();
             if !known.contains(&name.as_str()) {
@@ -49,10 +59,22 @@ impl Keys {
                 report.error(key, format!("`{name}` stands twice; the first is on line {line}: keep one"));
             }
         }
+        for (key, _) in &mut self.pairs {
+            if let Some(meant) = closest(&key.to_string(), known) {
+                *key = Ident::new(meant, key.span());
+            }
+        }
     }
 
-    pub(crate) fn has(&self, name: &str) -> bool {
-        self.get(name).is_some()
+    /// Which of the `needed` keys are missing, as `` `name` and `tables` are missing ``.
+    pub(crate) fn missing(&self, needed: &[&str]) -> Option<String> {
+        let missing: Vec<&str> = needed.iter().copied().filter(|name| self.get(name).is_none()).collect();
+        match missing.len() {
+            _ if self.unreadable => None,
+            0 => None,
+            1 => Some(format!("{} is missing", list(&missing))),
+            _ => Some(format!("{} are missing", list(&missing))),
+        }
     }
 
     fn get(&self, name: &str) -> Option<&Expr> {

@@ -12,6 +12,7 @@ extern crate self as projection_runtime;
 
 mod error;
 mod event;
+mod handler;
 mod import;
 mod manager;
 mod passing;
@@ -105,7 +106,8 @@ pub type Result<T = (), E = BoxError> = std::result::Result<T, E>;
 /// What the macros' output calls; no part of the public surface.
 #[doc(hidden)]
 pub mod __private {
-    pub use crate::projection::{check_set, execute, not_handled, outcome};
+    pub use crate::handler::{Handler, argument, outcome, send};
+    pub use crate::projection::{check_set, execute, not_handled};
     pub use core::result::Result;
     pub use sqlx::Error as SqlxError;
 }

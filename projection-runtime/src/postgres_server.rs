@@ -41,8 +41,8 @@ then
             *) kill -s "$word" "$server"; wait "$server"; echo stopped ;;
         esac
     done
-    kill -s INT "$server" 2>/dev/null
-    wait
+    # More than once: a server that is just starting does not take the signal yet.
+    while jobs >/dev/null; kill -s INT "$server" 2>/dev/null; do sleep 0.1; done
 else
     echo failed
     read -r word

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use sqlx::PgConnection;
 
-use crate::error::{ApplyError, BoxError, Error};
+use crate::error::{ApplyError, Error};
 use crate::event::{DomainEvent, StoredEvent};
 
 /// A projection: what it is called and owns, how it applies an event, how it is emptied.
@@ -331,16 +331,10 @@ impl<P: Projection> AnyProjection for P {
     }
 }
 
-/// A handler's own error, whatever its type, as the runtime's.
-#[doc(hidden)]
-pub fn outcome<E: Into<BoxError>>(result: Result<(), E>) -> Result<(), ApplyError> {
-    result.map_err(|error| ApplyError::Handler(error.into()))
-}
-
 /// The last arm of a dispatch: the store was asked for the events of the definition and gave another.
 #[doc(hidden)]
-pub fn not_handled(definition: &Definition, event: &StoredEvent) -> Result<(), ApplyError> {
-    Err(ApplyError::NotHandled { projection: definition.name, event: event.name.clone() })
+pub fn not_handled(projection: &'static str, event: &StoredEvent) -> Result<(), ApplyError> {
+    Err(ApplyError::NotHandled { projection, event: event.name.clone() })
 }
 
 /// Runs a statement that the macros wrote.

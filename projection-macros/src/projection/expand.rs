@@ -1,10 +1,11 @@
 //! The code of a projection: dispatch, reset and registration. ARCHITECTURE.md shows what comes out.
 
-use proc_macro2::TokenStream;
-use quote::{format_ident, quote, quote_spanned};
-use syn::{Attribute, ItemImpl};
+use proc_macro2::{Group, Span, TokenStream, TokenTree};
+use quote::{ToTokens, format_ident, quote};
+use syn::{Attribute, Generics, Ident, ItemImpl};
 
-use super::model::{Handler, Projection};
+use super::handler::Handler;
+use super::model::{Projection, is_generic};
 
 pub(crate) fn projection(projection: &Projection, block: &ItemImpl) -> TokenStream {
     let runtime = crate::runtime();
@@ -13,38 +14,23 @@ pub(crate) fn projection(projection: &Projection, block: &ItemImpl) -> TokenStre
     let Projection { name, tables, cascade, after, handlers } = projection;
 
     let truncate = truncate(tables, *cascade);
-    let aliases = handlers.iter().enumerate().map(|(i, Handler { cfg, event, .. })| {
-        // Each event path stands once in the output, so that rustc reports a misspelt one once.
-        let alias = alias(i);
-        quote!(#(#cfg)* type #alias = #event;)
+    let registrations = handlers.iter().enumerate().map(|(i, handler)| registration(i, handler, &private));
+    let events = handlers.iter().enumerate().map(|(i, Handler { cfg, .. })| {
+        let ty = handler_type(i);
+        quote!(#(#cfg)* <#ty as #private::Handler>::EVENT_TYPE)
     });
-    let events = handlers.iter().enumerate().map(|(i, Handler { cfg, function, .. })| {
-        let (alias, function) = (alias(i), function.to_string());
-        quote!(#(#cfg)* #runtime::EventType::of::<#alias>(#function))
-    });
-    let arms = handlers.iter().enumerate().map(|(i, handler)| {
-        let Handler { cfg, function, .. } = handler;
-        let alias = alias(i);
-        let receiver = handler.receiver.then(|| quote!(self,));
-        let event = quote_spanned!(handler.parameter=> &event);
-        // The call has the span of the return type: what doesn't fit there is reported there.
-        let outcome = quote_spanned!(handler.output=> #private::outcome(result));
-        quote! {
-            #(#cfg)*
-            <#alias as #runtime::DomainEvent>::NAME => {
-                let event = event.decode::<#alias>()?;
-                let result = Self::#function(#receiver #event, tx).await;
-                #outcome
-            }
-        }
-    });
+    let arms = handlers.iter().enumerate().map(|(i, handler)| arm(i, handler, &private));
     let lints = lints(&block.attrs);
 
     quote! {
         #block
 
         const _: () = {
-            #(#aliases)*
+            // Two handlers of one event, also under two names of its type, are two implementations.
+            #[allow(dead_code)]
+            trait HandledOnce {}
+
+            #(#registrations)*
 
             #[automatically_derived]
             #lints
@@ -63,7 +49,7 @@ pub(crate) fn projection(projection: &Projection, block: &ItemImpl) -> TokenStre
                 ) -> #private::Result<(), #runtime::ApplyError> {
                     match event.name.as_str() {
                         #(#arms)*
-                        _ => #private::not_handled(Self::DEFINITION, event),
+                        _ => #private::not_handled(#name, event),
                     }
                 }
 
@@ -75,8 +61,103 @@ pub(crate) fn projection(projection: &Projection, block: &ItemImpl) -> TokenStre
     }
 }
 
-fn alias(i: usize) -> syn::Ident {
-    format_ident!("__Event{i}")
+/// The type that stands for a handler.
+fn handler_type(i: usize) -> Ident {
+    format_ident!("Handler{i}")
+}
+
+fn registration(i: usize, Handler { cfg, event, sig }: &Handler, private: &TokenStream) -> TokenStream {
+    let (ty, function) = (handler_type(i), sig.ident.to_string());
+    let once = moved(ends(event), quote!(impl HandledOnce for <#ty as #private::Handler>::Event));
+    quote! {
+        #(#cfg)*
+        struct #ty;
+
+        #(#cfg)*
+        impl #private::Handler for #ty {
+            // The event's path stands once in the output, so that a mistake in it is reported once.
+            type Event = #event;
+            const FUNCTION: &'static str = #function;
+        }
+
+        #(#cfg)*
+        #once {}
+    }
+}
+
+/// The arm of the dispatch: each part has the span of what the user wrote, where a mistake in it is reported.
+///
+/// A guard, not a constant as the pattern: that would bring a second error where the type is no event.
+fn arm(i: usize, handler: &Handler, private: &TokenStream) -> TokenStream {
+    let Handler { cfg, sig, .. } = handler;
+    let (ty, function) = (handler_type(i), &sig.ident);
+    let receiver = sig.receiver().map(|_| quote!(self,));
+    let event = moved(ends(handler.parameter(0)), quote!(#private::argument(&event)));
+    let tx = moved(ends(handler.parameter(1)), quote!(&mut *tx));
+    let future = moved(ends(function), quote!(#private::send(future).await));
+    let result = moved(ends(handler.output()), quote!(#private::outcome(result)));
+    quote! {
+        #(#cfg)*
+        name if name == <#ty as #private::Handler>::EVENT_NAME => {
+            let event = <#ty as #private::Handler>::decode(event)?;
+            let future = Self::#function(#receiver #event, #tx);
+            let result = #future;
+            #result
+        }
+    }
+}
+
+/// The mistakes, the user's own code without our attributes, and a [`stand_in`].
+pub(crate) fn fallback(errors: &TokenStream, projection: &Projection, block: &ItemImpl) -> TokenStream {
+    // The events are named, so that a misspelt one is told in the same run, and an import of one is used.
+    let events = projection.handlers.iter().map(|Handler { cfg, event, .. }| {
+        quote!(#(#cfg)* const _: ::core::marker::PhantomData<#event> = ::core::marker::PhantomData;)
+    });
+    let stand_in = stand_in(&projection.name, &block.generics, &block.self_ty);
+    quote! {
+        #errors
+
+        #[allow(dead_code, unused_variables)]
+        #block
+
+        #(#events)*
+
+        #stand_in
+    }
+}
+
+/// An impl that keeps `projections![..]` and everything else that needs the trait from complaining on top.
+///
+/// A generic type has none: it would bring a mistake for each bound that the type parameters lack.
+pub(crate) fn stand_in(name: &str, generics: &Generics, ty: &impl ToTokens) -> TokenStream {
+    if is_generic(generics, ty) {
+        return TokenStream::new();
+    }
+    let runtime = crate::runtime();
+    let private = quote!(#runtime::__private);
+    // Without a name of its own, one that no other projection has.
+    let name = if name.is_empty() { ty.to_token_stream().to_string() } else { name.to_owned() };
+    quote! {
+        const _: () = {
+            #[automatically_derived]
+            impl #runtime::Projection for #ty {
+                const DEFINITION: &'static #runtime::Definition =
+                    &#runtime::Definition { name: #name, tables: &[], after: &[], events: &[] };
+
+                async fn apply(
+                    &self,
+                    event: &#runtime::StoredEvent,
+                    _: &mut #runtime::PgConnection,
+                ) -> #private::Result<(), #runtime::ApplyError> {
+                    #private::not_handled(#name, event)
+                }
+
+                async fn reset(_: &mut #runtime::PgConnection) -> #private::Result<(), #private::SqlxError> {
+                    #private::Result::Ok(())
+                }
+            }
+        };
+    }
 }
 
 /// One statement for all tables. Quoted, so that a table may be called `order` or `user`.
@@ -88,44 +169,27 @@ fn truncate(tables: &[String], cascade: bool) -> String {
 
 /// The lint levels that the user set on the impl block hold for the generated one as well.
 fn lints(attrs: &[Attribute]) -> TokenStream {
-    let lints = attrs.iter().filter(|attr| {
-        ["allow", "expect", "warn", "deny", "forbid"].iter().any(|level| attr.path().is_ident(level))
-            && !attr.path().is_ident("expect")
-    });
+    let levels = ["allow", "warn", "deny", "forbid"];
+    let lints = attrs.iter().filter(|attr| levels.iter().any(|level| attr.path().is_ident(level)));
     quote!(#(#lints)*)
 }
 
-/// The mistakes, the user's own code without our attributes, and an impl that keeps `projections![..]` and
-/// everything else that needs the trait from complaining on top.
-pub(crate) fn fallback(errors: &TokenStream, block: &ItemImpl) -> TokenStream {
-    let runtime = crate::runtime();
-    let private = quote!(#runtime::__private);
-    let (impl_generics, _, where_clause) = block.generics.split_for_impl();
-    let self_ty = &block.self_ty;
-    quote! {
-        #errors
+/// The first and the last span of the tokens: rustc points from the one to the other.
+fn ends(tokens: impl ToTokens) -> (Span, Span) {
+    let mut spans = tokens.to_token_stream().into_iter().map(|token| token.span());
+    let first = spans.next().unwrap_or_else(Span::call_site);
+    (first, spans.last().unwrap_or(first))
+}
 
-        #[allow(dead_code, unused_variables)]
-        #block
-
-        const _: () = {
-            #[automatically_derived]
-            impl #impl_generics #runtime::Projection for #self_ty #where_clause {
-                const DEFINITION: &'static #runtime::Definition =
-                    &#runtime::Definition { name: "", tables: &[], after: &[], events: &[] };
-
-                async fn apply(
-                    &self,
-                    event: &#runtime::StoredEvent,
-                    _: &mut #runtime::PgConnection,
-                ) -> #private::Result<(), #runtime::ApplyError> {
-                    #private::not_handled(Self::DEFINITION, event)
-                }
-
-                async fn reset(_: &mut #runtime::PgConnection) -> #private::Result<(), #private::SqlxError> {
-                    #private::Result::Ok(())
-                }
-            }
-        };
+/// The tokens, moved to where the user wrote something: rustc points there for each expression of them.
+fn moved((start, end): (Span, Span), tokens: TokenStream) -> TokenStream {
+    let mut tokens: Vec<TokenTree> = tokens.into_iter().collect();
+    let last = tokens.len().saturating_sub(1);
+    for (i, token) in tokens.iter_mut().enumerate() {
+        if let TokenTree::Group(group) = token {
+            *group = Group::new(group.delimiter(), moved((start, end), group.stream()));
+        }
+        token.set_span(if i == last { end } else { start });
     }
+    tokens.into_iter().collect()
 }

@@ -1,16 +1,14 @@
-//! What the user wrote, checked: the keys of the attribute and the handlers of the impl block.
+//! What the user wrote, checked: the item, the keys of the attribute, and which handlers there are.
 
 use proc_macro2::{Span, TokenStream};
-use syn::spanned::Spanned;
-use syn::{
-    Attribute, FnArg, Ident, ImplItem, ImplItemFn, ItemImpl, LitStr, Meta, Path, ReceiverKind, ReturnType, Safety, Type,
-};
+use quote::ToTokens;
+use syn::{Attribute, Generics, Ident, ImplItem, ItemImpl, LitStr};
 
+use super::handler::{self, Handler};
 use crate::keys::Keys;
 use crate::report::Report;
 
 const FULL_FORM: &str = "`#[projection(name = \"band\", tables = [\"band\"])]`";
-const SIGNATURE: &str = "`async fn created(event: &Recorded<BandCreated>, tx: &mut PgConnection) -> Result<()>`";
 
 /// A projection as the attribute and the impl block tell it.
 ///
@@ -23,22 +21,10 @@ pub(crate) struct Projection {
     pub(crate) handlers: Vec<Handler>,
 }
 
-pub(crate) struct Handler {
-    /// The `#[cfg(..)]` of the function: they hold for everything generated for it.
-    pub(crate) cfg: Vec<Attribute>,
-    pub(crate) event: Path,
-    pub(crate) function: Ident,
-    /// Takes `&self`.
-    pub(crate) receiver: bool,
-    /// Where the event's parameter has its type: a type that doesn't fit is reported here.
-    pub(crate) parameter: Span,
-    /// Where the return type stands.
-    pub(crate) output: Span,
-}
-
 /// The item as an impl block; anything else is a mistake.
 pub(crate) fn impl_block(item: TokenStream, report: &mut Report) -> Option<ItemImpl> {
-    let message = format!("`#[projection]` belongs on an impl block: {FULL_FORM} `impl BandProjection {{ .. }}`");
+    let message =
+        format!("`#[projection]` belongs on an impl block: write {FULL_FORM} on `impl BandProjection {{ .. }}`");
     let block = match syn::parse2::<ItemImpl>(item.clone()) {
         Ok(block) => block,
         Err(error) => {
@@ -50,8 +36,7 @@ pub(crate) fn impl_block(item: TokenStream, report: &mut Report) -> Option<ItemI
         }
     };
     if let Some((path, _)) = &block.trait_ {
-        report.error(path, format!("{message}, not on the impl of a trait"));
-        return None;
+        report.error(path, "`#[projection]` belongs on an impl block of the type itself, not on the impl of a trait");
     }
     Some(block)
 }
@@ -70,28 +55,31 @@ fn keyword(item: TokenStream) -> Option<Ident> {
 pub(crate) fn read(attr: TokenStream, block: &mut ItemImpl, report: &mut Report) -> Projection {
     if !block.generics.params.is_empty() {
         report.error(&block.generics, "a projection has no type parameters or lifetimes: name a plain type");
+    } else if is_generic(&block.generics, &block.self_ty) {
+        report.error(&block.self_ty, "a projection has no lifetimes: name a plain type, or one with `'static`");
     }
-    let keys = syn::parse2::<Keys>(attr).unwrap_or_else(|error| {
-        report.add(error);
-        Keys::none()
-    });
-    let mut projection = attributes(&keys, report);
+    for second in block.attrs.extract_if(.., |attr| is(attr, "projection")) {
+        report.error(second, "`#[projection(..)]` stands twice: a type is one projection");
+    }
+    let mut projection = attributes(&mut Keys::read(syn::parse2(attr), report), report);
     projection.handlers = handlers(block, report);
     projection
 }
 
-fn attributes(keys: &Keys, report: &mut Report) -> Projection {
+/// Whether it is more than one type: `'_` stands for a lifetime parameter.
+pub(crate) fn is_generic(generics: &Generics, ty: &impl ToTokens) -> bool {
+    !generics.params.is_empty() || ty.to_token_stream().to_string().contains("'_")
+}
+
+fn attributes(keys: &mut Keys, report: &mut Report) -> Projection {
     const NAME: &str = "name";
     const TABLES: &str = "tables";
     const CASCADE: &str = "cascade";
     const AFTER: &str = "after";
     keys.check(&[NAME, TABLES, CASCADE, AFTER], report);
 
-    for key in [NAME, TABLES] {
-        if !keys.has(key) {
-            let message = format!("`{key}` is missing: write {FULL_FORM}");
-            report.add(syn::Error::new(Span::call_site(), message));
-        }
+    if let Some(missing) = keys.missing(&[NAME, TABLES]) {
+        report.add(syn::Error::new(Span::call_site(), format!("{missing}: write {FULL_FORM}")));
     }
 
     let name = keys.string(NAME, report);
@@ -185,15 +173,13 @@ fn handlers(block: &mut ItemImpl, report: &mut Report) -> Vec<Handler> {
             ImplItem::Macro(item) => &mut item.attrs,
             _ => continue,
         };
-        let on: Vec<Attribute> = attrs.extract_if(.., |attr| is_on(attr)).collect();
+        let on: Vec<Attribute> = attrs.extract_if(.., |attr| is(attr, "on")).collect();
         if on.is_empty() {
             continue;
         }
         marked = true;
         if let ImplItem::Fn(function) = item {
-            let event = event(&on, report);
-            let handler = handler(function, event, report);
-            handlers.extend(handler);
+            handlers.extend(handler::read(&on, function, report));
         } else {
             report.error(&*item, "`#[on(..)]` belongs on an `async fn`");
         }
@@ -202,117 +188,29 @@ fn handlers(block: &mut ItemImpl, report: &mut Report) -> Vec<Handler> {
         let message = "nothing to project: mark at least one function of the impl block with `#[on(Event)]`";
         report.add(syn::Error::new(Span::call_site(), message));
     }
-    for (i, handler) in handlers.iter().enumerate() {
-        // With #[cfg] two handlers of one event may exclude each other; rustc sees which of them is left.
-        let same = |first: &&Handler| {
-            path_string(&first.event) == path_string(&handler.event) && first.cfg.is_empty() && handler.cfg.is_empty()
-        };
-        if let Some(first) = handlers[..i].iter().find(same) {
-            let message = |other: &Handler| {
-                let event = path_string(&handler.event);
-                format!("`{event}` is handled twice, here and in `{}`: make them one handler", other.function)
-            };
-            report.error(&handler.event, message(first));
-            report.error(&first.event, message(handler));
-        }
-    }
+    check_once(&handlers, report);
     handlers
 }
 
-fn path_string(path: &Path) -> String {
-    let names: Vec<String> = path.segments.iter().map(|segment| segment.ident.to_string()).collect();
-    names.join("::")
-}
-
-fn is_on(attr: &Attribute) -> bool {
-    attr.path().segments.last().is_some_and(|last| last.ident == "on")
-}
-
-/// The event type that `#[on(..)]` names.
-fn event(on: &[Attribute], report: &mut Report) -> Option<Path> {
-    if let Some(second) = on.get(1) {
-        report.error(second, "a handler has one `#[on(..)]`: write a handler for each event");
-    }
-    let attr = on.first()?;
-    let Meta::List(list) = &attr.meta else {
-        report.error(attr, "name the event's type: `#[on(BandCreated)]`");
-        return None;
-    };
-    if let Ok(literal) = syn::parse2::<LitStr>(list.tokens.clone()) {
-        report.error(&literal, format!("write the event's type, not its name: `#[on({})]`", literal.value()));
-        return None;
-    }
-    let paths = attr.parse_args_with(syn::punctuated::Punctuated::<Path, syn::Token![,]>::parse_terminated);
-    let paths = report.ok(paths)?;
-    if let Some(second) = paths.iter().nth(1) {
-        report.error(second, "a handler takes one event: write a handler for each");
-        return None;
-    }
-    let first = paths.into_iter().next();
-    if first.is_none() {
-        report.error(attr, "name the event's type: `#[on(BandCreated)]`");
-    }
-    first
-}
-
-fn handler(function: &ImplItemFn, event: Option<Path>, report: &mut Report) -> Option<Handler> {
-    let sig = &function.sig;
-    if sig.asyncness.is_none() {
-        report.error(sig.fn_token, format!("a handler is async: write `async fn {}`", sig.ident));
-    }
-    if let Some(token) = sig.constness {
-        report.error(token, "a handler is not const: take `const` away");
-    }
-    if let Safety::Unsafe(token) = &sig.safety {
-        report.error(token, "a handler is not unsafe: take `unsafe` away");
-    }
-    if let Some(abi) = &sig.abi {
-        report.error(abi, "a handler has Rust's own ABI: take `extern` away");
-    }
-    if !sig.generics.params.is_empty() {
-        report.error(&sig.generics, "a handler has no type parameters or lifetimes");
-    }
-    if let Some(variadic) = &sig.variadic {
-        report.error(variadic, format!("a handler takes an event and a connection: {SIGNATURE}"));
-    }
-    let receiver = sig.receiver();
-    if let Some(receiver) = receiver {
-        let shared = matches!(&receiver.kind, ReceiverKind::Reference(_, _, None));
-        if !shared {
-            report.error(receiver, "a handler takes `&self` or no receiver: many events are applied by one projection");
+/// Reports an event that has two handlers.
+///
+/// With `#[cfg]` two handlers of one event may exclude each other: rustc sees which of them is left.
+fn check_once(handlers: &[Handler], report: &mut Report) {
+    let path = |handler: &Handler| handler.event.to_token_stream().to_string();
+    let always: Vec<&Handler> = handlers.iter().filter(|handler| handler.cfg.is_empty()).collect();
+    for (i, handler) in always.iter().enumerate() {
+        if let Some(first) = always[..i].iter().find(|first| path(first) == path(handler)) {
+            let message = |other: &Handler| {
+                let event = handler::path_string(&handler.event);
+                format!("`{event}` is handled twice, here and in `{}`: make them one handler", other.sig.ident)
+            };
+            report.error(&first.event, message(handler));
+            report.error(&handler.event, message(first));
         }
     }
-    let parameters: Vec<_> = sig.inputs.iter().filter(|input| matches!(input, FnArg::Typed(_))).collect();
-    if let Some(extra) = parameters.get(2) {
-        report.error(extra, format!("a handler takes an event and a connection, nothing more: {SIGNATURE}"));
-    } else if parameters.len() < 2 {
-        let message = format!("a handler takes an event and a connection: {SIGNATURE}");
-        report.add(syn::Error::new(sig.paren_token.span.join(), message));
-    }
-    if let ReturnType::Default = sig.output {
-        report.add(syn::Error::new(
-            sig.paren_token.span.close(),
-            "a handler says whether it succeeded: add `-> Result<()>`",
-        ));
-    }
-    let parameter = match parameters.first() {
-        Some(FnArg::Typed(parameter)) => event_type_span(&parameter.ty),
-        _ => sig.ident.span(),
-    };
-    Some(Handler {
-        cfg: function.attrs.iter().filter(|attr| attr.path().is_ident("cfg")).cloned().collect(),
-        event: event?,
-        function: sig.ident.clone(),
-        receiver: receiver.is_some(),
-        parameter,
-        output: sig.output.span(),
-    })
 }
 
-/// The span of the type behind `&`, where rustc is to point.
-fn event_type_span(ty: &Type) -> Span {
-    match ty {
-        Type::Reference(reference) => reference.elem.span(),
-        other => other.span(),
-    }
+/// Whether it is this attribute of ours, by any path.
+fn is(attr: &Attribute, name: &str) -> bool {
+    attr.path().segments.last().is_some_and(|last| last.ident == name)
 }

@@ -1,0 +1,16 @@
+use dancefinder_projections::events::BandCreated;
+use projection_runtime::{PgConnection, Recorded, Result, projection, projections};
+
+struct Bands;
+
+#[projection(nmae = "band", tables = ["band"])] //~ ERROR unknown key `nmae`; did you mean `name`?
+impl Bands {
+    #[on(BandCreated)]
+    async fn created(_: &Recorded<BandCreated>, _: &mut PgConnection) -> Result<()> {
+        Ok(())
+    }
+}
+
+fn main() {
+    let _ = projections![Bands];
+}

@@ -1,0 +1,24 @@
+use dancefinder_projections::events::BandCreated;
+use projection_runtime::{PgConnection, Recorded, Result, projection, projections};
+
+struct Bands;
+
+#[projection(name = "band", tables = ["band"])] //~ ERROR conflicting implementations
+impl Bands {
+    #[on(BandCreated)]
+    async fn created(_: &Recorded<BandCreated>, _: &mut PgConnection) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[projection(name = "gig", tables = ["gig"])]
+impl Bands {
+    #[on(BandCreated)]
+    async fn gig(_: &Recorded<BandCreated>, _: &mut PgConnection) -> Result<()> {
+        Ok(())
+    }
+}
+
+fn main() {
+    let _ = projections![Bands];
+}

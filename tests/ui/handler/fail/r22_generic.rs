@@ -1,0 +1,16 @@
+use dancefinder_projections::events::BandCreated;
+use projection_runtime::{PgConnection, Recorded, Result, projection, projections};
+
+struct Bands;
+
+#[projection(name = "band", tables = ["band"])]
+impl Bands {
+    #[on(BandCreated)]
+    async fn created<T>(_: &Recorded<BandCreated>, _: &mut PgConnection) -> Result<()> { //~ ERROR a handler has no type parameters or lifetimes
+        Ok(())
+    }
+}
+
+fn main() {
+    let _ = projections![Bands];
+}

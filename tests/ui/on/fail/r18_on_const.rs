@@ -1,0 +1,19 @@
+use dancefinder_projections::events::BandCreated;
+use projection_runtime::{PgConnection, Recorded, Result, projection, projections};
+
+struct Bands;
+
+#[projection(name = "band", tables = ["band"])]
+impl Bands {
+    #[on(BandCreated)]
+    const TABLE: &str = "band"; //~ ERROR `#[on(..)]` belongs on an `async fn`
+
+    #[on(BandCreated)]
+    async fn created(_: &Recorded<BandCreated>, _: &mut PgConnection) -> Result<()> {
+        Ok(())
+    }
+}
+
+fn main() {
+    let _ = projections![Bands];
+}

@@ -1,0 +1,6 @@
+use projection_runtime::projections;
+
+fn main() {
+    let _ = projections![Bands]; //~ ERROR cannot find type `Bands`
+    //~ ERROR cannot find value `Bands`
+}

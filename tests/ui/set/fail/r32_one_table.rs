@@ -1,0 +1,26 @@
+use dancefinder_projections::events::BandCreated;
+use projection_runtime::{PgConnection, Recorded, Result, projection, projections};
+
+struct Bands;
+
+#[projection(name = "band", tables = ["band", "city"])]
+impl Bands {
+    #[on(BandCreated)]
+    async fn created(_: &Recorded<BandCreated>, _: &mut PgConnection) -> Result<()> {
+        Ok(())
+    }
+}
+
+struct Cities;
+
+#[projection(name = "city", tables = ["city"])]
+impl Cities {
+    #[on(BandCreated)]
+    async fn created(_: &Recorded<BandCreated>, _: &mut PgConnection) -> Result<()> {
+        Ok(())
+    }
+}
+
+fn main() {
+    let _ = projections![Bands, Cities]; //~ ERROR one table is owned by two projections
+}
