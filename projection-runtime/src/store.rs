@@ -235,7 +235,7 @@ pub(crate) async fn read(
     let mut query = sqlx::query_as::<_, StoredEvent>(AssertSqlSafe(sql))
         .bind(position)
         .bind(end)
-        .bind(i64::try_from(limit.events).unwrap_or(i64::MAX));
+        .bind(i64::try_from(limit.events.max(1)).unwrap_or(i64::MAX));
     for name in names {
         query = query.bind(*name);
     }
@@ -250,6 +250,6 @@ pub(crate) async fn read(
             return Ok(Page { events, complete: false });
         }
     }
-    let complete = events.len() < limit.events;
+    let complete = events.len() < limit.events.max(1);
     Ok(Page { events, complete })
 }
