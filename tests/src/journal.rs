@@ -47,7 +47,7 @@ impl Happened {
     }
 }
 
-/// The journal. It does not use `ON CONFLICT`: an event that is applied twice breaks the primary key.
+/// The journal. Its table has no key, so that an event that is applied twice shows, and is not refused.
 #[derive(Debug, Clone, Copy)]
 pub struct Journal;
 
@@ -86,7 +86,7 @@ impl Journal {
 pub async fn create(pool: &PgPool) {
     sqlx::raw_sql(
         "CREATE TABLE journal (
-             id     UUID   PRIMARY KEY,
+             id     UUID   NOT NULL,
              tstamp BIGINT NOT NULL,
              n      BIGINT NOT NULL,
              place  BIGINT GENERATED ALWAYS AS IDENTITY
