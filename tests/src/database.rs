@@ -72,12 +72,6 @@ fn unique(what: &str) -> String {
     format!("{what}_{}", uuid::Uuid::new_v4().simple())
 }
 
-/// The URL of another database on the same server.
-#[must_use]
-pub fn url_of_other_database(url: &str, database: &str) -> String {
-    with_database(url, database)
-}
-
 fn with_database(url: &str, database: &str) -> String {
     let options: PgConnectOptions = url.parse().expect("TEST_DATABASE_URL is no database URL");
     options.database(database).to_url_lossy().to_string()

@@ -6,7 +6,7 @@ pub mod fold;
 pub mod history;
 pub mod journal;
 
-pub use database::{TestDatabase, url_of_other_database};
+pub use database::TestDatabase;
 
 use std::time::{Duration, Instant};
 
