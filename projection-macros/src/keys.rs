@@ -78,7 +78,7 @@ impl Keys {
     }
 
     fn get(&self, name: &str) -> Option<&Expr> {
-        self.pairs.iter().find(|(key, _)| key == name).map(|(_, value)| value)
+        self.pairs.iter().find(|(key, _)| key == name).map(|(_, value)| ungrouped(value))
     }
 
     pub(crate) fn string(&self, name: &str, report: &mut Report) -> Option<LitStr> {
@@ -121,13 +121,22 @@ impl Keys {
         };
         let mut strings = Vec::new();
         for element in &array.elems {
-            match string(element) {
+            match string(ungrouped(element)) {
                 Some(lit) => strings.push(lit),
                 None => report.error(element, format!("expected a string literal in `{name} = [\"..\"]`")),
             }
         }
-        Some((strings, array.span()))
+        // A list of nothing but mistakes is not an empty one.
+        (array.elems.is_empty() || !strings.is_empty()).then(|| (strings, array.span()))
     }
+}
+
+/// The value itself, where it came as a `$value` of a `macro_rules!`.
+fn ungrouped(mut value: &Expr) -> &Expr {
+    while let Expr::Group(group) = value {
+        value = &group.expr;
+    }
+    value
 }
 
 fn string(value: &Expr) -> Option<LitStr> {

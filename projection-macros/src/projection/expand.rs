@@ -68,7 +68,7 @@ fn handler_type(i: usize) -> Ident {
 
 fn registration(i: usize, Handler { cfg, event, sig }: &Handler, private: &TokenStream) -> TokenStream {
     let (ty, function) = (handler_type(i), sig.ident.to_string());
-    let once = moved(ends(event), quote!(impl HandledOnce for <#ty as #private::Handler>::Event));
+    let once = moved(ends(event), quote!(impl HandledOnce for <#ty as #private::Handler>::Event {}));
     quote! {
         #(#cfg)*
         struct #ty;
@@ -81,7 +81,7 @@ fn registration(i: usize, Handler { cfg, event, sig }: &Handler, private: &Token
         }
 
         #(#cfg)*
-        #once {}
+        #once
     }
 }
 
@@ -189,7 +189,7 @@ fn moved((start, end): (Span, Span), tokens: TokenStream) -> TokenStream {
         if let TokenTree::Group(group) = token {
             *group = Group::new(group.delimiter(), moved((start, end), group.stream()));
         }
-        token.set_span(if i == last { end } else { start });
+        token.set_span(if i > 0 && i == last { end } else { start });
     }
     tokens.into_iter().collect()
 }

@@ -84,10 +84,33 @@ pub mod bare {
     }
 }
 
-/// The set of both.
+/// Written by a macro of the user's own.
+pub mod made {
+    macro_rules! projection {
+        ($name:ident, $event:path, $taken:ty, $text:literal) => {
+            /// Made.
+            #[derive(Debug)]
+            pub struct $name;
+
+            #[rt::projection(name = $text, tables = [$text])]
+            impl $name {
+                #[on($event)]
+                async fn placed(event: &rt::Recorded<$taken>, tx: &mut rt::PgConnection) -> rt::Result<()> {
+                    let _ = (event.data.count, tx);
+                    core::future::ready(()).await;
+                    core::result::Result::Ok(())
+                }
+            }
+        };
+    }
+
+    projection!(Made, super::shadowed::OrderPlaced, super::shadowed::OrderPlaced, "made");
+}
+
+/// The set of all.
 #[must_use]
 pub fn projections() -> rt::ProjectionSet {
-    rt::projections![shadowed::Orders, bare::Counts = bare::Counts(7)]
+    rt::projections![shadowed::Orders, bare::Counts = bare::Counts(7), made::Made]
 }
 
 #[cfg(test)]
@@ -101,6 +124,6 @@ mod tests {
         let [event] = orders.events else { panic!("{orders:?}") };
         assert_eq!((event.name, event.aggregate), ("OrderPlaced", "shop.Order"));
         assert_eq!((event.routing_key, event.handler, event.version), ("Order.Placed", "placed", 1));
-        assert_eq!(super::projections().definitions().count(), 2);
+        assert_eq!(super::projections().definitions().count(), 3);
     }
 }

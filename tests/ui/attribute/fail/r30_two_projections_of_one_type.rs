@@ -3,7 +3,7 @@ use projection_runtime::{PgConnection, Recorded, Result, projection, projections
 
 struct Bands;
 
-#[projection(name = "band", tables = ["band"])] //~ ERROR conflicting implementations
+#[projection(name = "band", tables = ["band"])]
 impl Bands {
     #[on(BandCreated)]
     async fn created(_: &Recorded<BandCreated>, _: &mut PgConnection) -> Result<()> {
@@ -11,7 +11,7 @@ impl Bands {
     }
 }
 
-#[projection(name = "gig", tables = ["gig"])]
+#[projection(name = "gig", tables = ["gig"])] //~ ERROR conflicting implementations of trait `Projection` for type `Bands`
 impl Bands {
     #[on(BandCreated)]
     async fn gig(_: &Recorded<BandCreated>, _: &mut PgConnection) -> Result<()> {

@@ -18,7 +18,8 @@ impl Bands {
     }
 }
 
-fn main() {
+#[test]
+fn the_definition_is_what_the_keys_say() {
     let definition = Bands::DEFINITION;
     assert_eq!(definition.name, "bands_2");
     assert_eq!(definition.tables, ["band", "archive.old_bands", "order"]);

@@ -11,7 +11,8 @@ enum Renamed {
     Before(String),
 }
 
-fn main() {
+#[test]
+fn the_event_is_what_the_keys_say() {
     assert_eq!(
         (BandCreated::NAME, BandCreated::AGGREGATE, BandCreated::VERSION, BandCreated::ROUTING_KEY),
         ("BandCreated", "domain.Band", 1, "BandCreated")

@@ -7,6 +7,7 @@ struct Bands;
 impl Bands {
     #[on(BandCreated)]
     fn created(_: &Recorded<BandCreated>, _: &mut PgConnection) -> Result<()> { //~ ERROR a handler is async: write `async fn created`
+        std::future::ready(()).await;
         Ok(())
     }
 }

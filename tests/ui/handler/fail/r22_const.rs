@@ -6,7 +6,7 @@ struct Bands;
 #[projection(name = "band", tables = ["band"])]
 impl Bands {
     #[on(BandCreated)]
-    const fn created(_: &Recorded<BandCreated>, _: &mut PgConnection) -> Result<()> { //~ ERROR a handler is not const
+    const fn created(_: &Recorded<BandCreated>, _: &mut PgConnection) -> Result<()> { //~ ERROR a handler is async, not const
         Ok(())
     }
 }

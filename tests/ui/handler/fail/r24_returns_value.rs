@@ -6,7 +6,7 @@ struct Bands;
 #[projection(name = "band", tables = ["band"])]
 impl Bands {
     #[on(BandCreated)]
-    async fn created(_: &Recorded<BandCreated>, _: &mut PgConnection) -> Result<u64> { //~ ERROR mismatched types
+    async fn created(_: &Recorded<BandCreated>, _: &mut PgConnection) -> Result<u64> { //~ ERROR a handler cannot return `Result<u64
         Ok(1)
     }
 }

@@ -1,15 +1,12 @@
 use dancefinder_projections::events::BandCreated;
 use projection_runtime::{PgConnection, Recorded, Result, projection, projections};
 
-//~ ERROR future cannot be sent between threads safely
-//~ ERROR `Cell<u64>` cannot be shared between threads safely
-//~ ERROR `Cell<u64>` cannot be shared between threads safely
 struct Bands {
     seen: std::cell::Cell<u64>,
 }
 
-#[projection(name = "band", tables = ["band"])]
-impl Bands {
+#[projection(name = "band", tables = ["band"])] //~ ERROR future cannot be sent between threads safely
+impl Bands { //~ ERROR `Cell<u64>` cannot be shared between threads safely
     #[on(BandCreated)]
     async fn created(_: &Recorded<BandCreated>, _: &mut PgConnection) -> Result<()> {
         Ok(())
@@ -17,5 +14,5 @@ impl Bands {
 }
 
 fn main() {
-    let _ = projections![Bands = Bands { seen: std::cell::Cell::new(0) }];
+    let _ = projections![Bands = Bands { seen: std::cell::Cell::new(0) }]; //~ ERROR `Cell<u64>` cannot be shared between threads safely
 }

@@ -21,7 +21,8 @@ impl Paths {
     }
 }
 
-fn main() {
+#[test]
+fn any_path_to_the_type_will_do() {
     let names: Vec<_> = Paths::DEFINITION.events.iter().map(|event| event.name).collect();
     assert_eq!(names, ["BandCreated", "DanceHallCreated", "EventCreated"]);
 }

@@ -13,7 +13,8 @@ impl Counted {
     }
 }
 
-fn main() {
+#[test]
+fn values_and_paths_make_a_set() {
     let set = projections![
         BandProjection,
         dancefinder_projections::DanceHallProjection,
