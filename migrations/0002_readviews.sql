@@ -20,8 +20,18 @@ CREATE TABLE readview_failures (
     retry      BOOLEAN     NOT NULL DEFAULT false
 );
 
--- How far behind each projection is. Cheap on a large store: it looks at 10,001 events at the most, so an
--- events_behind of 10001 means "more than 10,000".
+-- What lies after a position. Cheap on a large store: it looks at 10,001 events at the most, so an events_behind of
+-- 10001 means "more than 10,000".
+CREATE FUNCTION events_after("position" BIGINT, OUT events_behind BIGINT, OUT seconds_behind DOUBLE PRECISION)
+LANGUAGE sql
+BEGIN ATOMIC
+    SELECT COUNT(*),
+           -- How long the oldest of them has been waiting.
+           COALESCE(GREATEST(extract(epoch FROM clock_timestamp()) - MIN(tstamp) / 1000000.0, 0), 0)
+    FROM (SELECT tstamp FROM events WHERE tstamp > $1 ORDER BY tstamp LIMIT 10001) oldest;
+END;
+
+-- How far behind each projection is.
 CREATE VIEW projection_lag AS
 SELECT r.name,
        r.position,
@@ -29,10 +39,4 @@ SELECT r.name,
        pending.events_behind,
        pending.seconds_behind
 FROM readviews r
-CROSS JOIN LATERAL (
-    SELECT COUNT(*) AS events_behind,
-           -- How long the oldest event that the projection has not passed has been waiting.
-           COALESCE(GREATEST(extract(epoch FROM clock_timestamp()) - MIN(tstamp) / 1000000.0, 0), 0)::double precision
-               AS seconds_behind
-    FROM (SELECT tstamp FROM events WHERE tstamp > r.position ORDER BY tstamp LIMIT 10001) oldest
-) pending;
+CROSS JOIN LATERAL events_after(r.position) pending;

@@ -86,16 +86,6 @@ pub enum Error {
         /// The projection.
         projection: &'static str,
     },
-    /// A projection stopped at an event.
-    #[error(
-        "projection `{projection}` stopped at {event}; `status` shows why, `retry {projection}` goes on after the fix"
-    )]
-    Stopped {
-        /// The projection.
-        projection: &'static str,
-        /// The event: name, id and tstamp.
-        event: String,
-    },
     /// An import stopped.
     #[error(transparent)]
     Import(#[from] crate::import::ImportError),

@@ -121,8 +121,7 @@ impl ProjectionManager {
             loop {
                 let status = self.status().await?;
                 progress(&status);
-                let stuck = status.stuck();
-                if status.projections.iter().all(|p| p.position >= target || stuck.contains(&p.name.as_str())) {
+                if status.is_settled(target) {
                     return Ok(status);
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;
@@ -135,7 +134,8 @@ impl ProjectionManager {
     /// Where each projection stands.
     pub async fn status(&self) -> Result<Status, Error> {
         let mut connection = self.pool.acquire().await.map_err(Error::database("reading the positions"))?;
-        let rows = position::rows(&mut connection).await.map_err(Error::database("reading the positions"))?;
+        let names: Vec<_> = self.projections.definitions().map(|definition| definition.name).collect();
+        let rows = position::rows(&mut connection, &names).await.map_err(Error::database("reading the positions"))?;
         Ok(status::status(&self.projections, &rows))
     }
 

@@ -127,10 +127,12 @@ pub(crate) async fn record_failure(
     Ok(())
 }
 
-/// A row of `readviews` with what lies before it and what stopped it, for `status`.
+/// A projection's place with what lies before it and what stopped it, for `status`.
 #[derive(Debug, sqlx::FromRow)]
 pub(crate) struct Row {
     pub(crate) name: String,
+    /// There is a row in `readviews`: it has run.
+    pub(crate) has_run: bool,
     pub(crate) position: i64,
     pub(crate) latest_event: i64,
     pub(crate) events_behind: i64,
@@ -145,15 +147,20 @@ pub(crate) struct Row {
     pub(crate) retry: Option<bool>,
 }
 
-/// All rows, of this program's projections and of others'.
-pub(crate) async fn rows(connection: &mut PgConnection) -> sqlx::Result<Vec<Row>> {
+/// The projections of these names, also those that have not run yet, and those of others that have.
+pub(crate) async fn rows(connection: &mut PgConnection, names: &[&str]) -> sqlx::Result<Vec<Row>> {
     sqlx::query_as(
-        "SELECT l.name, l.position, COALESCE(l.latest_event, 0) AS latest_event, l.events_behind, l.seconds_behind,
+        "SELECT p.name, p.has_run, p.position,
+                (SELECT COALESCE(MAX(tstamp), 0) FROM events) AS latest_event,
+                a.events_behind, a.seconds_behind,
                 f.event_id, f.event_name, f.tstamp, f.handler, f.error, f.attempts, f.failed_at, f.retry
-         FROM projection_lag l
+         FROM (SELECT name, r.name IS NOT NULL AS has_run, COALESCE(r.position, 0) AS position
+               FROM readviews r FULL JOIN UNNEST($1::text[]) AS known (name) USING (name)) p
+         CROSS JOIN LATERAL events_after(p.position) a
          LEFT JOIN readview_failures f USING (name)
-         ORDER BY l.name",
+         ORDER BY p.name",
     )
+    .bind(names)
     .fetch_all(connection)
     .await
 }

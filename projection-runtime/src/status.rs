@@ -102,6 +102,16 @@ impl Status {
         }
     }
 
+    /// Whether each projection of this program has come to the position, or cannot until someone mends it.
+    pub(crate) fn is_settled(&self, position: i64) -> bool {
+        let stuck = self.stuck();
+        self.projections.iter().all(|projection| {
+            projection.position >= position
+                || projection.state == State::Unknown
+                || stuck.contains(&projection.name.as_str())
+        })
+    }
+
     /// The projection of that name.
     #[must_use]
     pub fn projection(&self, name: &str) -> Option<&ProjectionStatus> {
@@ -116,6 +126,7 @@ pub(crate) fn status(set: &ProjectionSet, rows: &[Row]) -> Status {
         .map(|row| {
             let state = match set.definition(&row.name) {
                 Err(_) => State::Unknown,
+                Ok(_) if !row.has_run => State::New,
                 Ok(_) if row.retry == Some(true) => State::Retrying,
                 Ok(_) if row.event_id.is_some() => State::Failed,
                 Ok(_) if row.position >= row.latest_event => State::Live,
@@ -136,19 +147,6 @@ pub(crate) fn status(set: &ProjectionSet, rows: &[Row]) -> Status {
             }
         })
         .collect();
-    for definition in set.definitions() {
-        if !rows.iter().any(|row| row.name == definition.name) {
-            projections.push(ProjectionStatus {
-                name: definition.name.to_owned(),
-                state: State::New,
-                position: 0,
-                events_behind: 0,
-                events_behind_capped: false,
-                seconds_behind: 0.0,
-                failure: None,
-            });
-        }
-    }
     let place = |name: &str| set.definitions().position(|definition| definition.name == name).unwrap_or(usize::MAX);
     projections.sort_by_key(|projection| place(&projection.name));
     Status { latest_event: rows.first().map_or(0, |row| row.latest_event), projections }

@@ -64,6 +64,20 @@ async fn a_lost_connection_is_no_failure() {
     running.await.unwrap();
 }
 
+/// The row of a projection that this program doesn't have (an old name, a newer program's) is nobody's to wait for.
+#[tokio::test]
+async fn a_row_of_another_program_is_not_waited_for() {
+    let db = TestDatabase::new().await;
+    journal::create(&db.pool).await;
+    journal::append(&db.pool, [Happened::new(1)]).await;
+    sqlx::query("INSERT INTO readviews (name) VALUES ('of_old')").execute(&db.pool).await.unwrap();
+    let manager = ProjectionManager::new(db.pool.clone(), projections![Journal]).unwrap();
+    let status =
+        tokio::time::timeout(Duration::from_secs(30), manager.catch_up(|_| {})).await.expect("an end").unwrap();
+    assert_eq!(status.projection("journal").unwrap().state, State::Live);
+    assert_eq!(status.projection("of_old").unwrap().state, State::Unknown);
+}
+
 /// The wake-up comes by NOTIFY: far sooner than the poll.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_append_wakes_the_projection() {

@@ -41,6 +41,14 @@ async fn import_run_status_reset_retry() {
     let imported: Value = serde_json::from_str(&ok(&service(&db.url, &["import", SAMPLE, "--json"]))).unwrap();
     assert_eq!((&imported["appended"], &imported["invalid"]), (&Value::from(2006), &Value::from(0)));
 
+    // What lies before a projection is told also before it has ever run.
+    let fresh = ok(&service(&db.url, &["status", "--json"]));
+    let fresh: Value = serde_json::from_str(&fresh).unwrap();
+    assert!(fresh["latest_event"].as_i64().unwrap() > 0);
+    let new = fresh["projections"].as_array().unwrap();
+    assert_eq!(new.len(), 4);
+    assert!(new.iter().all(|new| new["state"] == "new" && new["events_behind"] == 2006), "{new:?}");
+
     for signal_name in ["TERM", "INT"] {
         let mut run = command(&db.url).arg("run").stderr(Stdio::null()).spawn().unwrap();
         let status = || -> Value { serde_json::from_str(&ok(&service(&db.url, &["status", "--json"]))).unwrap() };
