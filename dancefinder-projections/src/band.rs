@@ -3,13 +3,13 @@
 use projection_runtime::{PgConnection, Recorded, projection};
 use sqlx::query;
 
-use crate::events::BandCreated;
+use crate::events::{BandCreated, BandEvents};
 
 /// The bands.
 #[derive(Debug, Clone, Copy)]
 pub struct BandProjection;
 
-#[projection(name = "band", tables = ["band"], cascade = true)]
+#[projection(name = "band", tables = ["band"], cascade = true, covers = BandEvents)]
 impl BandProjection {
     /// A band that comes again under its name takes the new id.
     #[on(BandCreated)]

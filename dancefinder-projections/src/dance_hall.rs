@@ -3,13 +3,13 @@
 use projection_runtime::{PgConnection, Recorded, projection};
 use sqlx::query;
 
-use crate::events::{DanceHallCreated, DanceHallGeocoded};
+use crate::events::{DanceHallCreated, DanceHallEvents, DanceHallGeocoded};
 
 /// The dance halls.
 #[derive(Debug, Clone, Copy)]
 pub struct DanceHallProjection;
 
-#[projection(name = "dancehall", tables = ["dance_hall"], cascade = true)]
+#[projection(name = "dancehall", tables = ["dance_hall"], cascade = true, covers = DanceHallEvents)]
 impl DanceHallProjection {
     #[on(DanceHallCreated)]
     async fn created(event: &Recorded<DanceHallCreated>, tx: &mut PgConnection) -> sqlx::Result<()> {

@@ -3,13 +3,13 @@
 use projection_runtime::{PgConnection, Recorded, projection};
 use sqlx::query;
 
-use crate::events::{EventCreated, EventDeleted, EventUpdated};
+use crate::events::{EventCreated, EventDeleted, EventEvents, EventUpdated};
 
 /// The dances.
 #[derive(Debug, Clone, Copy)]
 pub struct EventProjection;
 
-#[projection(name = "event", tables = ["event"])]
+#[projection(name = "event", tables = ["event"], covers = EventEvents)]
 impl EventProjection {
     #[on(EventCreated)]
     async fn created(event: &Recorded<EventCreated>, tx: &mut PgConnection) -> sqlx::Result<()> {

@@ -1,13 +1,34 @@
 //! The events of DanceFinder, as its write side records them.
 
 use chrono::NaiveDate;
-use projection_runtime::DomainEvent;
+use projection_runtime::{DomainEvent, domain_events};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+domain_events! {
+    /// What happens to a band.
+    pub BandEvents: "domain.Band" => [BandCreated],
+
+    /// What happens to a dance hall.
+    pub DanceHallEvents: "domain.DanceHall" => [DanceHallCreated, DanceHallGeocoded],
+
+    /// What happens to a dance, which DanceFinder calls an event.
+    pub EventEvents: "domain.Event" => [EventCreated, EventUpdated, EventDeleted],
+
+    /// What a dancer asks for.
+    pub UserPreferencesEvents: "domain.UserPreferences" => [
+        OriginAdded, OriginRemoved,
+        BandIgnored, BandUnignored,
+        DanceHallIgnored, DanceHallUnignored,
+        CityIgnored, CityUnignored,
+        MunicipalityIgnored, MunicipalityUnignored,
+        StateIgnored, StateUnignored,
+    ],
+}
+
 /// A band was added. A band that is added again under the same name takes the name's place.
 #[derive(Debug, Clone, Serialize, Deserialize, DomainEvent)]
-#[event(aggregate = "domain.Band", routing_key = "Band.Created")]
+#[event(aggregate = BandEvents, routing_key = "Band.Created")]
 pub struct BandCreated {
     /// Unique among the bands.
     pub name: String,
@@ -15,7 +36,7 @@ pub struct BandCreated {
 
 /// A dance hall was added.
 #[derive(Debug, Clone, Serialize, Deserialize, DomainEvent)]
-#[event(aggregate = "domain.DanceHall", routing_key = "DanceHall.Created")]
+#[event(aggregate = DanceHallEvents, routing_key = "DanceHall.Created")]
 pub struct DanceHallCreated {
     /// Not unique: many towns have a Folkets Park.
     pub name: String,
@@ -29,7 +50,7 @@ pub struct DanceHallCreated {
 
 /// A dance hall's place was found, or found better.
 #[derive(Debug, Clone, Serialize, Deserialize, DomainEvent)]
-#[event(aggregate = "domain.DanceHall", routing_key = "DanceHall.Geocoded")]
+#[event(aggregate = DanceHallEvents, routing_key = "DanceHall.Geocoded")]
 pub struct DanceHallGeocoded {
     /// Degrees, WGS 84.
     pub latitude: f64,
@@ -39,7 +60,7 @@ pub struct DanceHallGeocoded {
 
 /// A dance was announced.
 #[derive(Debug, Clone, Serialize, Deserialize, DomainEvent)]
-#[event(aggregate = "domain.Event", routing_key = "Event.Created")]
+#[event(aggregate = EventEvents, routing_key = "Event.Created")]
 pub struct EventCreated {
     /// The evening.
     pub date: NaiveDate,
@@ -51,7 +72,7 @@ pub struct EventCreated {
 
 /// A dance was changed; all three fields are the new ones.
 #[derive(Debug, Clone, Serialize, Deserialize, DomainEvent)]
-#[event(aggregate = "domain.Event", routing_key = "Event.Updated")]
+#[event(aggregate = EventEvents, routing_key = "Event.Updated")]
 pub struct EventUpdated {
     /// The evening.
     pub date: NaiveDate,
@@ -63,12 +84,12 @@ pub struct EventUpdated {
 
 /// A dance was called off.
 #[derive(Debug, Clone, Serialize, Deserialize, DomainEvent)]
-#[event(aggregate = "domain.Event", routing_key = "Event.Deleted")]
+#[event(aggregate = EventEvents, routing_key = "Event.Deleted")]
 pub struct EventDeleted {}
 
 /// A dancer added a place to start from.
 #[derive(Debug, Clone, Serialize, Deserialize, DomainEvent)]
-#[event(aggregate = "domain.UserPreferences", routing_key = "Origin.Added")]
+#[event(aggregate = UserPreferencesEvents, routing_key = "Origin.Added")]
 pub struct OriginAdded {
     /// The origin's own id.
     pub origin_id: Uuid,
@@ -84,7 +105,7 @@ pub struct OriginAdded {
 
 /// A dancer removed a place to start from.
 #[derive(Debug, Clone, Serialize, Deserialize, DomainEvent)]
-#[event(aggregate = "domain.UserPreferences", routing_key = "Origin.Removed")]
+#[event(aggregate = UserPreferencesEvents, routing_key = "Origin.Removed")]
 pub struct OriginRemoved {
     /// The origin.
     pub origin_id: Uuid,
@@ -94,7 +115,7 @@ pub struct OriginRemoved {
 
 /// A dancer doesn't want to see a band.
 #[derive(Debug, Clone, Serialize, Deserialize, DomainEvent)]
-#[event(aggregate = "domain.UserPreferences", routing_key = "Band.Ignored")]
+#[event(aggregate = UserPreferencesEvents, routing_key = "Band.Ignored")]
 pub struct BandIgnored {
     /// The dancer.
     pub subject: String,
@@ -104,7 +125,7 @@ pub struct BandIgnored {
 
 /// A dancer wants to see a band again.
 #[derive(Debug, Clone, Serialize, Deserialize, DomainEvent)]
-#[event(aggregate = "domain.UserPreferences", routing_key = "Band.Unignored")]
+#[event(aggregate = UserPreferencesEvents, routing_key = "Band.Unignored")]
 pub struct BandUnignored {
     /// The dancer.
     pub subject: String,
@@ -114,7 +135,7 @@ pub struct BandUnignored {
 
 /// A dancer doesn't want to see a dance hall.
 #[derive(Debug, Clone, Serialize, Deserialize, DomainEvent)]
-#[event(aggregate = "domain.UserPreferences", routing_key = "DanceHall.Ignored")]
+#[event(aggregate = UserPreferencesEvents, routing_key = "DanceHall.Ignored")]
 pub struct DanceHallIgnored {
     /// The dancer.
     pub subject: String,
@@ -124,7 +145,7 @@ pub struct DanceHallIgnored {
 
 /// A dancer wants to see a dance hall again.
 #[derive(Debug, Clone, Serialize, Deserialize, DomainEvent)]
-#[event(aggregate = "domain.UserPreferences", routing_key = "DanceHall.Unignored")]
+#[event(aggregate = UserPreferencesEvents, routing_key = "DanceHall.Unignored")]
 pub struct DanceHallUnignored {
     /// The dancer.
     pub subject: String,
@@ -134,7 +155,7 @@ pub struct DanceHallUnignored {
 
 /// A dancer doesn't want to see a town.
 #[derive(Debug, Clone, Serialize, Deserialize, DomainEvent)]
-#[event(aggregate = "domain.UserPreferences", routing_key = "City.Ignored")]
+#[event(aggregate = UserPreferencesEvents, routing_key = "City.Ignored")]
 pub struct CityIgnored {
     /// The dancer.
     pub subject: String,
@@ -144,7 +165,7 @@ pub struct CityIgnored {
 
 /// A dancer wants to see a town again.
 #[derive(Debug, Clone, Serialize, Deserialize, DomainEvent)]
-#[event(aggregate = "domain.UserPreferences", routing_key = "City.Unignored")]
+#[event(aggregate = UserPreferencesEvents, routing_key = "City.Unignored")]
 pub struct CityUnignored {
     /// The dancer.
     pub subject: String,
@@ -154,7 +175,7 @@ pub struct CityUnignored {
 
 /// A dancer doesn't want to see a municipality.
 #[derive(Debug, Clone, Serialize, Deserialize, DomainEvent)]
-#[event(aggregate = "domain.UserPreferences", routing_key = "Municipality.Ignored")]
+#[event(aggregate = UserPreferencesEvents, routing_key = "Municipality.Ignored")]
 pub struct MunicipalityIgnored {
     /// The dancer.
     pub subject: String,
@@ -164,7 +185,7 @@ pub struct MunicipalityIgnored {
 
 /// A dancer wants to see a municipality again.
 #[derive(Debug, Clone, Serialize, Deserialize, DomainEvent)]
-#[event(aggregate = "domain.UserPreferences", routing_key = "Municipality.Unignored")]
+#[event(aggregate = UserPreferencesEvents, routing_key = "Municipality.Unignored")]
 pub struct MunicipalityUnignored {
     /// The dancer.
     pub subject: String,
@@ -174,7 +195,7 @@ pub struct MunicipalityUnignored {
 
 /// A dancer doesn't want to see a county.
 #[derive(Debug, Clone, Serialize, Deserialize, DomainEvent)]
-#[event(aggregate = "domain.UserPreferences", routing_key = "State.Ignored")]
+#[event(aggregate = UserPreferencesEvents, routing_key = "State.Ignored")]
 pub struct StateIgnored {
     /// The dancer.
     pub subject: String,
@@ -184,7 +205,7 @@ pub struct StateIgnored {
 
 /// A dancer wants to see a county again.
 #[derive(Debug, Clone, Serialize, Deserialize, DomainEvent)]
-#[event(aggregate = "domain.UserPreferences", routing_key = "State.Unignored")]
+#[event(aggregate = UserPreferencesEvents, routing_key = "State.Unignored")]
 pub struct StateUnignored {
     /// The dancer.
     pub subject: String,

@@ -9,6 +9,7 @@ use sqlx::query;
 use crate::events::{
     BandCreated, BandIgnored, BandUnignored, CityIgnored, CityUnignored, DanceHallIgnored, DanceHallUnignored,
     MunicipalityIgnored, MunicipalityUnignored, OriginAdded, OriginRemoved, StateIgnored, StateUnignored,
+    UserPreferencesEvents,
 };
 
 /// The dancers' preferences.
@@ -26,6 +27,7 @@ pub struct UserPreferencesProjection;
         "ignored_state",
     ],
     after = ["band"],
+    covers = UserPreferencesEvents,
 )]
 impl UserPreferencesProjection {
     #[on(OriginAdded)]

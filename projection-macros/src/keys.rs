@@ -1,17 +1,17 @@
-//! Reads the `key = value` list of an attribute.
+//! Reads the list of an attribute: `key = value`, or `key(..)` where the value is a list of its own.
 
-use proc_macro2::Span;
+use proc_macro2::{Group, Span};
 use syn::ext::IdentExt;
 use syn::parse::{Parse, ParseStream};
 use syn::punctuated::Punctuated;
-use syn::{Expr, ExprLit, Ident, Lit, LitBool, LitInt, LitStr, Token};
+use syn::{Expr, ExprLit, ExprPath, Ident, Lit, LitBool, LitInt, LitStr, Path, Token};
 
 use crate::report::Report;
 
 /// The keys of one attribute; each is taken once by name.
 #[derive(Default)]
 pub(crate) struct Keys {
-    pairs: Vec<(Ident, Expr)>,
+    pairs: Vec<(Ident, Value)>,
     /// The list is no such list: that is the mistake, and no key is missing on top.
     unreadable: bool,
 }
@@ -23,17 +23,28 @@ impl Parse for Keys {
     }
 }
 
-struct Pair(Ident, Expr);
+/// What stands behind a key.
+enum Value {
+    /// `= value`
+    Expr(Expr),
+    /// `(..)`
+    List(Group),
+}
+
+struct Pair(Ident, Value);
 
 impl Parse for Pair {
     fn parse(input: ParseStream<'_>) -> syn::Result<Self> {
         let key =
             input.call(Ident::parse_any).map_err(|error| syn::Error::new(error.span(), "expected `key = value`"))?;
+        if input.peek(syn::token::Paren) {
+            return Ok(Pair(key, Value::List(input.parse()?)));
+        }
         if !input.peek(Token![=]) {
             return Err(syn::Error::new(key.span(), format!("`{key}` needs a value: `{key} = ..`")));
         }
         input.parse::<Token![=]>()?;
-        Ok(Pair(key, input.parse()?))
+        Ok(Pair(key, Value::Expr(input.parse()?)))
     }
 }
 
@@ -77,20 +88,66 @@ impl Keys {
         }
     }
 
-    fn get(&self, name: &str) -> Option<&Expr> {
-        self.pairs.iter().find(|(key, _)| key == name).map(|(_, value)| ungrouped(value))
+    /// The key as the user wrote it, for what is wrong with all of it.
+    pub(crate) fn key(&self, name: &str) -> Option<&Ident> {
+        self.pairs.iter().find(|(key, _)| key == name).map(|(key, _)| key)
+    }
+
+    fn get(&self, name: &str) -> Option<&Value> {
+        self.pairs.iter().find(|(key, _)| key == name).map(|(_, value)| value)
+    }
+
+    /// The value behind `name =`; `form` says how it is written.
+    fn value(&self, name: &str, form: &str, report: &mut Report) -> Option<&Expr> {
+        match self.get(name)? {
+            Value::Expr(value) => Some(ungrouped(value)),
+            Value::List(group) => {
+                report.error(group, format!("`{name}` takes no parentheses: `{form}`"));
+                None
+            }
+        }
+    }
+
+    /// The list behind `name`, in its parentheses; `form` says how it is written.
+    pub(crate) fn list<T: Parse>(&self, name: &str, form: &str, report: &mut Report) -> Option<(Vec<T>, Span)> {
+        match self.get(name)? {
+            Value::Expr(value) => {
+                report.error(value, format!("`{name}` takes a list in parentheses: `{form}`"));
+                None
+            }
+            Value::List(group) => {
+                use syn::parse::Parser;
+                let parsed = Punctuated::<T, Token![,]>::parse_terminated.parse2(group.stream());
+                report.ok(parsed).map(|list| (list.into_iter().collect(), group.span()))
+            }
+        }
     }
 
     pub(crate) fn string(&self, name: &str, report: &mut Report) -> Option<LitStr> {
-        let value = self.get(name)?;
+        let form = format!("{name} = \"..\"");
+        let value = self.value(name, &form, report)?;
         string(value).or_else(|| {
-            report.error(value, format!("expected a string literal: `{name} = \"..\"`"));
+            report.error(value, format!("expected a string literal: `{form}`"));
             None
         })
     }
 
+    /// `name = "text"` or `name = Type`.
+    pub(crate) fn string_or_path(&self, name: &str, report: &mut Report) -> Option<Result<LitStr, Path>> {
+        let form = format!("{name} = \"..\"");
+        let value = self.value(name, &form, report)?;
+        match (string(value), path(value)) {
+            (Some(literal), _) => Some(Ok(literal)),
+            (_, Some(path)) => Some(Err(path)),
+            _ => {
+                report.error(value, format!("expected a string literal, `{form}`, or the type of an event set"));
+                None
+            }
+        }
+    }
+
     pub(crate) fn boolean(&self, name: &str, report: &mut Report) -> Option<LitBool> {
-        let value = self.get(name)?;
+        let value = self.value(name, &format!("{name} = true"), report)?;
         if let Expr::Lit(ExprLit { lit: Lit::Bool(lit), .. }) = value {
             return Some(lit.clone());
         }
@@ -99,7 +156,7 @@ impl Keys {
     }
 
     pub(crate) fn integer(&self, name: &str, report: &mut Report) -> Option<LitInt> {
-        let value = self.get(name)?;
+        let value = self.value(name, &format!("{name} = 1"), report)?;
         if let Expr::Lit(ExprLit { lit: Lit::Int(lit), .. }) = value {
             return Some(lit.clone());
         }
@@ -110,11 +167,12 @@ impl Keys {
     /// The elements of `name = ["a", "b"]` and the span of the whole value.
     pub(crate) fn strings(&self, name: &str, report: &mut Report) -> Option<(Vec<LitStr>, Span)> {
         use syn::spanned::Spanned;
-        let value = self.get(name)?;
+        let form = format!("{name} = [\"..\"]");
+        let value = self.value(name, &form, report)?;
         let Expr::Array(array) = value else {
             let hint = match string(value) {
                 Some(one) => format!("wrap it in brackets: `{name} = [\"{}\"]`", one.value()),
-                None => format!("expected a list of string literals: `{name} = [\"..\"]`"),
+                None => format!("expected a list of string literals: `{form}`"),
             };
             report.error(value, hint);
             return None;
@@ -123,11 +181,28 @@ impl Keys {
         for element in &array.elems {
             match string(ungrouped(element)) {
                 Some(lit) => strings.push(lit),
-                None => report.error(element, format!("expected a string literal in `{name} = [\"..\"]`")),
+                None => report.error(element, format!("expected a string literal in `{form}`")),
             }
         }
         // A list of nothing but mistakes is not an empty one.
         (array.elems.is_empty() || !strings.is_empty()).then(|| (strings, array.span()))
+    }
+
+    /// The elements of `name = [A, B]`, or the one of `name = A`; `example` is such a type.
+    pub(crate) fn paths(&self, name: &str, example: &str, report: &mut Report) -> Vec<Path> {
+        let Some(value) = self.value(name, &format!("{name} = [{example}]"), report) else { return Vec::new() };
+        let elements: Vec<&Expr> = match value {
+            Expr::Array(array) => array.elems.iter().map(ungrouped).collect(),
+            one => vec![one],
+        };
+        let mut paths = Vec::new();
+        for element in elements {
+            match path(element) {
+                Some(path) => paths.push(path),
+                None => report.error(element, format!("expected a type: `{name} = [{example}]`")),
+            }
+        }
+        paths
     }
 }
 
@@ -142,6 +217,13 @@ fn ungrouped(mut value: &Expr) -> &Expr {
 fn string(value: &Expr) -> Option<LitStr> {
     match value {
         Expr::Lit(ExprLit { lit: Lit::Str(lit), .. }) => Some(lit.clone()),
+        _ => None,
+    }
+}
+
+fn path(value: &Expr) -> Option<Path> {
+    match value {
+        Expr::Path(ExprPath { qself: None, path, .. }) => Some(path.clone()),
         _ => None,
     }
 }

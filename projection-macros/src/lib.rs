@@ -2,15 +2,19 @@
 //!
 //! Reading order, which is the data's way: `report` gathers mistakes; `keys` reads `key = value` lists;
 //! `projection` turns `#[projection(..)] impl` into its model (`projection/model`) and that into code
-//! (`projection/expand`); `event` does the same for `#[derive(DomainEvent)]`.
+//! (`projection/expand`); `event` does the same for `#[derive(DomainEvent)]`, `event_set` for `domain_events!` and `set`
+//! for `projections!`. `spans` moves code to where a mistake in it is to be shown.
 //!
 //! What must hold: a mistake is reported at the narrowest span, all mistakes of one input are reported
 //! together, and the user's own items are always in the output, so that a mistake brings no follow-up errors.
 
 mod event;
+mod event_set;
 mod keys;
 mod projection;
 mod report;
+mod set;
+mod spans;
 
 use proc_macro::TokenStream;
 use proc_macro2::TokenStream as TokenStream2;
@@ -39,6 +43,24 @@ pub fn on(_attr: TokenStream, item: TokenStream) -> TokenStream {
 #[proc_macro_derive(DomainEvent, attributes(event))]
 pub fn domain_event(item: TokenStream) -> TokenStream {
     event::expand(item.into()).into()
+}
+
+/// Declares the events of an aggregate, for `covers`.
+#[proc_macro]
+pub fn domain_events(input: TokenStream) -> TokenStream {
+    event_set::expand(input.into()).into()
+}
+
+/// Makes a set of projections, and checks what they say of each other.
+#[proc_macro]
+pub fn projections(input: TokenStream) -> TokenStream {
+    set::expand(input.into()).into()
+}
+
+/// The path as messages give it.
+fn path_string(path: &syn::Path) -> String {
+    let names: Vec<String> = path.segments.iter().map(|segment| segment.ident.to_string()).collect();
+    names.join("::")
 }
 
 /// The path of the runtime crate as the user's crate knows it, also where it is renamed in `Cargo.toml`.

@@ -153,7 +153,7 @@ impl std::fmt::Display for ForeignKey {
 }
 
 impl ForeignKey {
-    fn cure(&self) -> String {
+    pub(crate) fn cure(&self) -> String {
         format!("ALTER TABLE {} DROP CONSTRAINT \"{}\";", self.table, self.constraint)
     }
 }
@@ -162,9 +162,11 @@ impl ForeignKey {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ApplyError {
-    /// The payload is not what the event's type says.
-    #[error("the payload does not fit: at `{path}`: {reason}")]
+    /// The payload is not what the event's type says, or, of an older version, what its upcast takes.
+    #[error("the payload{} does not fit: at `{path}`: {reason}", version.map_or(String::new(), |v| format!(" of version {v}")))]
     Payload {
+        /// The version that it was read as, where the event has had several.
+        version: Option<i32>,
         /// The path inside of the JSON, like `address.city` or `dates[3]`.
         path: String,
         /// What is wrong there.
@@ -181,6 +183,14 @@ pub enum ApplyError {
         found: i32,
         /// The newest version that the program knows.
         known: i32,
+    },
+    /// An upcast returned an error.
+    #[error("the payload of version {from} cannot be carried up: {}", chain(.reason.as_ref()))]
+    Upcast {
+        /// The version that it begins at.
+        from: i32,
+        /// What it returned.
+        reason: BoxError,
     },
     /// The event was read for a projection that has no handler for it.
     #[error("projection `{projection}` has no handler for {event}")]

@@ -7,6 +7,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::error::{ApplyError, Error};
+use crate::versions;
 
 /// The payload of an event; derive it.
 ///
@@ -24,18 +25,75 @@ use crate::error::{ApplyError, Error};
 /// assert_eq!(BandCreated::ROUTING_KEY, "BandCreated");
 /// ```
 ///
-/// The keys of `#[event(..)]`: `aggregate` (needed), and `name` (the type's name unless given), `version` (1 unless
-/// given), `routing_key` (the name unless given).
+/// # The keys of `#[event(..)]`
+///
+/// `aggregate`, the one that is needed: the aggregate's name, as above, or the [`EventSet`](trait@EventSet) of its
+/// events. The set then names the aggregate once for all of them, and an event that is not in it does not compile:
+///
+/// ```
+/// use projection_runtime::{DomainEvent, domain_events};
+/// use serde::{Deserialize, Serialize};
+///
+/// domain_events! {
+///     /// What happens to a band.
+///     pub BandEvents: "domain.Band" => [BandCreated]
+/// }
+///
+/// #[derive(Serialize, Deserialize, DomainEvent)]
+/// #[event(aggregate = BandEvents)]
+/// pub struct BandCreated {
+///     pub name: String,
+/// }
+///
+/// assert_eq!(BandCreated::AGGREGATE, "domain.Band");
+/// ```
+///
+/// `name`: the event's name in the store, where that is not the type's. `routing_key`: that of its messages, where that
+/// is not the name:
 ///
 /// ```
 /// # use projection_runtime::DomainEvent;
 /// # use serde::{Deserialize, Serialize};
 /// #[derive(Serialize, Deserialize, DomainEvent)]
-/// #[event(name = "BandCreated", aggregate = "domain.Band", version = 2, routing_key = "Band.Created")]
-/// pub struct BandCreatedV2 {
+/// #[event(aggregate = "domain.Band", name = "BandCreated", routing_key = "Band.Created")]
+/// pub struct Created {
 ///     pub name: String,
 /// }
-/// # assert_eq!((BandCreatedV2::NAME, BandCreatedV2::VERSION), ("BandCreated", 2));
+///
+/// assert_eq!((Created::NAME, Created::ROUTING_KEY), ("BandCreated", "Band.Created"));
+/// ```
+///
+/// `version` and `upcast`: the version of the payload's form, and how an older form becomes the next one. Stored events
+/// of an older version are carried up, one step after the other, before a handler sees them. An upcast takes what the
+/// older payload deserializes into, and gives the next one or a `Result` of it. Each older version needs one; where the
+/// older form can be read as the newer, it is `core::convert::identity`. An event that is newer than the program fails,
+/// and says so.
+///
+/// ```
+/// # use projection_runtime::DomainEvent;
+/// # use serde::{Deserialize, Serialize};
+/// #[derive(Serialize, Deserialize, DomainEvent)]
+/// #[event(aggregate = "domain.Band", version = 3, upcast(1 => from_v1, 2 => core::convert::identity))]
+/// pub struct BandCreated {
+///     pub name: String,
+///     pub town: Option<String>,
+///     /// Since version 3.
+///     #[serde(default)]
+///     pub founded: Option<u16>,
+/// }
+///
+/// /// The place was a part of the name once, as in `Torvaldzons (Leksand)`.
+/// #[derive(Deserialize)]
+/// struct BandCreatedV1 {
+///     title: String,
+/// }
+///
+/// fn from_v1(old: BandCreatedV1) -> BandCreated {
+///     let town = old.title.split_once(" (").map(|(_, town)| town.trim_end_matches(')').to_owned());
+///     BandCreated { name: old.title.split(" (").next().unwrap_or_default().to_owned(), town, founded: None }
+/// }
+/// # assert_eq!(BandCreated::VERSION, 3);
+/// # assert_eq!(from_v1(BandCreatedV1 { title: "Torvaldzons (Leksand)".into() }).town.as_deref(), Some("Leksand"));
 /// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not an event",
@@ -51,6 +109,26 @@ pub trait DomainEvent: Serialize + DeserializeOwned + Send + Sync + 'static {
     const VERSION: i32;
     /// The routing key of its messages.
     const ROUTING_KEY: &'static str;
+    /// The type's path, like `dancefinder::events::BandCreated`: tells two types of one event name apart.
+    const TYPE: &'static str;
+
+    /// The payload of a stored event, carried up to [`VERSION`](Self::VERSION); `#[event(upcast(..))]` writes it.
+    fn payload(event: &StoredEvent) -> Result<Self, ApplyError> {
+        versions::newest(event, None)
+    }
+}
+
+/// The events of one aggregate; declare it with [`domain_events!`](crate::domain_events).
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not an event set",
+    label = "not an event set",
+    note = "declare it once: `domain_events! {{ {Self}: \"domain.Band\" => [BandCreated, ..] }}`"
+)]
+pub trait EventSet {
+    /// The aggregate's name, like `domain.Band`.
+    const AGGREGATE: &'static str;
+    /// The names of its events.
+    const EVENTS: &'static [&'static str];
 }
 
 /// An event as a handler gets it: the payload, and what the store knows of it.
@@ -134,16 +212,8 @@ pub struct StoredEvent {
 impl StoredEvent {
     /// The event with its payload as `E`; an error names the path inside of the JSON that does not fit.
     pub fn decode<E: DomainEvent>(&self) -> Result<Recorded<E>, ApplyError> {
-        if self.version > E::VERSION {
-            return Err(ApplyError::NewerVersion { event: E::NAME, found: self.version, known: E::VERSION });
-        }
-        let mut json = serde_json::Deserializer::from_str(self.data.get());
-        let data = serde_path_to_error::deserialize(&mut json).map_err(|error| ApplyError::Payload {
-            path: error.path().to_string(),
-            reason: error.inner().to_string(),
-        })?;
         Ok(Recorded {
-            data,
+            data: E::payload(self)?,
             id: self.id,
             aggregate_id: self.aggregate_id,
             aggregate_name: self.aggregate_name.clone(),

@@ -17,16 +17,29 @@ pub trait Handler {
     type Event: DomainEvent;
     /// The function's name.
     const FUNCTION: &'static str;
+    /// It takes a run of events.
+    const TAKES_RUN: bool = false;
 
     /// The event's name in the store.
     const EVENT_NAME: &'static str = Self::Event::NAME;
     /// The event and its handler, for the definition.
-    const EVENT_TYPE: EventType = EventType::of::<Self::Event>(Self::FUNCTION);
+    const EVENT_TYPE: EventType = EventType::of::<Self::Event>(Self::FUNCTION, Self::TAKES_RUN);
 
     /// The event with its payload.
     fn decode(event: &StoredEvent) -> Result<Recorded<Self::Event>, ApplyError> {
         event.decode()
     }
+
+    /// The events of a run with their payloads.
+    fn decode_run(events: &[&StoredEvent]) -> Result<Vec<Recorded<Self::Event>>, ApplyError> {
+        events.iter().map(|event| event.decode()).collect()
+    }
+}
+
+/// The name of a run's events, which all have the same.
+#[must_use]
+pub fn run_name<'a>(events: &[&'a StoredEvent]) -> &'a str {
+    events.first().map_or("", |event| &event.name)
 }
 
 /// What a handler may take for an event.
@@ -48,6 +61,27 @@ impl<E> Parameter<E> for Recorded<E> {
 /// An event as the handler takes it, which says by its signature what `P` is.
 pub fn argument<P: Parameter<E>, E>(event: &Recorded<E>) -> &P {
     P::of(event)
+}
+
+/// What a handler may take for a run of events.
+#[diagnostic::on_unimplemented(
+    message = "this handler takes `&{Self}`, but its `#[on(..)]` names `{Event}`",
+    label = "`#[on({Event})]` gives `&[Recorded<{Event}>]`"
+)]
+pub trait RunParameter<Event> {
+    /// The events as the handler takes them.
+    fn of(events: &[Recorded<Event>]) -> &Self;
+}
+
+impl<E> RunParameter<E> for [Recorded<E>] {
+    fn of(events: &[Recorded<E>]) -> &Self {
+        events
+    }
+}
+
+/// A run of events as the handler takes it, which says by its signature what `P` is.
+pub fn run<P: RunParameter<E> + ?Sized, E>(events: &[Recorded<E>]) -> &P {
+    P::of(events)
 }
 
 /// A handler's future, as one that may go from thread to thread.

@@ -2,14 +2,16 @@
 //!
 //! # Reading order
 //!
-//! An event's way through the code: `event` says what an event is, `store` keeps and reads them, `projection`
-//! is what the macros implement, `position` locks and moves a projection's place, `runner` is the loop of one
-//! projection, `manager` runs them all. Beside the way: `passing` tells passing trouble from failure, `wake` wakes
-//! the loops, `reset`, `status` and `import` are what an operator asks for, `service` is the command line.
+//! An event's way through the code: `event` says what an event is, `versions` carries an older one up, `store` keeps and
+//! reads them, `projection` is what the macros implement, `position` locks and moves a projection's place, `runs` forms
+//! what a handler takes together, `runner` is the loop of one projection, `manager` runs them all. Beside the way:
+//! `handler` and `contradiction` are for the compiler's messages, `passing` tells passing trouble from failure, `wake`
+//! wakes the loops, `schema`, `reset`, `status` and `import` are what an operator asks for, `service` is the command line.
 
 // The macros say `::projection_runtime`, also in this crate's own tests and examples.
 extern crate self as projection_runtime;
 
+mod contradiction;
 mod error;
 mod event;
 mod handler;
@@ -20,8 +22,11 @@ mod position;
 mod projection;
 mod reset;
 mod runner;
+mod runs;
+mod schema;
 mod status;
 mod store;
+mod versions;
 mod wake;
 
 pub mod postgres_server;
@@ -29,11 +34,40 @@ pub mod service;
 pub mod testing;
 
 pub use error::{ApplyError, BoxError, Error};
-pub use event::{DomainEvent, NewEvent, Recorded, StoredEvent};
+pub use event::{DomainEvent, EventSet, NewEvent, Recorded, StoredEvent};
 pub use import::{ImportError, ImportOptions, ImportProgress, Imported, import};
 pub use manager::{ManagerOptions, ProjectionManager};
-pub use projection::{Definition, EventType, Projection, ProjectionSet};
+pub use projection::{Definition, EventType, Order, Projection, ProjectionSet};
 pub use projection_macros::DomainEvent;
+/// Declares the events of an aggregate, once: an [`EventSet`](trait@EventSet) for `aggregate = ..` of an
+/// [event](derive@DomainEvent) and `covers = ..` of a [projection](macro@projection).
+///
+/// Several sets are separated by commas. That each event is one of the aggregate is checked at compile time.
+///
+/// ```
+/// use projection_runtime::{DomainEvent, EventSet, domain_events};
+/// use serde::{Deserialize, Serialize};
+///
+/// domain_events! {
+///     /// What happens to a band.
+///     pub BandEvents: "domain.Band" => [BandCreated, BandRenamed],
+/// }
+///
+/// #[derive(Serialize, Deserialize, DomainEvent)]
+/// #[event(aggregate = BandEvents)]
+/// pub struct BandCreated {
+///     pub name: String,
+/// }
+///
+/// #[derive(Serialize, Deserialize, DomainEvent)]
+/// #[event(aggregate = BandEvents)]
+/// pub struct BandRenamed {
+///     pub name: String,
+/// }
+///
+/// assert_eq!(BandEvents::EVENTS, ["BandCreated", "BandRenamed"]);
+/// ```
+pub use projection_macros::domain_events;
 /// Names the event that a handler of a [`projection`](macro@projection) takes: `#[on(BandCreated)]`.
 pub use projection_macros::on;
 /// Makes an impl block of handlers a projection: implements [`Projection`](trait@Projection) for the type.
@@ -96,6 +130,53 @@ pub use projection_macros::on;
 /// }
 /// ```
 pub use projection_macros::projection;
+/// Makes a [`ProjectionSet`] of projections, checked at compile time: no name twice, no table owned twice, one
+/// event type for an event name, `after` known and without circles.
+///
+/// A projection without fields is named by its type; one with fields gets its value: `Type = value`.
+///
+/// ```
+/// use projection_runtime::{DomainEvent, PgConnection, ProjectionSet, Recorded, Result, projection, projections};
+/// # use serde::{Deserialize, Serialize};
+/// # #[derive(Serialize, Deserialize, DomainEvent)]
+/// # #[event(aggregate = "domain.Band")]
+/// # struct BandCreated { name: String }
+///
+/// struct Bands;
+///
+/// #[projection(name = "bands", tables = ["bands"])]
+/// impl Bands {
+///     #[on(BandCreated)]
+///     async fn created(event: &Recorded<BandCreated>, tx: &mut PgConnection) -> Result<()> {
+///         sqlx::query("INSERT INTO bands (id, name) VALUES ($1, $2)")
+///             .bind(event.aggregate_id)
+///             .bind(&event.data.name)
+///             .execute(tx)
+///             .await?;
+///         Ok(())
+///     }
+/// }
+///
+/// struct Greetings {
+///     greeting: String,
+/// }
+///
+/// #[projection(name = "greetings", tables = ["greetings"])]
+/// impl Greetings {
+///     #[on(BandCreated)]
+///     async fn greet(&self, event: &Recorded<BandCreated>, tx: &mut PgConnection) -> sqlx::Result<()> {
+///         let text = format!("{}, {}!", self.greeting, event.data.name);
+///         sqlx::query("INSERT INTO greetings VALUES ($1)").bind(text).execute(tx).await.map(drop)
+///     }
+/// }
+///
+/// fn set() -> ProjectionSet {
+///     projections![Bands, Greetings = Greetings { greeting: "Welcome".into() }]
+/// }
+/// # assert_eq!(set().definitions().count(), 2);
+/// ```
+pub use projection_macros::projections;
+pub use schema::{Check, Problem};
 pub use sqlx::PgConnection;
 pub use status::{Failure, ProjectionStatus, State, Status};
 pub use store::{Appended, EventStore, ExpectedVersion, Page, PageLimit};
@@ -106,8 +187,13 @@ pub type Result<T = (), E = BoxError> = std::result::Result<T, E>;
 /// What the macros' output calls; no part of the public surface.
 #[doc(hidden)]
 pub mod __private {
-    pub use crate::handler::{Handler, argument, outcome, send};
-    pub use crate::projection::{check_set, execute, not_handled};
+    pub use crate::contradiction::{
+        Member, SetEntry, SetMember, check_aggregate, check_coverage, check_ignored, check_member, check_set, member,
+        member_with_value,
+    };
+    pub use crate::handler::{Handler, argument, outcome, run, run_name, send};
+    pub use crate::projection::{execute, not_handled, run_not_handled, stand_in};
+    pub use crate::versions::{newest, oldest, upcast};
     pub use core::result::Result;
     pub use sqlx::Error as SqlxError;
 }

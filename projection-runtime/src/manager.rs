@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::position;
 use crate::projection::ProjectionSet;
 use crate::runner::Runner;
+use crate::schema::{self, Check};
 use crate::status::{self, Status};
 use crate::store::{EventStore, PageLimit};
 use crate::wake::{self, Wake};
@@ -99,8 +100,9 @@ impl ProjectionManager {
             let runner = Runner::new(self.pool.clone(), projection.clone(), self.options, awaited);
             loops.spawn(runner.run(wake.subscribe(), stop.clone()));
         }
-        let mut listener = JoinSet::new(); // aborted when it is dropped
-        listener.spawn(wake::listen(self.pool.clone(), wake));
+        let mut beside = JoinSet::new(); // aborted when it is dropped
+        beside.spawn(wake::listen(self.pool.clone(), wake));
+        beside.spawn(schema::warn_of_unknown_events(self.pool.clone(), self.projections.clone()));
         shutdown.await;
         stop.cancel();
         while let Some(ended) = loops.join_next().await {
@@ -131,12 +133,20 @@ impl ProjectionManager {
         status
     }
 
+    /// Whether the database is what the projections need. Look at it before [`run`](Self::run): a projection of which a
+    /// table is missing would stop at its first event.
+    pub async fn check(&self) -> Result<Check, Error> {
+        schema::check(&self.pool, &self.projections).await
+    }
+
     /// Where each projection stands.
     pub async fn status(&self) -> Result<Status, Error> {
         let mut connection = self.pool.acquire().await.map_err(Error::database("reading the positions"))?;
         let names: Vec<_> = self.projections.definitions().map(|definition| definition.name).collect();
         let rows = position::rows(&mut connection, &names).await.map_err(Error::database("reading the positions"))?;
-        Ok(status::status(&self.projections, &rows))
+        let unknown = schema::unknown_events(&mut *connection, &self.projections).await;
+        let unknown = unknown.map_err(Error::database("reading the names of the events"))?;
+        Ok(status::status(&self.projections, &rows, unknown))
     }
 
     /// Empties the projection's tables and sets its position to 0, in one transaction; running loops then apply the

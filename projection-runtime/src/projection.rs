@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use sqlx::PgConnection;
 
+use crate::contradiction::{self, SetEntry};
 use crate::error::{ApplyError, Error};
 use crate::event::{DomainEvent, StoredEvent};
 
@@ -24,6 +25,16 @@ pub trait Projection: Send + Sync + 'static {
     /// Calls the handler of the event, inside of the transaction that `tx` is in.
     fn apply(&self, event: &StoredEvent, tx: &mut PgConnection) -> impl Future<Output = Result<(), ApplyError>> + Send;
 
+    /// Calls the handler that takes a run of events; all are of one name.
+    fn apply_run(
+        &self,
+        events: &[&StoredEvent],
+        tx: &mut PgConnection,
+    ) -> impl Future<Output = Result<(), ApplyError>> + Send {
+        let _ = tx;
+        std::future::ready(run_not_handled(Self::DEFINITION.name, events))
+    }
+
     /// Empties the projection's tables, by one statement.
     fn reset(tx: &mut PgConnection) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 }
@@ -37,8 +48,22 @@ pub struct Definition {
     pub tables: &'static [&'static str],
     /// The projections that it never overtakes.
     pub after: &'static [&'static str],
+    /// How far its events may be taken together.
+    pub order: Order,
     /// The events that it handles.
     pub events: &'static [EventType],
+    /// The names of the events that it knows and leaves alone.
+    pub ignores: &'static [&'static str],
+}
+
+/// The order in which a projection needs its events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Order {
+    /// That of the stream.
+    #[default]
+    Stream,
+    /// That of each aggregate by itself: the projection promises that events of different aggregates commute.
+    Aggregate,
 }
 
 /// An event that a projection handles.
@@ -52,22 +77,39 @@ pub struct EventType {
     pub version: i32,
     /// The routing key of its messages.
     pub routing_key: &'static str,
+    /// The event type's path, like `dancefinder::events::BandCreated`.
+    pub ty: &'static str,
     /// The function that handles it.
     pub handler: &'static str,
+    /// The function takes a run of events.
+    pub takes_run: bool,
 }
 
 impl EventType {
     /// The event `E`, handled by the function of that name.
     #[must_use]
-    pub const fn of<E: DomainEvent>(handler: &'static str) -> Self {
-        EventType { name: E::NAME, aggregate: E::AGGREGATE, version: E::VERSION, routing_key: E::ROUTING_KEY, handler }
+    pub const fn of<E: DomainEvent>(handler: &'static str, takes_run: bool) -> Self {
+        EventType {
+            name: E::NAME,
+            aggregate: E::AGGREGATE,
+            version: E::VERSION,
+            routing_key: E::ROUTING_KEY,
+            ty: E::TYPE,
+            handler,
+            takes_run,
+        }
     }
 }
 
 impl Definition {
+    /// The event of that name, where the projection handles it.
+    pub(crate) fn event(&self, name: &str) -> Option<&'static EventType> {
+        self.events.iter().find(|known| known.name == name)
+    }
+
     /// The function that handles the event, for messages.
     pub(crate) fn handler(&self, event: &str) -> &'static str {
-        self.events.iter().find(|known| known.name == event).map_or("?", |known| known.handler)
+        self.event(event).map_or("?", |known| known.handler)
     }
 }
 
@@ -108,17 +150,17 @@ impl ProjectionSet {
         })
     }
 
-    /// The projection that owns the table.
-    pub(crate) fn owner(&self, table: &str) -> Option<&'static str> {
-        self.definitions().find(|definition| definition.tables.contains(&table)).map(|definition| definition.name)
-    }
-
     /// The aggregate's kind of an event name that a projection of the set handles.
     pub(crate) fn aggregate(&self, event: &str) -> Option<&'static str> {
         self.definitions()
             .flat_map(|definition| definition.events)
             .find(|known| known.name == event)
             .map(|e| e.aggregate)
+    }
+
+    /// Whether a projection of the set handles or ignores the event of that name.
+    pub(crate) fn knows(&self, event: &str) -> bool {
+        self.definitions().any(|known| known.event(event).is_some() || known.ignores.contains(&event))
     }
 
     /// Whether another projection comes `after` this one.
@@ -128,12 +170,13 @@ impl ProjectionSet {
 
     /// Checks what one projection by itself cannot know. `projections![..]` does it at compile time.
     pub(crate) fn check(&self) -> Result<(), Error> {
-        let definitions: Vec<_> = self.definitions().collect();
-        match contradiction(&definitions) {
-            None => Ok(()),
-            Some(what) => {
-                let names: Vec<_> = definitions.iter().map(|definition| definition.name).collect();
-                Err(Error::Definition(format!("{what} (the projections are {})", names.join(", "))))
+        let entries: Vec<_> = self.projections.iter().map(|projection| projection.entry()).collect();
+        let found: Vec<_> = (0..entries.len()).filter_map(|i| contradiction::of(&entries, i)).collect();
+        match &found[..] {
+            [] => Ok(()),
+            found => {
+                let found: Vec<_> = found.iter().map(contradiction::Text::as_str).collect();
+                Err(Error::Definition(found.join("; ")))
             }
         }
     }
@@ -145,175 +188,18 @@ impl std::fmt::Debug for ProjectionSet {
     }
 }
 
-/// Makes a [`ProjectionSet`] of projections, checked at compile time: no name twice, no table owned twice, one
-/// event type for an event name, `after` known and without circles.
-///
-/// A projection without fields is named by its type; one with fields gets its value: `Type = value`.
-///
-/// ```
-/// use projection_runtime::{DomainEvent, PgConnection, ProjectionSet, Recorded, Result, projection, projections};
-/// # use serde::{Deserialize, Serialize};
-/// # #[derive(Serialize, Deserialize, DomainEvent)]
-/// # #[event(aggregate = "domain.Band")]
-/// # struct BandCreated { name: String }
-///
-/// struct Bands;
-///
-/// #[projection(name = "bands", tables = ["bands"])]
-/// impl Bands {
-///     #[on(BandCreated)]
-///     async fn created(event: &Recorded<BandCreated>, tx: &mut PgConnection) -> Result<()> {
-///         sqlx::query("INSERT INTO bands (id, name) VALUES ($1, $2)")
-///             .bind(event.aggregate_id)
-///             .bind(&event.data.name)
-///             .execute(tx)
-///             .await?;
-///         Ok(())
-///     }
-/// }
-///
-/// struct Greetings {
-///     greeting: String,
-/// }
-///
-/// #[projection(name = "greetings", tables = ["greetings"])]
-/// impl Greetings {
-///     #[on(BandCreated)]
-///     async fn greet(&self, event: &Recorded<BandCreated>, tx: &mut PgConnection) -> sqlx::Result<()> {
-///         let text = format!("{}, {}!", self.greeting, event.data.name);
-///         sqlx::query("INSERT INTO greetings VALUES ($1)").bind(text).execute(tx).await.map(drop)
-///     }
-/// }
-///
-/// fn set() -> ProjectionSet {
-///     projections![Bands, Greetings = Greetings { greeting: "Welcome".into() }]
-/// }
-/// # assert_eq!(set().definitions().count(), 2);
-/// ```
-#[macro_export]
-macro_rules! projections {
-    ($($projection:ident $(:: $rest:ident)* $(= $value:expr)?),* $(,)?) => {{
-        const _: () = $crate::__private::check_set(&[
-            $(<$projection $(:: $rest)* as $crate::Projection>::DEFINITION),*
-        ]);
-        $crate::ProjectionSet::new()
-            $(.with($crate::projections!(@value [$projection $(:: $rest)*] $($value)?)))*
-    }};
-    (@value [$($projection:tt)*]) => { $($projection)* };
-    (@value [$($projection:tt)*] $value:expr) => { $value };
-}
-
-/// Fails the build where a set of projections contradicts itself.
-#[doc(hidden)]
-pub const fn check_set(definitions: &[&Definition]) {
-    if let Some(what) = contradiction(definitions) {
-        panic!("{}", what);
-    }
-}
-
-/// What is wrong between projections; const, so that `projections![..]` finds it at compile time.
-const fn contradiction(definitions: &[&Definition]) -> Option<&'static str> {
-    let mut i = 0;
-    while i < definitions.len() {
-        let mut j = 0;
-        while j < i {
-            if equal(definitions[i].name, definitions[j].name) {
-                return Some("two projections have one name");
-            }
-            if overlap(definitions[i].tables, definitions[j].tables) {
-                return Some("one table is owned by two projections");
-            }
-            j += 1;
-        }
-        let mut a = 0;
-        while a < definitions[i].after.len() {
-            if find(definitions, definitions[i].after[a]).is_none() {
-                return Some("`after` names a projection that is not in the set");
-            }
-            if reaches(definitions, definitions[i].after[a], definitions[i].name, definitions.len()) {
-                return Some("`after` makes a circle: two projections would wait for each other");
-            }
-            a += 1;
-        }
-        let mut e = 0;
-        while e < definitions[i].events.len() {
-            let mut other = 0;
-            while other < e {
-                if equal(definitions[i].events[e].name, definitions[i].events[other].name) {
-                    return Some("two handlers of one projection are for one event name");
-                }
-                other += 1;
-            }
-            e += 1;
-        }
-        i += 1;
-    }
-    None
-}
-
-/// Whether following `after` from one projection comes to another, in at most `steps` steps.
-const fn reaches(definitions: &[&Definition], from: &str, to: &str, steps: usize) -> bool {
-    if equal(from, to) {
-        return true;
-    }
-    let Some(from) = find(definitions, from) else { return false };
-    let mut a = 0;
-    while steps > 0 && a < definitions[from].after.len() {
-        if reaches(definitions, definitions[from].after[a], to, steps - 1) {
-            return true;
-        }
-        a += 1;
-    }
-    false
-}
-
-const fn find(definitions: &[&Definition], name: &str) -> Option<usize> {
-    let mut i = 0;
-    while i < definitions.len() {
-        if equal(definitions[i].name, name) {
-            return Some(i);
-        }
-        i += 1;
-    }
-    None
-}
-
-const fn overlap(a: &[&str], b: &[&str]) -> bool {
-    let mut i = 0;
-    while i < a.len() {
-        let mut j = 0;
-        while j < b.len() {
-            if equal(a[i], b[j]) {
-                return true;
-            }
-            j += 1;
-        }
-        i += 1;
-    }
-    false
-}
-
-const fn equal(a: &str, b: &str) -> bool {
-    let (a, b) = (a.as_bytes(), b.as_bytes());
-    if a.len() != b.len() {
-        return false;
-    }
-    let mut i = 0;
-    while i < a.len() {
-        if a[i] != b[i] {
-            return false;
-        }
-        i += 1;
-    }
-    true
-}
-
 type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// [`Projection`] as an object, so that a set can hold projections of several types.
 pub(crate) trait AnyProjection: Send + Sync {
     fn definition(&self) -> &'static Definition;
+    fn entry(&self) -> SetEntry;
     fn apply<'a>(&'a self, event: &'a StoredEvent, tx: &'a mut PgConnection) -> BoxFuture<'a, Result<(), ApplyError>>;
+    fn apply_run<'a>(
+        &'a self,
+        events: &'a [&'a StoredEvent],
+        tx: &'a mut PgConnection,
+    ) -> BoxFuture<'a, Result<(), ApplyError>>;
     fn reset<'a>(&self, tx: &'a mut PgConnection) -> BoxFuture<'a, Result<(), sqlx::Error>>;
 }
 
@@ -322,8 +208,20 @@ impl<P: Projection> AnyProjection for P {
         P::DEFINITION
     }
 
+    fn entry(&self) -> SetEntry {
+        SetEntry { ty: std::any::type_name::<P>(), definition: P::DEFINITION }
+    }
+
     fn apply<'a>(&'a self, event: &'a StoredEvent, tx: &'a mut PgConnection) -> BoxFuture<'a, Result<(), ApplyError>> {
         Box::pin(Projection::apply(self, event, tx))
+    }
+
+    fn apply_run<'a>(
+        &'a self,
+        events: &'a [&'a StoredEvent],
+        tx: &'a mut PgConnection,
+    ) -> BoxFuture<'a, Result<(), ApplyError>> {
+        Box::pin(Projection::apply_run(self, events, tx))
     }
 
     fn reset<'a>(&self, tx: &'a mut PgConnection) -> BoxFuture<'a, Result<(), sqlx::Error>> {
@@ -335,6 +233,19 @@ impl<P: Projection> AnyProjection for P {
 #[doc(hidden)]
 pub fn not_handled(projection: &'static str, event: &StoredEvent) -> Result<(), ApplyError> {
     Err(ApplyError::NotHandled { projection, event: event.name.clone() })
+}
+
+/// The same for a run of events.
+#[doc(hidden)]
+pub fn run_not_handled(projection: &'static str, events: &[&StoredEvent]) -> Result<(), ApplyError> {
+    events.first().map_or(Ok(()), |event| not_handled(projection, event))
+}
+
+/// The definition of a projection in which the macro found mistakes: nothing more is to be said of it.
+#[doc(hidden)]
+#[must_use]
+pub const fn stand_in(name: &'static str) -> Definition {
+    Definition { name, tables: &[], after: &[], order: Order::Stream, events: &[], ignores: &[] }
 }
 
 /// Runs a statement that the macros wrote.

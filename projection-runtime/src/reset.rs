@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgPool;
 
 use crate::error::{Error, ForeignKey};
 use crate::passing::{Backoff, is_passing};
 use crate::position;
-use crate::projection::{AnyProjection, Definition, ProjectionSet};
+use crate::projection::{AnyProjection, ProjectionSet};
+use crate::schema::foreign_keys;
 
 pub(crate) async fn reset(
     pool: &PgPool,
@@ -70,28 +71,4 @@ async fn attempt(
         .await?;
     tx.commit().await?;
     Ok(Vec::new())
-}
-
-/// The foreign keys by which a TRUNCATE of the projection's tables would reach, or be stopped by, other tables.
-async fn foreign_keys(
-    tx: &mut PgConnection,
-    set: &ProjectionSet,
-    definition: &Definition,
-) -> sqlx::Result<Vec<ForeignKey>> {
-    let found: Vec<(String, String, String)> = sqlx::query_as(
-        "SELECT c.conname::text, c.conrelid::regclass::text, c.confrelid::regclass::text
-         FROM pg_constraint c
-         WHERE c.contype = 'f'
-           AND c.confrelid = ANY($1::text[]::regclass[])
-           AND c.conrelid <> ALL($1::text[]::regclass[])
-         ORDER BY 2, 1",
-    )
-    .bind(definition.tables)
-    .fetch_all(tx)
-    .await?;
-    let key = |(constraint, table, references): (String, String, String)| {
-        let owner = set.owner(&table.replace('"', ""));
-        ForeignKey { constraint, table, references, owner }
-    };
-    Ok(found.into_iter().map(key).collect())
 }

@@ -27,7 +27,8 @@ use crate::event::StoredEvent;
 use crate::manager::ManagerOptions;
 use crate::passing::{Backoff, is_passing};
 use crate::position;
-use crate::projection::{AnyProjection, Definition};
+use crate::projection::{AnyProjection, Definition, Order};
+use crate::runs::{Run, runs};
 use crate::store::{self, PageLimit};
 
 pub(crate) struct Runner {
@@ -142,19 +143,27 @@ impl Runner {
 
         let started = Instant::now();
         let mut applied = 0;
-        for (i, event) in page.events.iter().enumerate() {
-            if i > 0 && started.elapsed() >= self.options.batch_time {
+        for run in runs(self.definition, &page.events) {
+            // Only where what is applied so far is what comes first in the stream.
+            let in_order = self.definition.order == Order::Stream;
+            if in_order && applied > 0 && started.elapsed() >= self.options.batch_time {
                 break;
             }
-            if let Err(error) = apply(&*self.projection, event, &mut tx).await {
+            if let Err(error) = apply(&*self.projection, &run, &mut tx).await {
                 if error.is_passing() {
                     return Err(passing(error));
                 }
                 // Where the connection is gone as well, that is the trouble, not the event.
                 tx.rollback().await?;
-                return self.failed(place.position, &page.events, i, &error).await;
+                let at = match run.events[..] {
+                    [_] if in_order => applied,
+                    // It is this run's first event that fails, or a later one; half of them tell more.
+                    _ if in_order => applied + run.events.len() / 2,
+                    _ => page.events.len() / 2,
+                };
+                return self.failed(place.position, &page.events, at, &error).await;
             }
-            applied = i + 1;
+            applied += run.events.len();
         }
 
         let to = if page.complete && applied == page.events.len() { end } else { page.events[applied - 1].tstamp };
@@ -228,9 +237,10 @@ impl Runner {
     }
 }
 
-/// Calls the handler; a panic in it is an error of this event, not the end of the process.
-async fn apply(projection: &dyn AnyProjection, event: &StoredEvent, tx: &mut PgConnection) -> Result<(), ApplyError> {
-    match AssertUnwindSafe(projection.apply(event, tx)).catch_unwind().await {
+/// Calls the handler; a panic in it is an error of its events, not the end of the process.
+async fn apply(projection: &dyn AnyProjection, run: &Run<'_>, tx: &mut PgConnection) -> Result<(), ApplyError> {
+    let done = if run.together { projection.apply_run(&run.events, tx) } else { projection.apply(run.events[0], tx) };
+    match AssertUnwindSafe(done).catch_unwind().await {
         Ok(result) => result,
         Err(panic) => {
             let text = panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));

@@ -14,6 +14,8 @@ pub struct Status {
     pub latest_event: i64,
     /// In the order of the set.
     pub projections: Vec<ProjectionStatus>,
+    /// The names of events in the store that no projection handles or ignores.
+    pub unknown_events: Vec<String>,
 }
 
 /// One projection.
@@ -119,7 +121,7 @@ impl Status {
     }
 }
 
-pub(crate) fn status(set: &ProjectionSet, rows: &[Row]) -> Status {
+pub(crate) fn status(set: &ProjectionSet, rows: &[Row], unknown_events: Vec<String>) -> Status {
     let position = |name: &str| rows.iter().find(|row| row.name == name).map_or(0, |row| row.position);
     let mut projections: Vec<ProjectionStatus> = rows
         .iter()
@@ -149,7 +151,7 @@ pub(crate) fn status(set: &ProjectionSet, rows: &[Row]) -> Status {
         .collect();
     let place = |name: &str| set.definitions().position(|definition| definition.name == name).unwrap_or(usize::MAX);
     projections.sort_by_key(|projection| place(&projection.name));
-    Status { latest_event: rows.first().map_or(0, |row| row.latest_event), projections }
+    Status { latest_event: rows.first().map_or(0, |row| row.latest_event), projections, unknown_events }
 }
 
 fn failure(row: &Row) -> Option<Failure> {

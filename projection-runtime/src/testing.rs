@@ -32,8 +32,8 @@ use crate::projection::Projection;
 /// ```
 ///
 /// The error is the handler's, or that the projection has no handler for the event.
-pub async fn apply<E: DomainEvent>(
-    projection: &impl Projection,
+pub async fn apply<E: DomainEvent, P: Projection>(
+    projection: &P,
     event: &Recorded<E>,
     tx: &mut PgConnection,
 ) -> Result<(), ApplyError> {
@@ -50,5 +50,8 @@ pub async fn apply<E: DomainEvent>(
         metadata: event.metadata.clone(),
         recorded_at: event.recorded_at,
     };
-    projection.apply(&stored, tx).await
+    match P::DEFINITION.event(E::NAME) {
+        Some(known) if known.takes_run => projection.apply_run(&[&stored], tx).await,
+        _ => projection.apply(&stored, tx).await,
+    }
 }

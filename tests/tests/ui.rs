@@ -8,6 +8,8 @@
 mod attribute;
 #[path = "../ui/event/pass/all_keys.rs"]
 mod event;
+#[path = "../ui/event_set/pass/sets.rs"]
+mod event_set;
 #[path = "../ui/handler/pass/forms.rs"]
 mod handler;
 #[path = "../ui/on/pass/paths.rs"]

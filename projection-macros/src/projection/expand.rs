@@ -1,25 +1,49 @@
 //! The code of a projection: dispatch, reset and registration. ARCHITECTURE.md shows what comes out.
 
-use proc_macro2::{Group, Span, TokenStream, TokenTree};
+use proc_macro2::TokenStream;
 use quote::{ToTokens, format_ident, quote};
-use syn::{Attribute, Generics, Ident, ItemImpl};
+use syn::{Attribute, Generics, Ident, ItemImpl, Path};
 
 use super::handler::Handler;
 use super::model::{Projection, is_generic};
+use crate::spans::{ends, moved};
 
 pub(crate) fn projection(projection: &Projection, block: &ItemImpl) -> TokenStream {
     let runtime = crate::runtime();
     let private = quote!(#runtime::__private);
     let self_ty = &block.self_ty;
-    let Projection { name, tables, cascade, after, handlers } = projection;
+    let Projection { name, tables, cascade, after, by_aggregate, covers, ignores, handlers } = projection;
 
+    let order = if *by_aggregate { quote!(Aggregate) } else { quote!(Stream) };
     let truncate = truncate(tables, *cascade);
     let registrations = handlers.iter().enumerate().map(|(i, handler)| registration(i, handler, &private));
     let events = handlers.iter().enumerate().map(|(i, Handler { cfg, .. })| {
         let ty = handler_type(i);
         quote!(#(#cfg)* <#ty as #private::Handler>::EVENT_TYPE)
     });
-    let arms = handlers.iter().enumerate().map(|(i, handler)| arm(i, handler, &private));
+    let arms = |runs: bool| {
+        let private = private.clone();
+        let numbered = handlers.iter().enumerate().filter(move |(_, handler)| handler.takes_run() == runs);
+        numbered.map(move |(i, handler)| arm(i, handler, &private))
+    };
+    let one = arms(false);
+    let run = handlers.iter().any(Handler::takes_run).then(|| {
+        let run = arms(true);
+        quote! {
+            async fn apply_run(
+                &self,
+                events: &[&#runtime::StoredEvent],
+                tx: &mut #runtime::PgConnection,
+            ) -> #private::Result<(), #runtime::ApplyError> {
+                match #private::run_name(events) {
+                    #(#run)*
+                    _ => #private::run_not_handled(#name, events),
+                }
+            }
+        }
+    });
+    let ignored = ignores.iter().map(|event| quote!(<#event as #runtime::DomainEvent>::NAME));
+    let coverage = (!covers.is_empty()).then(|| coverage(covers, ignores, self_ty, &runtime));
     let lints = lints(&block.attrs);
 
     quote! {
@@ -39,7 +63,9 @@ pub(crate) fn projection(projection: &Projection, block: &ItemImpl) -> TokenStre
                     name: #name,
                     tables: &[#(#tables),*],
                     after: &[#(#after),*],
+                    order: #runtime::Order::#order,
                     events: &[#(#events),*],
+                    ignores: &[#(#ignored),*],
                 };
 
                 async fn apply(
@@ -48,16 +74,41 @@ pub(crate) fn projection(projection: &Projection, block: &ItemImpl) -> TokenStre
                     tx: &mut #runtime::PgConnection,
                 ) -> #private::Result<(), #runtime::ApplyError> {
                     match event.name.as_str() {
-                        #(#arms)*
+                        #(#one)*
                         _ => #private::not_handled(#name, event),
                     }
                 }
+
+                #run
 
                 async fn reset(tx: &mut #runtime::PgConnection) -> #private::Result<(), #private::SqlxError> {
                     #private::execute(#truncate, tx).await
                 }
             }
+
+            #coverage
         };
+    }
+}
+
+/// That each event of the sets is handled or ignored. Each set's path stands once.
+fn coverage(covers: &[Path], ignores: &[Path], self_ty: &impl ToTokens, runtime: &TokenStream) -> TokenStream {
+    let private = quote!(#runtime::__private);
+    let sets = covers.iter().map(|set| {
+        let name = crate::path_string(set);
+        quote!((#name, <#set as #runtime::EventSet>::EVENTS))
+    });
+    let check = |at: &Path, check: &str, i: usize| {
+        let check = format_ident!("{check}");
+        let call = moved(ends(at), quote!(#private::#check::<#self_ty>(COVERED, #i)));
+        quote!(const _: () = #call;)
+    };
+    let checks = covers.iter().enumerate().map(|(i, set)| check(set, "check_coverage", i));
+    let more = ignores.iter().enumerate().map(|(i, event)| check(event, "check_ignored", i));
+    quote! {
+        const COVERED: &[(&str, &[&str])] = &[#(#sets),*];
+        #(#checks)*
+        #(#more)*
     }
 }
 
@@ -66,8 +117,14 @@ fn handler_type(i: usize) -> Ident {
     format_ident!("Handler{i}")
 }
 
-fn registration(i: usize, Handler { cfg, event, sig }: &Handler, private: &TokenStream) -> TokenStream {
+fn registration(i: usize, handler: &Handler, private: &TokenStream) -> TokenStream {
+    let Handler { cfg, event, sig } = handler;
     let (ty, function) = (handler_type(i), sig.ident.to_string());
+    let takes_run = handler.takes_run().then(|| {
+        quote!(
+            const TAKES_RUN: bool = true;
+        )
+    });
     let once = moved(ends(event), quote!(impl HandledOnce for <#ty as #private::Handler>::Event {}));
     quote! {
         #(#cfg)*
@@ -78,6 +135,7 @@ fn registration(i: usize, Handler { cfg, event, sig }: &Handler, private: &Token
             // The event's path stands once in the output, so that a mistake in it is reported once.
             type Event = #event;
             const FUNCTION: &'static str = #function;
+            #takes_run
         }
 
         #(#cfg)*
@@ -92,15 +150,20 @@ fn arm(i: usize, handler: &Handler, private: &TokenStream) -> TokenStream {
     let Handler { cfg, sig, .. } = handler;
     let (ty, function) = (handler_type(i), &sig.ident);
     let receiver = sig.receiver().map(|_| quote!(self,));
-    let event = moved(ends(handler.parameter(0)), quote!(#private::argument(&event)));
+    let (decode, given, argument) = if handler.takes_run() {
+        (quote!(decode_run), quote!(events), quote!(run))
+    } else {
+        (quote!(decode), quote!(event), quote!(argument))
+    };
+    let argument = moved(ends(handler.parameter(0)), quote!(#private::#argument(&#given)));
     let tx = moved(ends(handler.parameter(1)), quote!(&mut *tx));
     let future = moved(ends(function), quote!(#private::send(future).await));
     let result = moved(ends(handler.output()), quote!(#private::outcome(result)));
     quote! {
         #(#cfg)*
         name if name == <#ty as #private::Handler>::EVENT_NAME => {
-            let event = <#ty as #private::Handler>::decode(event)?;
-            let future = Self::#function(#receiver #event, #tx);
+            let #given = <#ty as #private::Handler>::#decode(#given)?;
+            let future = Self::#function(#receiver #argument, #tx);
             let result = #future;
             #result
         }
@@ -109,10 +172,10 @@ fn arm(i: usize, handler: &Handler, private: &TokenStream) -> TokenStream {
 
 /// The mistakes, the user's own code without our attributes, and a [`stand_in`].
 pub(crate) fn fallback(errors: &TokenStream, projection: &Projection, block: &ItemImpl) -> TokenStream {
-    // The events are named, so that a misspelt one is told in the same run, and an import of one is used.
-    let events = projection.handlers.iter().map(|Handler { cfg, event, .. }| {
-        quote!(#(#cfg)* const _: ::core::marker::PhantomData<#event> = ::core::marker::PhantomData;)
-    });
+    // The types are named, so that a misspelt one is told in the same run, and an import of one is used.
+    let named = |cfg: &[Attribute], ty: &Path| quote!(#(#cfg)* const _: ::core::marker::PhantomData<#ty> = ::core::marker::PhantomData;);
+    let events = projection.handlers.iter().map(|Handler { cfg, event, .. }| named(cfg, event));
+    let others = projection.covers.iter().chain(&projection.ignores).map(|ty| named(&[], ty));
     let stand_in = stand_in(&projection.name, &block.generics, &block.self_ty);
     quote! {
         #errors
@@ -121,6 +184,7 @@ pub(crate) fn fallback(errors: &TokenStream, projection: &Projection, block: &It
         #block
 
         #(#events)*
+        #(#others)*
 
         #stand_in
     }
@@ -141,8 +205,7 @@ pub(crate) fn stand_in(name: &str, generics: &Generics, ty: &impl ToTokens) -> T
         const _: () = {
             #[automatically_derived]
             impl #runtime::Projection for #ty {
-                const DEFINITION: &'static #runtime::Definition =
-                    &#runtime::Definition { name: #name, tables: &[], after: &[], events: &[] };
+                const DEFINITION: &'static #runtime::Definition = &#private::stand_in(#name);
 
                 async fn apply(
                     &self,
@@ -172,24 +235,4 @@ fn lints(attrs: &[Attribute]) -> TokenStream {
     let levels = ["allow", "warn", "deny", "forbid"];
     let lints = attrs.iter().filter(|attr| levels.iter().any(|level| attr.path().is_ident(level)));
     quote!(#(#lints)*)
-}
-
-/// The first and the last span of the tokens: rustc points from the one to the other.
-fn ends(tokens: impl ToTokens) -> (Span, Span) {
-    let mut spans = tokens.to_token_stream().into_iter().map(|token| token.span());
-    let first = spans.next().unwrap_or_else(Span::call_site);
-    (first, spans.last().unwrap_or(first))
-}
-
-/// The tokens, moved to where the user wrote something: rustc points there for each expression of them.
-fn moved((start, end): (Span, Span), tokens: TokenStream) -> TokenStream {
-    let mut tokens: Vec<TokenTree> = tokens.into_iter().collect();
-    let last = tokens.len().saturating_sub(1);
-    for (i, token) in tokens.iter_mut().enumerate() {
-        if let TokenTree::Group(group) = token {
-            *group = Group::new(group.delimiter(), moved((start, end), group.stream()));
-        }
-        token.set_span(if i > 0 && i == last { end } else { start });
-    }
-    tokens.into_iter().collect()
 }

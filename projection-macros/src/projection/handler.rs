@@ -21,6 +21,11 @@ impl Handler {
         parameters(&self.sig).nth(i).map(|parameter| &*parameter.ty)
     }
 
+    /// Whether it takes a run of events, `&[Recorded<..>]`.
+    pub(crate) fn takes_run(&self) -> bool {
+        matches!(self.parameter(0), Some(Type::Reference(reference)) if matches!(*reference.elem, Type::Slice(_)))
+    }
+
     pub(crate) fn output(&self) -> Option<&Type> {
         match &self.sig.output {
             ReturnType::Type(_, ty) => Some(ty),
@@ -52,7 +57,7 @@ fn events(on: &[Attribute], report: &mut Report) -> Vec<Path> {
         let Ok(paths) = attr.parse_args_with(Punctuated::<Path, Token![,]>::parse_terminated) else {
             match syn::parse2::<LitStr>(list.tokens.clone()).map(|name| name.parse::<Path>()) {
                 Ok(Ok(path)) => {
-                    let path = path_string(&path);
+                    let path = crate::path_string(&path);
                     report.error(&list.tokens, format!("write the event's type, not its name: `#[on({path})]`"));
                 }
                 _ => report.error(&list.tokens, FORM),
@@ -78,7 +83,7 @@ fn check_signature(sig: &Signature, event: Option<&Path>, report: &mut Report) {
     let function = &sig.ident;
     let form = {
         let receiver = if sig.receiver().is_some() { "&self, " } else { "" };
-        let event = event.map_or("BandCreated".to_owned(), path_string);
+        let event = event.map_or("BandCreated".to_owned(), crate::path_string);
         format!("`async fn {function}({receiver}event: &Recorded<{event}>, tx: &mut PgConnection) -> Result<()>`")
     };
 
@@ -110,7 +115,10 @@ fn check_signature(sig: &Signature, event: Option<&Path>, report: &mut Report) {
         [event, connection] => {
             // One of them tells enough: both are wrong where they stand the other way round.
             if !is_reference(&event.ty, false) {
-                report.error(&event.ty, format!("a handler takes the event first, as `&Recorded<..>`: {form}"));
+                report.error(
+                    &event.ty,
+                    format!("a handler takes the event first, as `&Recorded<..>`, or a run, `&[Recorded<..>]`: {form}"),
+                );
             } else if !is_reference(&connection.ty, true) {
                 report.error(&connection.ty, format!("a handler takes the connection as `&mut PgConnection`: {form}"));
             }
@@ -167,8 +175,4 @@ fn is_reference(ty: &Type, mutable: bool) -> bool {
 
 fn is_unit(ty: &Type) -> bool {
     matches!(ty, Type::Tuple(tuple) if tuple.elems.is_empty())
-}
-pub(crate) fn path_string(path: &Path) -> String {
-    let names: Vec<String> = path.segments.iter().map(|segment| segment.ident.to_string()).collect();
-    names.join("::")
 }

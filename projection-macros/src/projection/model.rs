@@ -2,7 +2,7 @@
 
 use proc_macro2::{Span, TokenStream};
 use quote::ToTokens;
-use syn::{Attribute, Generics, Ident, ImplItem, ItemImpl, LitStr};
+use syn::{Attribute, Generics, Ident, ImplItem, ItemImpl, LitStr, Path};
 
 use super::handler::{self, Handler};
 use crate::keys::Keys;
@@ -18,6 +18,11 @@ pub(crate) struct Projection {
     pub(crate) tables: Vec<String>,
     pub(crate) cascade: bool,
     pub(crate) after: Vec<String>,
+    /// Events of different aggregates commute.
+    pub(crate) by_aggregate: bool,
+    /// The event sets of which each event is handled or ignored.
+    pub(crate) covers: Vec<Path>,
+    pub(crate) ignores: Vec<Path>,
     pub(crate) handlers: Vec<Handler>,
 }
 
@@ -63,6 +68,7 @@ pub(crate) fn read(attr: TokenStream, block: &mut ItemImpl, report: &mut Report)
     }
     let mut projection = attributes(&mut Keys::read(syn::parse2(attr), report), report);
     projection.handlers = handlers(block, report);
+    check_ignored(&projection, report);
     projection
 }
 
@@ -76,7 +82,10 @@ fn attributes(keys: &mut Keys, report: &mut Report) -> Projection {
     const TABLES: &str = "tables";
     const CASCADE: &str = "cascade";
     const AFTER: &str = "after";
-    keys.check(&[NAME, TABLES, CASCADE, AFTER], report);
+    const ORDER: &str = "order";
+    const COVERS: &str = "covers";
+    const IGNORES: &str = "ignores";
+    keys.check(&[NAME, TABLES, CASCADE, AFTER, ORDER, COVERS, IGNORES], report);
 
     if let Some(missing) = keys.missing(&[NAME, TABLES]) {
         report.add(syn::Error::new(Span::call_site(), format!("{missing}: write {FULL_FORM}")));
@@ -107,11 +116,29 @@ fn attributes(keys: &mut Keys, report: &mut Report) -> Projection {
         }
     }
 
+    let order = keys.string(ORDER, report);
+    if let Some(order) = order.as_ref().filter(|order| !["stream", "aggregate"].contains(&order.value().as_str())) {
+        report.error(
+            order,
+            "the orders are `\"stream\"`, that of all events, and `\"aggregate\"`, where events of different aggregates \
+             commute",
+        );
+    }
+
+    let covers = keys.paths(COVERS, "BandEvents", report);
+    let ignores = keys.paths(IGNORES, "BandRenamed", report);
+    if let (Some(key), None) = (keys.key(IGNORES), keys.key(COVERS)) {
+        report.error(key, "`ignores` names events of a set that is covered: add `covers = BandEvents`");
+    }
+
     Projection {
         name: name.map(|name| name.value()).unwrap_or_default(),
         tables: values(tables.unwrap_or((Vec::new(), Span::call_site())).0),
         cascade: keys.boolean(CASCADE, report).is_some_and(|cascade| cascade.value),
         after: values(after),
+        by_aggregate: order.is_some_and(|order| order.value() == "aggregate"),
+        covers,
+        ignores,
         handlers: Vec::new(),
     }
 }
@@ -201,11 +228,28 @@ fn check_once(handlers: &[Handler], report: &mut Report) {
     for (i, handler) in always.iter().enumerate() {
         if let Some(first) = always[..i].iter().find(|first| path(first) == path(handler)) {
             let message = |other: &Handler| {
-                let event = handler::path_string(&handler.event);
+                let event = crate::path_string(&handler.event);
                 format!("`{event}` is handled twice, here and in `{}`: make them one handler", other.sig.ident)
             };
             report.error(&first.event, message(handler));
             report.error(&handler.event, message(first));
+        }
+    }
+}
+
+/// Reports an event that is ignored twice, or ignored and handled.
+///
+/// By the path that was written; an alias is found by the constants that `expand` writes.
+fn check_ignored(projection: &Projection, report: &mut Report) {
+    let Projection { ignores, handlers, .. } = projection;
+    for (i, event) in ignores.iter().enumerate() {
+        let name = crate::path_string(event);
+        if ignores[..i].contains(event) {
+            report.error(event, format!("`{name}` stands twice in `ignores`: keep one"));
+        }
+        if let Some(handler) = handlers.iter().find(|handler| handler.cfg.is_empty() && handler.event == *event) {
+            let function = &handler.sig.ident;
+            report.error(event, format!("`{name}` is ignored, but `{function}` handles it: keep one of them"));
         }
     }
 }

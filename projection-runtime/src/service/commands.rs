@@ -10,10 +10,11 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Database, Service, terminal};
 use crate::BoxError;
-use crate::error::{Error, describe};
+use crate::error::Error;
 use crate::import::{ImportOptions, import as import_lines};
 use crate::manager::ProjectionManager;
 use crate::passing::Backoff;
+use crate::schema::{Check, Problem};
 
 impl Service {
     /// A pool for all that this service does; it connects when it is used.
@@ -61,7 +62,7 @@ pub(super) async fn run(service: &Service, database: &Database) -> Result<(), Bo
     let shutdown = shutdown()?;
     tokio::pin!(shutdown);
     tokio::select! {
-        ready = schema_is_there(service, manager.pool()) => ready?,
+        ready = fits(service, &manager) => ready?,
         () = &mut shutdown => return Ok(()),
     }
     tracing::info!(projections = service.projections.definitions().count(), "running; Ctrl-C or SIGTERM ends it");
@@ -70,23 +71,67 @@ pub(super) async fn run(service: &Service, database: &Database) -> Result<(), Bo
     Ok(())
 }
 
-/// Waits for the database, and sees that it was migrated.
-async fn schema_is_there(service: &Service, pool: &PgPool) -> Result<(), BoxError> {
+/// Waits for the database, and sees that it is what the projections need.
+async fn fits(service: &Service, manager: &ProjectionManager) -> Result<(), BoxError> {
     let mut backoff = Backoff::default();
     loop {
-        let found =
-            sqlx::query_scalar("SELECT to_regclass('events') IS NOT NULL AND to_regclass('readviews') IS NOT NULL");
-        match found.fetch_one(pool).await {
-            Ok(true) => return Ok(()),
-            Ok(false) => {
-                return Err(format!("the database has no event store yet: run `{} migrate` first", service.name).into());
+        match checked(service, manager).await {
+            Ok(check) if check.problems.is_empty() => return Ok(()),
+            Ok(check) => {
+                let problems: Vec<String> = check.problems.iter().map(|problem| format!("- {problem}")).collect();
+                return Err(format!("the database does not fit the projections:\n{}", problems.join("\n")).into());
             }
-            Err(error) if crate::passing::is_passing(&error) => {
-                tracing::warn!(error = describe(&error), "the database does not answer; trying again until it does");
+            Err(error) if error.is_passing() => {
+                tracing::warn!(%error, "the database does not answer; trying again until it does");
                 tokio::time::sleep(backoff.next()).await;
             }
-            Err(error) => return Err(Box::new(Error::database("connecting to the database")(error))),
+            Err(error) => return Err(error.into()),
         }
+    }
+}
+
+/// The runtime's check, and whether each migration of the service has run.
+async fn checked(service: &Service, manager: &ProjectionManager) -> Result<Check, Error> {
+    let mut check = manager.check().await?;
+    let doing = || Error::database("reading which migrations have run");
+    let table = "_sqlx_migrations";
+    let there: bool = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL")
+        .bind(table)
+        .fetch_one(manager.pool())
+        .await
+        .map_err(doing())?;
+    if there {
+        let run: Vec<i64> = sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success")
+            .fetch_all(manager.pool())
+            .await
+            .map_err(doing())?;
+        let pending = service.migrations.iter().filter(|migration| !run.contains(&migration.version));
+        check.problems.extend(pending.map(|migration| Problem {
+            projection: None,
+            table: table.to_owned(),
+            constraint: None,
+            problem: format!("migration {} ({}) has not run", migration.version, migration.description),
+            cure: "run `migrate`".to_owned(),
+        }));
+    }
+    // The library does not know what its service is called.
+    for problem in &mut check.problems {
+        problem.cure = problem.cure.replace("`migrate`", &format!("`{} migrate`", service.name));
+    }
+    Ok(check)
+}
+
+pub(super) async fn check(service: &Service, database: &Database, json: bool) -> Result<(), BoxError> {
+    let check = checked(service, &service.manager(database)?).await?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&check)?);
+    } else {
+        println!("{}", terminal::check(&service.projections, &check));
+    }
+    match check.problems.len() {
+        0 => Ok(()),
+        1 => Err("the database does not fit the projections: 1 problem".into()),
+        n => Err(format!("the database does not fit the projections: {n} problems").into()),
     }
 }
 

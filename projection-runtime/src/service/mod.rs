@@ -92,6 +92,7 @@ impl Service {
             Command::Migrate => commands::migrate(&self, &database).await,
             Command::Run => commands::run(&self, &database).await,
             Command::Status { json } => commands::status(&self, &database, json).await,
+            Command::Check { json } => commands::check(&self, &database, json).await,
             Command::Import { file, skip_invalid, json } => {
                 commands::import(&self, &database, &file, skip_invalid, json).await
             }
@@ -142,6 +143,12 @@ enum Command {
     Run,
     /// Show where each projection stands
     Status {
+        /// For a program
+        #[arg(long)]
+        json: bool,
+    },
+    /// See whether the database is what the projections need; `run` does so as well
+    Check {
         /// For a program
         #[arg(long)]
         json: bool,

@@ -7,6 +7,8 @@ use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use tracing_subscriber::EnvFilter;
 
+use crate::projection::ProjectionSet;
+use crate::schema::Check;
 use crate::status::{Failure, ProjectionStatus, State, Status};
 
 /// Log lines go to standard error; `RUST_LOG` says which.
@@ -58,7 +60,31 @@ pub(super) fn status(service: &str, status: &Status) -> String {
             at = failed_at.format("%Y-%m-%d %H:%M:%S UTC"),
         );
     }
+    text.push_str(&unknown(&status.unknown_events));
     text
+}
+
+/// What a check found: a line for each problem, with its cure below.
+pub(super) fn check(set: &ProjectionSet, check: &Check) -> String {
+    let mut text = if check.problems.is_empty() {
+        let tables: usize = set.definitions().map(|definition| definition.tables.len()).sum();
+        format!("event store: as expected\n{} projections: their {tables} tables are there", set.definitions().count())
+    } else {
+        let lines = check.problems.iter().map(|problem| {
+            let whose = problem.projection.map_or("event store".to_owned(), |name| format!("projection `{name}`"));
+            format!("{whose}: {}\n  {}", problem.problem, problem.cure)
+        });
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    text.push_str(&unknown(&check.unknown_events));
+    text
+}
+
+fn unknown(events: &[String]) -> String {
+    match events {
+        [] => String::new(),
+        events => format!("\nno projection handles or ignores these events of the store: {}", events.join(", ")),
+    }
 }
 
 fn state(projection: &ProjectionStatus) -> String {

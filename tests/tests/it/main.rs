@@ -1,5 +1,6 @@
 //! The runtime and the service on a real PostgreSQL. One binary, so that there is one server.
 
+mod check;
 mod failures;
 mod faults;
 mod handlers;
@@ -8,5 +9,7 @@ mod memory;
 mod ordering;
 mod passing;
 mod reset;
+mod runs;
 mod service;
 mod store;
+mod versions;

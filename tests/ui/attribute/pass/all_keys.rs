@@ -1,9 +1,25 @@
 use dancefinder_projections::events::BandCreated;
-use projection_runtime::{PgConnection, Projection, Recorded, Result, projection};
+use projection_runtime::{DomainEvent, Order, PgConnection, Projection, Recorded, Result, domain_events, projection};
 
 struct Bands;
 
-#[projection(name = "bands_2", tables = ["band", "archive.old_bands", "order"], cascade = true, after = ["tours"])]
+domain_events! {
+    BandEvents: "domain.Band" => [BandCreated, BandSplit]
+}
+
+#[derive(serde::Serialize, serde::Deserialize, DomainEvent)]
+#[event(aggregate = BandEvents)]
+struct BandSplit {}
+
+#[projection(
+    name = "bands_2",
+    tables = ["band", "archive.old_bands", "order"],
+    cascade = true,
+    after = ["tours"],
+    order = "aggregate",
+    covers = BandEvents,
+    ignores = [BandSplit],
+)]
 impl Bands {
     #[on(BandCreated)]
     async fn created(_: &Recorded<BandCreated>, _: &mut PgConnection) -> Result<()> {
@@ -24,5 +40,7 @@ fn the_definition_is_what_the_keys_say() {
     assert_eq!(definition.name, "bands_2");
     assert_eq!(definition.tables, ["band", "archive.old_bands", "order"]);
     assert_eq!(definition.after, ["tours"]);
+    assert_eq!(definition.order, Order::Aggregate);
+    assert_eq!(definition.ignores, ["BandSplit"]);
     assert_eq!(Bands::helper(), 7);
 }

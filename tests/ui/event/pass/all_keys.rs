@@ -6,9 +6,18 @@ use serde::{Deserialize, Serialize};
 struct BandCreated {}
 
 #[derive(Serialize, Deserialize, DomainEvent)]
-#[event(name = "BandRenamed", aggregate = "domain.Band", version = 3, routing_key = "Band.Renamed")]
+#[event(name = "BandRenamed", aggregate = "domain.Band", version = 3, upcast(2 => from_v2, 1 => from_v1), routing_key = "Band.Renamed")]
 enum Renamed {
     Before(String),
+}
+
+fn from_v1(old: String) -> Option<String> {
+    (!old.is_empty()).then_some(old)
+}
+
+/// An upcast may fail.
+fn from_v2(old: Option<String>) -> Result<Renamed, &'static str> {
+    old.map(Renamed::Before).ok_or("no name")
 }
 
 #[test]

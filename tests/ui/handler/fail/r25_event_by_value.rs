@@ -6,7 +6,7 @@ struct Bands;
 #[projection(name = "band", tables = ["band"])]
 impl Bands {
     #[on(BandCreated)]
-    async fn created(_: Recorded<BandCreated>, _: &mut PgConnection) -> Result<()> { //~ ERROR a handler takes the event first, as `&Recorded<..>`: `async fn
+    async fn created(_: Recorded<BandCreated>, _: &mut PgConnection) -> Result<()> { //~ ERROR a handler takes the event first, as `&Recorded<..>`, or a run
         Ok(())
     }
 }

@@ -2,7 +2,8 @@
 //! Every form that a handler may have.
 
 use dancefinder_projections::events::{
-    BandCreated, BandIgnored, CityIgnored, DanceHallCreated, EventCreated, EventDeleted, EventUpdated,
+    BandCreated, BandIgnored, CityIgnored, DanceHallCreated, DanceHallGeocoded, EventCreated, EventDeleted,
+    EventUpdated,
 };
 use projection_runtime::{PgConnection, Projection, Recorded, Result, projection};
 
@@ -74,6 +75,15 @@ impl Forms {
         Ok(())
     }
 
+    /// A run of events.
+    #[on(DanceHallGeocoded)]
+    async fn run(&self, events: &[Recorded<DanceHallGeocoded>], tx: &mut PgConnection) -> Result<()> {
+        for event in events {
+            sqlx::query("SELECT $1").bind(event.data.latitude).execute(&mut *tx).await?;
+        }
+        Ok(())
+    }
+
     /// A public one.
     #[on(CityIgnored)]
     pub async fn public(event: &Recorded<CityIgnored>, tx: &mut PgConnection) -> Result {
@@ -94,8 +104,10 @@ fn every_form_is_registered() {
             ("EventUpdated", "own_error"),
             ("EventDeleted", "attributes"),
             ("BandIgnored", "one_way"),
+            ("DanceHallGeocoded", "run"),
             ("CityIgnored", "public"),
         ]
     );
+    assert!(Forms::DEFINITION.events.iter().all(|event| event.takes_run == (event.handler == "run")));
     let _ = Forms { suffix: String::new() };
 }

@@ -1,6 +1,5 @@
 use projection_runtime::projections;
 
 fn main() {
-    let _ = projections![Bands]; //~ ERROR cannot find type `Bands`
-    //~ ERROR cannot find value `Bands`
+    let _ = projections![Bands]; //~ ERROR cannot find value `Bands`
 }

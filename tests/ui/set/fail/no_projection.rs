@@ -4,5 +4,4 @@ struct Bands;
 
 fn main() {
     let _ = projections![Bands]; //~ ERROR `Bands` is not a projection
-    //~ ERROR `Bands` is not a projection
 }

@@ -22,5 +22,5 @@ impl Groups {
 }
 
 fn main() {
-    let _ = projections![Bands, Groups]; //~ ERROR two projections have one name
+    let _ = projections![Bands, Groups]; //~ ERROR two projections have one name, `band`: `Bands` and `Groups`
 }

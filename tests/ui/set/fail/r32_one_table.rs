@@ -22,5 +22,5 @@ impl Cities {
 }
 
 fn main() {
-    let _ = projections![Bands, Cities]; //~ ERROR one table is owned by two projections
+    let _ = projections![Bands, Cities]; //~ ERROR table `city` is owned by two projections, `band` and `city`
 }

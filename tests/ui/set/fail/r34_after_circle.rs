@@ -22,5 +22,5 @@ impl Cities {
 }
 
 fn main() {
-    let _ = projections![Bands, Cities]; //~ ERROR `after` makes a circle
+    let _ = projections![Bands, Cities]; //~ ERROR `after` makes a circle: `city` waits for `band`, which waits for `city`
 }

@@ -12,5 +12,5 @@ impl Bands {
 }
 
 fn main() {
-    let _ = projections![Bands]; //~ ERROR `after` names a projection that is not in the set
+    let _ = projections![Bands]; //~ ERROR `Bands` comes after `city`, but no projection of the set has that name
 }

@@ -1,0 +1,337 @@
+//! Whether the database is what the projections need: looked at before they run, and by `check`.
+//!
+//! - Each table of a projection exists, is a table, and belongs to no other projection.
+//! - No foreign key points to it from a table that is not the projection's own: a reset could not empty it by itself.
+//! - The event store has the columns, keys and triggers that keep its promises.
+//!
+//! What is wrong is told all at once, each with the statement that cures it. An event that no projection knows is no
+//! problem, but worth a word: [`warn_of_unknown_events`].
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use serde::Serialize;
+use sqlx::{PgConnection, PgExecutor, PgPool};
+
+use crate::error::{Error, ForeignKey};
+use crate::passing::Backoff;
+use crate::projection::{Definition, ProjectionSet};
+
+/// What a check of the database found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// What keeps the projections from being run.
+    pub problems: Vec<Problem>,
+    /// The names of events in the store that no projection handles or ignores. Harmless, where they are not forgotten.
+    pub unknown_events: Vec<String>,
+}
+
+/// Something that keeps the projections from being run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    /// The projection; none where it is the event store's.
+    pub projection: Option<&'static str>,
+    /// The table.
+    pub table: String,
+    /// The constraint, trigger or column.
+    pub constraint: Option<String>,
+    /// What is wrong, in a sentence without its stop.
+    pub problem: String,
+    /// The statement or command that cures it.
+    pub cure: String,
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.projection {
+            Some(projection) => write!(f, "projection `{projection}`: ")?,
+            None => f.write_str("event store: ")?,
+        }
+        write!(f, "{}. Cure: {}", self.problem, self.cure)
+    }
+}
+
+pub(crate) async fn check(pool: &PgPool, set: &ProjectionSet) -> Result<Check, Error> {
+    let doing = || Error::database("checking the database");
+    let mut connection = pool.acquire().await.map_err(doing())?;
+    let mut problems = event_store(&mut connection).await.map_err(doing())?;
+    problems.extend(tables(&mut connection, set).await.map_err(doing())?);
+    for definition in set.definitions() {
+        let keys = foreign_keys(&mut connection, set, definition).await.map_err(doing())?;
+        problems.extend(keys.into_iter().map(|key| Problem {
+            projection: Some(definition.name),
+            table: key.references.clone(),
+            problem: format!("{key}, so a reset cannot empty it by itself"),
+            cure: key.cure(),
+            constraint: Some(key.constraint),
+        }));
+    }
+    let store_is_there = problems.iter().all(|problem| problem.projection.is_some());
+    let unknown = if store_is_there { unknown_events(&mut *connection, set).await } else { Ok(Vec::new()) };
+    Ok(Check { problems, unknown_events: unknown.map_err(doing())? })
+}
+
+/// That the tables exist, are tables, and have one owner by whatever name.
+async fn tables(connection: &mut PgConnection, set: &ProjectionSet) -> sqlx::Result<Vec<Problem>> {
+    let (owners, names) = owners(set);
+    let rows: Vec<(i64, Option<String>, Option<i64>)> = sqlx::query_as(
+        "SELECT t.place, c.relkind::text,
+                (SELECT MIN(o.place)
+                 FROM UNNEST($1::text[]) WITH ORDINALITY AS o (name, place)
+                 WHERE o.place < t.place AND to_regclass(o.name) = c.oid)
+         FROM UNNEST($1::text[]) WITH ORDINALITY AS t (name, place)
+         LEFT JOIN pg_class c ON c.oid = to_regclass(t.name)
+         ORDER BY t.place",
+    )
+    .bind(&names)
+    .fetch_all(connection)
+    .await?;
+    let place = |place: i64| usize::try_from(place - 1).unwrap_or_default();
+    let mut problems = Vec::new();
+    for (i, kind, owned) in rows {
+        let (projection, table) = (owners[place(i)], names[place(i)]);
+        let mut problem = |problem, cure| {
+            let table = table.to_owned();
+            problems.push(Problem { projection: Some(projection), table, constraint: None, problem, cure });
+        };
+        match kind.as_deref() {
+            None => problem(
+                format!("table `{table}` does not exist"),
+                format!("run `migrate`, or add `CREATE TABLE {table} (..);` to the migrations"),
+            ),
+            Some("r" | "p") => {
+                if let Some(other) = owned {
+                    let (owner, name) = (owners[place(other)], names[place(other)]);
+                    problem(
+                        format!("table `{table}` is `{name}`, which projection `{owner}` owns"),
+                        "take it out of one of the two `tables`".to_owned(),
+                    );
+                }
+            }
+            Some(kind) => {
+                let (what, statement) = match kind {
+                    "v" => ("a view", "VIEW"),
+                    "m" => ("a materialized view", "MATERIALIZED VIEW"),
+                    "f" => ("a foreign table", "FOREIGN TABLE"),
+                    "S" => ("a sequence", "SEQUENCE"),
+                    "i" | "I" => ("an index", "INDEX"),
+                    _ => ("a type", "TYPE"),
+                };
+                problem(
+                    format!("`{table}` is {what}, not a table"),
+                    format!("DROP {statement} {table}; and CREATE TABLE {table} (..);"),
+                );
+            }
+        }
+    }
+    Ok(problems)
+}
+
+/// The tables of all projections, each beside its owner.
+fn owners(set: &ProjectionSet) -> (Vec<&'static str>, Vec<&'static str>) {
+    set.definitions().flat_map(|definition| definition.tables.iter().map(|&table| (definition.name, table))).unzip()
+}
+
+/// The foreign keys by which a TRUNCATE of the projection's tables would reach, or be stopped by, other tables.
+pub(crate) async fn foreign_keys(
+    connection: &mut PgConnection,
+    set: &ProjectionSet,
+    definition: &Definition,
+) -> sqlx::Result<Vec<ForeignKey>> {
+    let (owners, names) = owners(set);
+    let found: Vec<(String, String, String, Option<i64>)> = sqlx::query_as(
+        "SELECT c.conname::text, c.conrelid::regclass::text, c.confrelid::regclass::text, o.place
+         FROM pg_constraint c
+         LEFT JOIN UNNEST($2::text[]) WITH ORDINALITY AS o (name, place) ON to_regclass(o.name) = c.conrelid
+         WHERE c.contype = 'f'
+           AND c.confrelid IN (SELECT to_regclass(name) FROM UNNEST($1::text[]) AS own (name))
+           AND c.conrelid NOT IN (SELECT to_regclass(name) FROM UNNEST($1::text[]) AS own (name)
+                                  WHERE to_regclass(name) IS NOT NULL)
+         ORDER BY 2, 1",
+    )
+    .bind(definition.tables)
+    .bind(&names)
+    .fetch_all(connection)
+    .await?;
+    let key = |(constraint, table, references, place): (String, String, String, Option<i64>)| {
+        let owner = place.and_then(|place| owners.get(usize::try_from(place - 1).ok()?).copied());
+        ForeignKey { constraint, table, references, owner }
+    };
+    Ok(found.into_iter().map(key).collect())
+}
+
+/// The columns that the statements of this crate use: table, name and type.
+const COLUMNS: &[(&str, &str, &str)] = &[
+    ("events", "id", "uuid"),
+    ("events", "tstamp", "bigint"),
+    ("events", "aggregate_id", "uuid"),
+    ("events", "aggregate_name", "text"),
+    ("events", "sequence_no", "bigint"),
+    ("events", "name", "text"),
+    ("events", "version", "integer"),
+    ("events", "data", "json"),
+    ("events", "metadata", "jsonb"),
+    ("events", "recorded_at", "timestamp with time zone"),
+    ("readviews", "name", "text"),
+    ("readviews", "position", "bigint"),
+    ("readview_failures", "name", "text"),
+    ("readview_failures", "event_id", "uuid"),
+    ("readview_failures", "event_name", "text"),
+    ("readview_failures", "tstamp", "bigint"),
+    ("readview_failures", "handler", "text"),
+    ("readview_failures", "error", "text"),
+    ("readview_failures", "attempts", "integer"),
+    ("readview_failures", "failed_at", "timestamp with time zone"),
+    ("readview_failures", "retry", "boolean"),
+];
+
+/// Unique columns, and what hangs on them.
+const KEYS: &[(&str, &[&str], &str)] = &[
+    ("events", &["id"], "an event could be appended twice"),
+    ("events", &["tstamp"], "two events could have one place in the order"),
+    ("events", &["aggregate_id", "sequence_no"], "two writers could both append the next event of an aggregate"),
+    ("readviews", &["name"], "a projection could have two positions"),
+    ("readview_failures", &["name"], "a projection could have two failures"),
+];
+
+/// Triggers of `events`, and what hangs on them.
+const TRIGGERS: &[(&str, &str)] = &[
+    ("events_before_insert", "events would get no place in the order"),
+    ("events_after_insert", "nothing would wake the projections"),
+    ("events_refuse_change", "events could be changed and removed"),
+];
+
+const MIGRATE: &str = "run `migrate`";
+
+async fn event_store(connection: &mut PgConnection) -> sqlx::Result<Vec<Problem>> {
+    let mut problems = Vec::new();
+    let mut problem = |table: &str, constraint: Option<&str>, problem: String, cure: String| {
+        let constraint = constraint.map(str::to_owned);
+        problems.push(Problem { projection: None, table: table.to_owned(), constraint, problem, cure });
+    };
+
+    let columns: Vec<(String, String, String)> = sqlx::query_as(
+        "SELECT t.name, a.attname::text, format_type(a.atttypid, NULL)
+         FROM UNNEST($1::text[]) AS t (name)
+         JOIN pg_attribute a ON a.attrelid = to_regclass(t.name) AND a.attnum > 0 AND NOT a.attisdropped",
+    )
+    .bind(["events", "readviews", "readview_failures"])
+    .fetch_all(&mut *connection)
+    .await?;
+    let mut missing = HashSet::new();
+    for &(table, column, expected) in COLUMNS {
+        if columns.iter().all(|(found, ..)| found != table) {
+            // All that is missing with the table is no news.
+            if missing.insert(table) {
+                problem(table, None, format!("table `{table}` does not exist"), MIGRATE.to_owned());
+            }
+            continue;
+        }
+        match columns.iter().find(|(found, name, _)| found == table && name == column) {
+            Some((.., found)) if found == expected => {}
+            Some((.., found)) => problem(
+                table,
+                Some(column),
+                format!("column `{column}` of `{table}` is of type {found}, not {expected}"),
+                format!("ALTER TABLE {table} ALTER COLUMN {column} TYPE {expected};"),
+            ),
+            None => {
+                problem(table, Some(column), format!("table `{table}` has no column `{column}`"), MIGRATE.to_owned());
+            }
+        }
+    }
+    if !missing.is_empty() {
+        return Ok(problems);
+    }
+
+    let unique: Vec<(String, Vec<String>)> = sqlx::query_as(
+        "SELECT t.name, ARRAY(SELECT a.attname::text
+                              FROM pg_attribute a
+                              WHERE a.attrelid = i.indrelid AND a.attnum = ANY(i.indkey)
+                              ORDER BY a.attname)
+         FROM UNNEST($1::text[]) AS t (name)
+         JOIN pg_index i ON i.indrelid = to_regclass(t.name)
+         WHERE i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL",
+    )
+    .bind(["events", "readviews", "readview_failures"])
+    .fetch_all(&mut *connection)
+    .await?;
+    for (table, key, otherwise) in KEYS {
+        if !unique.iter().any(|(found, columns)| found == table && columns == key) {
+            let key = key.join(", ");
+            problem(
+                table,
+                Some(&key),
+                format!("`{table}` has no unique key on ({key}): {otherwise}"),
+                format!("ALTER TABLE {table} ADD UNIQUE ({key});"),
+            );
+        }
+    }
+
+    let triggers: Vec<(String, bool)> = sqlx::query_as(
+        "SELECT tgname::text, tgenabled IN ('O', 'A') FROM pg_trigger WHERE tgrelid = to_regclass('events')",
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    for &(trigger, otherwise) in TRIGGERS {
+        match triggers.iter().find(|(found, _)| found == trigger) {
+            Some((_, true)) => {}
+            Some((_, false)) => problem(
+                "events",
+                Some(trigger),
+                format!("trigger `{trigger}` of `events` is disabled: {otherwise}"),
+                format!("ALTER TABLE events ENABLE TRIGGER {trigger};"),
+            ),
+            None => problem(
+                "events",
+                Some(trigger),
+                format!("`events` has no trigger `{trigger}`: {otherwise}"),
+                format!("{MIGRATE}, or take it from the first migration"),
+            ),
+        }
+    }
+    Ok(problems)
+}
+
+/// The names of events in the store that no projection of the set knows. The cost follows the number of names: one
+/// step of the index for each.
+pub(crate) async fn unknown_events(database: impl PgExecutor<'_>, set: &ProjectionSet) -> sqlx::Result<Vec<String>> {
+    let names: Vec<String> = sqlx::query_scalar(
+        "WITH RECURSIVE names AS (
+             (SELECT name FROM events ORDER BY name LIMIT 1)
+             UNION ALL
+             SELECT (SELECT e.name FROM events e WHERE e.name > n.name ORDER BY e.name LIMIT 1)
+             FROM names n
+             WHERE n.name IS NOT NULL
+         )
+         SELECT name FROM names WHERE name IS NOT NULL",
+    )
+    .fetch_all(database)
+    .await?;
+    Ok(names.into_iter().filter(|name| !set.knows(name)).collect())
+}
+
+/// How often it is looked for events that no projection knows.
+const LOOK: Duration = Duration::from_mins(10);
+
+/// Tells of each name once, until it is dropped.
+pub(crate) async fn warn_of_unknown_events(pool: PgPool, set: ProjectionSet) {
+    let mut told = HashSet::new();
+    let mut backoff = Backoff::default();
+    loop {
+        let wait = match unknown_events(&pool, &set).await {
+            Ok(names) => {
+                for name in names {
+                    if told.insert(name.clone()) {
+                        tracing::warn!(event = name, "no projection handles or ignores this event of the store");
+                    }
+                }
+                backoff.reset();
+                LOOK
+            }
+            // The loops of the projections tell of trouble with the database.
+            Err(_) => backoff.next(),
+        };
+        tokio::time::sleep(wait).await;
+    }
+}
