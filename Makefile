@@ -1,6 +1,6 @@
 # The two commands of the README, and what a developer needs beside them.
 
-.PHONY: demo test sqlx
+.PHONY: demo test misuse sqlx
 
 # Shows all of it on sample events, in a PostgreSQL that ends with it; `make demo ARGS=--keep` stays up.
 demo:
@@ -15,6 +15,10 @@ test:
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo doc --workspace --no-deps
 	cargo test --workspace
+
+# Lists what can be written wrongly, and the tests of what is then said.
+misuse:
+	@cargo test --quiet --package tests --test ui every_row_of_the_catalogue -- --nocapture | grep -v '^running\|^test result\|^\.*$$'
 
 # Writes `.sqlx` anew, after a change of a query or a migration: `make sqlx DATABASE_URL=..` of a migrated database.
 sqlx:

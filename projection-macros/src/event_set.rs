@@ -67,7 +67,7 @@ fn check(set: &EventSet, report: &mut Report) {
         report.error(ident, format!("`{ident}` has no events: name those of the aggregate"));
     }
     for (i, event) in set.events.iter().enumerate() {
-        if set.events[..i].contains(event) {
+        if set.events[..i].iter().any(|first| crate::is_same(first, event)) {
             report.error(event, format!("`{}` stands twice in the set: keep one", crate::path_string(event)));
         }
     }
@@ -83,7 +83,7 @@ fn event_set(EventSet { attrs, vis, ident, aggregate, events }: &EventSet) -> To
     });
     let name = ident.to_string();
     // Each event's path stands once, so that a mistake in it is reported once.
-    let member = |i: usize| format_ident!("Member{i}");
+    let member = |i: usize| format_ident!("__Member{i}");
     let members = events.iter().enumerate().map(|(i, event)| {
         let member = member(i);
         let check = moved(ends(event), quote!(#private::check_aggregate::<#member>(#aggregate, #name)));

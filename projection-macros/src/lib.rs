@@ -14,6 +14,8 @@ mod keys;
 mod projection;
 mod report;
 mod set;
+#[cfg(test)]
+mod snapshots;
 mod spans;
 
 use proc_macro::TokenStream;
@@ -61,6 +63,11 @@ pub fn projections(input: TokenStream) -> TokenStream {
 fn path_string(path: &syn::Path) -> String {
     let names: Vec<String> = path.segments.iter().map(|segment| segment.ident.to_string()).collect();
     names.join("::")
+}
+
+/// Whether two paths are written alike; rustc sees an alias.
+fn is_same(a: &syn::Path, b: &syn::Path) -> bool {
+    quote!(#a).to_string() == quote!(#b).to_string()
 }
 
 /// The path of the runtime crate as the user's crate knows it, also where it is renamed in `Cargo.toml`.

@@ -55,7 +55,7 @@ fn read(entry: Expr, report: &mut Report) -> Option<Entry> {
 fn set(entries: &[Entry], complete: bool) -> TokenStream {
     let runtime = crate::runtime();
     let private = quote!(#runtime::__private);
-    let function = |i: usize| format_ident!("projection{i}");
+    let function = |i: usize| format_ident!("__projection{i}");
 
     // A projection is named once, so that a mistake in it is reported once.
     let functions = entries.iter().enumerate().map(|(i, Entry { ty, value })| {
@@ -76,7 +76,7 @@ fn set(entries: &[Entry], complete: bool) -> TokenStream {
         }
     });
     let checks = entries.iter().enumerate().map(|(i, Entry { ty, .. })| {
-        let check = moved(ends(ty), quote!(#private::check_set(PROJECTIONS, #i)));
+        let check = moved(ends(ty), quote!(#private::check_set(__PROJECTIONS, #i)));
         quote!(const _: () = #check;)
     });
     let projections = entries.iter().enumerate().map(|(i, Entry { value, .. })| {
@@ -85,7 +85,7 @@ fn set(entries: &[Entry], complete: bool) -> TokenStream {
     });
     let checks = complete.then(|| {
         quote! {
-            const PROJECTIONS: &[#private::SetEntry] = &[#(#members),*];
+            const __PROJECTIONS: &[#private::SetEntry] = &[#(#members),*];
             #(#checks)*
         }
     });

@@ -8,11 +8,11 @@ use crate::error::{ApplyError, BoxError};
 use crate::event::{DomainEvent, Recorded, StoredEvent};
 use crate::projection::EventType;
 
-/// A function with `#[on(..)]`.
+/// A function with `#[on(..)]`: how a projection handles the event `Alias`, which is [`Handler::Event`].
 ///
 /// The bound of [`Handler::Event`] is the one place where rustc finds that a type is not an event: the generated
 /// code asks for everything else through this trait, which takes the bound as given.
-pub trait Handler {
+pub trait Handler<Alias> {
     /// The event's type.
     type Event: DomainEvent;
     /// The function's name.

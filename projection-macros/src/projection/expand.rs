@@ -1,6 +1,6 @@
 //! The code of a projection: dispatch, reset and registration. ARCHITECTURE.md shows what comes out.
 
-use proc_macro2::TokenStream;
+use proc_macro2::{Delimiter, Group, TokenStream};
 use quote::{ToTokens, format_ident, quote};
 use syn::{Attribute, Generics, Ident, ItemImpl, Path};
 
@@ -10,7 +10,8 @@ use crate::spans::{ends, moved};
 
 pub(crate) fn projection(projection: &Projection, block: &ItemImpl) -> TokenStream {
     let runtime = crate::runtime();
-    let private = quote!(#runtime::__private);
+    // A name for it, so that what comes out can be read.
+    let private = quote!(__private);
     let self_ty = &block.self_ty;
     let Projection { name, tables, cascade, after, by_aggregate, covers, ignores, handlers } = projection;
 
@@ -18,8 +19,8 @@ pub(crate) fn projection(projection: &Projection, block: &ItemImpl) -> TokenStre
     let truncate = truncate(tables, *cascade);
     let registrations = handlers.iter().enumerate().map(|(i, handler)| registration(i, handler, &private));
     let events = handlers.iter().enumerate().map(|(i, Handler { cfg, .. })| {
-        let ty = handler_type(i);
-        quote!(#(#cfg)* <#ty as #private::Handler>::EVENT_TYPE)
+        let this = as_handler(i, &private);
+        quote!(#(#cfg)* #this::EVENT_TYPE)
     });
     let arms = |runs: bool| {
         let private = private.clone();
@@ -43,16 +44,17 @@ pub(crate) fn projection(projection: &Projection, block: &ItemImpl) -> TokenStre
         }
     });
     let ignored = ignores.iter().map(|event| quote!(<#event as #runtime::DomainEvent>::NAME));
-    let coverage = (!covers.is_empty()).then(|| coverage(covers, ignores, self_ty, &runtime));
+    let coverage = (!covers.is_empty()).then(|| coverage(covers, ignores, self_ty, &runtime, &private));
     let lints = lints(&block.attrs);
 
     quote! {
         #block
 
         const _: () = {
-            // Two handlers of one event, also under two names of its type, are two implementations.
-            #[allow(dead_code)]
-            trait HandledOnce {}
+            use #runtime::__private;
+
+            struct ThisProjection;
+
 
             #(#registrations)*
 
@@ -92,8 +94,13 @@ pub(crate) fn projection(projection: &Projection, block: &ItemImpl) -> TokenStre
 }
 
 /// That each event of the sets is handled or ignored. Each set's path stands once.
-fn coverage(covers: &[Path], ignores: &[Path], self_ty: &impl ToTokens, runtime: &TokenStream) -> TokenStream {
-    let private = quote!(#runtime::__private);
+fn coverage(
+    covers: &[Path],
+    ignores: &[Path],
+    self_ty: &impl ToTokens,
+    runtime: &TokenStream,
+    private: &TokenStream,
+) -> TokenStream {
     let sets = covers.iter().map(|set| {
         let name = crate::path_string(set);
         quote!((#name, <#set as #runtime::EventSet>::EVENTS))
@@ -112,35 +119,47 @@ fn coverage(covers: &[Path], ignores: &[Path], self_ty: &impl ToTokens, runtime:
     }
 }
 
-/// The type that stands for a handler.
-fn handler_type(i: usize) -> Ident {
-    format_ident!("Handler{i}")
+/// The event of a handler. Its path stands once in the output, so that a mistake in it is reported once.
+fn event_alias(i: usize) -> Ident {
+    format_ident!("__Event{i}")
 }
 
+/// A handler as an implementation of a trait: two handlers of one event, also under two names of its type, are two
+/// implementations, and rustc points to both. Not the projection's own type has them: of that there may be a second
+/// projection by mistake, which is one mistake.
 fn registration(i: usize, handler: &Handler, private: &TokenStream) -> TokenStream {
     let Handler { cfg, event, sig } = handler;
-    let (ty, function) = (handler_type(i), sig.ident.to_string());
+    let (alias, function) = (event_alias(i), sig.ident.to_string());
+    let head = moved(ends(event), quote!(impl #private::Handler<#alias> for ThisProjection));
+    let bound = moved(ends(event), quote!(#alias));
     let takes_run = handler.takes_run().then(|| {
-        quote!(
+        quote! {
             const TAKES_RUN: bool = true;
-        )
+        }
     });
-    let once = moved(ends(event), quote!(impl HandledOnce for <#ty as #private::Handler>::Event {}));
-    quote! {
-        #(#cfg)*
-        struct #ty;
-
-        #(#cfg)*
-        impl #private::Handler for #ty {
-            // The event's path stands once in the output, so that a mistake in it is reported once.
-            type Event = #event;
+    let mut body = Group::new(
+        Delimiter::Brace,
+        quote! {
+            type Event = #bound;
             const FUNCTION: &'static str = #function;
             #takes_run
-        }
+        },
+    );
+    // Where rustc points for the whole of it.
+    body.set_span(ends(event).0);
+    quote! {
+        #(#cfg)*
+        type #alias = #event;
 
         #(#cfg)*
-        #once
+        #head #body
     }
+}
+
+/// A handler as the generated code names it.
+fn as_handler(i: usize, private: &TokenStream) -> TokenStream {
+    let alias = event_alias(i);
+    quote!(<ThisProjection as #private::Handler<#alias>>)
 }
 
 /// The arm of the dispatch: each part has the span of what the user wrote, where a mistake in it is reported.
@@ -148,7 +167,7 @@ fn registration(i: usize, handler: &Handler, private: &TokenStream) -> TokenStre
 /// A guard, not a constant as the pattern: that would bring a second error where the type is no event.
 fn arm(i: usize, handler: &Handler, private: &TokenStream) -> TokenStream {
     let Handler { cfg, sig, .. } = handler;
-    let (ty, function) = (handler_type(i), &sig.ident);
+    let (this, function) = (as_handler(i, private), &sig.ident);
     let receiver = sig.receiver().map(|_| quote!(self,));
     let (decode, given, argument) = if handler.takes_run() {
         (quote!(decode_run), quote!(events), quote!(run))
@@ -161,8 +180,8 @@ fn arm(i: usize, handler: &Handler, private: &TokenStream) -> TokenStream {
     let result = moved(ends(handler.output()), quote!(#private::outcome(result)));
     quote! {
         #(#cfg)*
-        name if name == <#ty as #private::Handler>::EVENT_NAME => {
-            let #given = <#ty as #private::Handler>::#decode(#given)?;
+        name if name == #this::EVENT_NAME => {
+            let #given = #this::#decode(#given)?;
             let future = Self::#function(#receiver #argument, #tx);
             let result = #future;
             #result

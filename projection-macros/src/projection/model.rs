@@ -223,10 +223,9 @@ fn handlers(block: &mut ItemImpl, report: &mut Report) -> Vec<Handler> {
 ///
 /// With `#[cfg]` two handlers of one event may exclude each other: rustc sees which of them is left.
 fn check_once(handlers: &[Handler], report: &mut Report) {
-    let path = |handler: &Handler| handler.event.to_token_stream().to_string();
     let always: Vec<&Handler> = handlers.iter().filter(|handler| handler.cfg.is_empty()).collect();
     for (i, handler) in always.iter().enumerate() {
-        if let Some(first) = always[..i].iter().find(|first| path(first) == path(handler)) {
+        if let Some(first) = always[..i].iter().find(|first| crate::is_same(&first.event, &handler.event)) {
             let message = |other: &Handler| {
                 let event = crate::path_string(&handler.event);
                 format!("`{event}` is handled twice, here and in `{}`: make them one handler", other.sig.ident)
@@ -244,10 +243,12 @@ fn check_ignored(projection: &Projection, report: &mut Report) {
     let Projection { ignores, handlers, .. } = projection;
     for (i, event) in ignores.iter().enumerate() {
         let name = crate::path_string(event);
-        if ignores[..i].contains(event) {
+        if ignores[..i].iter().any(|first| crate::is_same(first, event)) {
             report.error(event, format!("`{name}` stands twice in `ignores`: keep one"));
         }
-        if let Some(handler) = handlers.iter().find(|handler| handler.cfg.is_empty() && handler.event == *event) {
+        if let Some(handler) =
+            handlers.iter().find(|handler| handler.cfg.is_empty() && crate::is_same(&handler.event, event))
+        {
             let function = &handler.sig.ident;
             report.error(event, format!("`{name}` is ignored, but `{function}` handles it: keep one of them"));
         }

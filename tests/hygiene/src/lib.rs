@@ -40,20 +40,69 @@ pub mod shadowed {
     #[allow(unused_imports)]
     use super::{Box, Option, Result, Send, String, Vec};
 
+    rt::domain_events! {
+        pub OrderEvents: "shop.Order" => [OrderPlaced, OrderShipped, OrderPraised]
+    }
+
     /// An order was placed.
     #[derive(Debug, serde::Serialize, serde::Deserialize, rt::DomainEvent)]
-    #[event(aggregate = "shop.Order", routing_key = "Order.Placed")]
+    #[event(aggregate = OrderEvents, routing_key = "Order.Placed")]
     pub struct OrderPlaced {
         /// How many.
         pub count: u32,
     }
 
+    /// An order was shipped; it had no weight once.
+    #[derive(Debug, serde::Serialize, serde::Deserialize, rt::DomainEvent)]
+    #[event(aggregate = OrderEvents, version = 3, upcast(1 => from_v1, 2 => |grams| OrderShipped { grams }))]
+    pub struct OrderShipped {
+        /// The weight.
+        pub grams: u32,
+    }
+
+    fn from_v1((): ()) -> core::result::Result<u32, core::num::ParseIntError> {
+        "0".parse()
+    }
+
+    /// An order was praised.
+    #[derive(Debug, serde::Serialize, serde::Deserialize, rt::DomainEvent)]
+    #[event(aggregate = OrderEvents)]
+    pub struct OrderPraised {}
+
     /// Orders; the table's name is a word of SQL.
     #[derive(Debug, Clone, Copy)]
     pub struct Orders;
 
-    #[rt::projection(name = "orders", tables = ["order"])]
+    #[rt::projection(
+        name = "orders",
+        tables = ["order"],
+        order = "aggregate",
+        covers = OrderEvents,
+        ignores = [OrderPraised],
+    )]
     impl Orders {
+        #[rt::on(OrderShipped)]
+        async fn shipped(events: &[rt::Recorded<OrderShipped>], tx: &mut rt::PgConnection) -> rt::Result<()> {
+            let _ = (events.iter().map(|event| event.data.grams), tx);
+            core::future::ready(()).await;
+            core::result::Result::Ok(())
+        }
+
+        /// With attributes of another crate and of the compiler.
+        #[rt::on(super::bare::Closed)]
+        #[tracing::instrument(skip_all)]
+        #[cfg(not(any()))]
+        #[allow(clippy::unused_async)]
+        async fn closed(_: &rt::Recorded<super::bare::Closed>, _: &mut rt::PgConnection) -> rt::Result<()> {
+            core::result::Result::Ok(())
+        }
+
+        #[cfg(any())]
+        #[rt::on(super::bare::Closed)]
+        async fn never(_: &rt::Recorded<NoSuchType>, _: &mut rt::PgConnection) -> rt::Result<()> {
+            no_such_function()
+        }
+
         #[rt::on(OrderPlaced)]
         async fn placed(event: &rt::Recorded<OrderPlaced>, tx: &mut rt::PgConnection) -> rt::Result<()> {
             let _ = (event.data.count, tx);
@@ -65,6 +114,11 @@ pub mod shadowed {
 
 /// Nothing is imported, and one handler takes `&self`.
 pub mod bare {
+    /// The shop was closed.
+    #[derive(Debug, ::serde::Serialize, ::serde::Deserialize, ::rt::DomainEvent)]
+    #[event(aggregate = "shop.Shop")]
+    pub struct Closed {}
+
     /// A projection with state.
     #[derive(Debug)]
     pub struct Counts(pub u32);
@@ -121,7 +175,10 @@ mod tests {
     fn the_registration_is_what_was_written() {
         let orders = super::shadowed::Orders::DEFINITION;
         assert_eq!((orders.name, orders.tables), ("orders", ["order"].as_slice()));
-        let [event] = orders.events else { panic!("{orders:?}") };
+        assert_eq!(orders.ignores, ["OrderPraised"]);
+        let [shipped, closed, event] = orders.events else { panic!("{orders:?}") };
+        assert_eq!((shipped.handler, shipped.takes_run, shipped.version), ("shipped", true, 3));
+        assert_eq!((closed.handler, closed.ty), ("closed", "hygiene::bare::Closed"));
         assert_eq!((event.name, event.aggregate), ("OrderPlaced", "shop.Order"));
         assert_eq!((event.routing_key, event.handler, event.version), ("Order.Placed", "placed", 1));
         assert_eq!(super::projections().definitions().count(), 3);

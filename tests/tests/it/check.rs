@@ -1,4 +1,5 @@
-//! What is wrong with the database is told before the projections run, all at once, each with its cure.
+//! What is wrong with the database is told before the projections run, all at once, each with its cure: row 36 of the
+//! catalogue in `ui/README.md`, and row 37.
 
 use projection_runtime::{Problem, ProjectionManager, State, projections};
 use tests::journal::{self, Happened, Journal};
@@ -144,7 +145,7 @@ async fn one_table_under_two_names_is_owned_twice() {
     );
 }
 
-/// Catalogue row 37: told once, and never a failure.
+/// Told once, and never a failure.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_that_no_projection_knows() {
     let db = TestDatabase::new().await;

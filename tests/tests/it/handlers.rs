@@ -4,7 +4,7 @@ use chrono::{DateTime, NaiveDate, Utc};
 use dancefinder_projections::events::*;
 use dancefinder_projections::{BandProjection, DanceHallProjection, EventProjection, UserPreferencesProjection};
 use projection_runtime::testing::apply;
-use projection_runtime::{DomainEvent, Projection, Recorded};
+use projection_runtime::{DomainEvent, Projection, Recorded, Result, projection};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgConnection, Postgres, Transaction};
 use tests::TestDatabase;
@@ -217,4 +217,27 @@ async fn state_ignored_and_unignored() {
         |subject| StateUnignored { subject, state: state() },
     )
     .await;
+}
+
+struct Instrumented;
+
+#[projection(name = "instrumented", tables = ["band"])]
+impl Instrumented {
+    #[on(BandCreated)]
+    #[tracing::instrument(name = "a band", skip_all)]
+    async fn created(_: &Recorded<BandCreated>, _: &mut PgConnection) -> Result<()> {
+        match tracing::Span::current().metadata().map(tracing::Metadata::name) {
+            Some("a band") => Ok(()),
+            other => Err(format!("{other:?} is not the handler's span").into()),
+        }
+    }
+}
+
+/// An attribute of another crate does with a handler what it does with any function.
+#[tokio::test]
+async fn instrumented() {
+    let _subscriber = tracing::subscriber::set_default(tracing_subscriber::registry());
+    let db = TestDatabase::new().await;
+    let event = Recorded::example(BandCreated { name: "Torvaldzons".into() });
+    apply(&Instrumented, &event, &mut db.pool.acquire().await.unwrap()).await.unwrap();
 }

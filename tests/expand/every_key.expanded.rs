@@ -1,0 +1,105 @@
+#[allow(clippy::too_many_lines)]
+impl TourProjection {
+    #[doc = " With what it was built with."]
+    #[tracing::instrument(skip_all)]
+    async fn planned(&self, event: &Recorded<TourPlanned>, tx: &mut PgConnection) -> Result<()> {
+        self.insert(event, tx).await
+    }
+    #[doc = " A run of events."]
+    async fn stops(events: &[Recorded<events::StopAdded>], tx: &mut PgConnection) -> sqlx::Result<()> {
+        insert_all(events, tx).await
+    }
+    #[cfg(feature = "cancel")]
+    async fn cancelled(event: &Recorded<TourCancelled>, tx: &mut PgConnection) -> anyhow::Result<()> {
+        delete(event.aggregate_id, tx).await
+    }
+    async fn insert(&self, event: &Recorded<TourPlanned>, tx: &mut PgConnection) -> Result<()> {
+        todo!()
+    }
+}
+const _: () = {
+    use ::projection_runtime::__private;
+    struct ThisProjection;
+    type __Event0 = TourPlanned;
+    impl __private::Handler<__Event0> for ThisProjection {
+        type Event = __Event0;
+        const FUNCTION: &'static str = "planned";
+    }
+    type __Event1 = events::StopAdded;
+    impl __private::Handler<__Event1> for ThisProjection {
+        type Event = __Event1;
+        const FUNCTION: &'static str = "stops";
+        const TAKES_RUN: bool = true;
+    }
+    #[cfg(feature = "cancel")]
+    type __Event2 = TourCancelled;
+    #[cfg(feature = "cancel")]
+    impl __private::Handler<__Event2> for ThisProjection {
+        type Event = __Event2;
+        const FUNCTION: &'static str = "cancelled";
+    }
+    #[automatically_derived]
+    #[allow(clippy::too_many_lines)]
+    impl ::projection_runtime::Projection for TourProjection {
+        const DEFINITION: &'static ::projection_runtime::Definition = &::projection_runtime::Definition {
+            name: "tours",
+            tables: &["tour", "archive.stop"],
+            after: &["band", "dancehall"],
+            order: ::projection_runtime::Order::Aggregate,
+            events: &[
+                <ThisProjection as __private::Handler<__Event0>>::EVENT_TYPE,
+                <ThisProjection as __private::Handler<__Event1>>::EVENT_TYPE,
+                #[cfg(feature = "cancel")]
+                <ThisProjection as __private::Handler<__Event2>>::EVENT_TYPE,
+            ],
+            ignores: &[<TourPraised as ::projection_runtime::DomainEvent>::NAME],
+        };
+        async fn apply(
+            &self,
+            event: &::projection_runtime::StoredEvent,
+            tx: &mut ::projection_runtime::PgConnection,
+        ) -> __private::Result<(), ::projection_runtime::ApplyError> {
+            match event.name.as_str() {
+                name if name == <ThisProjection as __private::Handler<__Event0>>::EVENT_NAME => {
+                    let event = <ThisProjection as __private::Handler<__Event0>>::decode(event)?;
+                    let future = Self::planned(self, __private::argument(&event), &mut *tx);
+                    let result = __private::send(future).await;
+                    __private::outcome(result)
+                }
+                #[cfg(feature = "cancel")]
+                name if name == <ThisProjection as __private::Handler<__Event2>>::EVENT_NAME => {
+                    let event = <ThisProjection as __private::Handler<__Event2>>::decode(event)?;
+                    let future = Self::cancelled(__private::argument(&event), &mut *tx);
+                    let result = __private::send(future).await;
+                    __private::outcome(result)
+                }
+                _ => __private::not_handled("tours", event),
+            }
+        }
+        async fn apply_run(
+            &self,
+            events: &[&::projection_runtime::StoredEvent],
+            tx: &mut ::projection_runtime::PgConnection,
+        ) -> __private::Result<(), ::projection_runtime::ApplyError> {
+            match __private::run_name(events) {
+                name if name == <ThisProjection as __private::Handler<__Event1>>::EVENT_NAME => {
+                    let events = <ThisProjection as __private::Handler<__Event1>>::decode_run(events)?;
+                    let future = Self::stops(__private::run(&events), &mut *tx);
+                    let result = __private::send(future).await;
+                    __private::outcome(result)
+                }
+                _ => __private::run_not_handled("tours", events),
+            }
+        }
+        async fn reset(tx: &mut ::projection_runtime::PgConnection) -> __private::Result<(), __private::SqlxError> {
+            __private::execute("TRUNCATE TABLE \"tour\", \"archive\".\"stop\" CASCADE", tx).await
+        }
+    }
+    const COVERED: &[(&str, &[&str])] = &[
+        ("TourEvents", <TourEvents as ::projection_runtime::EventSet>::EVENTS),
+        ("StopEvents", <StopEvents as ::projection_runtime::EventSet>::EVENTS),
+    ];
+    const _: () = __private::check_coverage::<TourProjection>(COVERED, 0usize);
+    const _: () = __private::check_coverage::<TourProjection>(COVERED, 1usize);
+    const _: () = __private::check_ignored::<TourProjection>(COVERED, 0usize);
+};
