@@ -75,13 +75,8 @@ pub use projection_macros::on;
 /// A handler is an `async fn` with `#[on(Event)]`. It takes the event, `&Recorded<Event>`, and the connection of a
 /// transaction that it must not end; before them `&self` or no receiver. It returns a `Result` whose error converts
 /// into a boxed error, so `sqlx::Result<()>`, `anyhow::Result<()>` and this crate's [`Result`] all serve. Whatever
-/// else stands in the impl block stays as it is.
-///
-/// The keys:
-/// - `name`: the projection's name, of lower-case letters, digits and `_`: the key of its row in `readviews`
-/// - `tables`: the tables that it owns. A reset empties all of them, by one `TRUNCATE`
-/// - `cascade = true`: the `TRUNCATE` has `CASCADE`. It never reaches a table of another projection: the reset refuses
-/// - `after`: projections that this one never overtakes, so that what it looks up in their tables is there
+/// else stands in the impl block stays as it is, and so do the attributes of a handler: with `#[cfg(..)]` it comes and
+/// goes as a whole.
 ///
 /// ```
 /// use projection_runtime::{DomainEvent, PgConnection, Projection, Recorded, Result, projection};
@@ -95,7 +90,7 @@ pub use projection_macros::on;
 ///
 /// pub struct Bands;
 ///
-/// #[projection(name = "bands", tables = ["bands", "band_names"], cascade = true, after = ["tours"])]
+/// #[projection(name = "bands", tables = ["bands"])]
 /// impl Bands {
 ///     #[on(BandCreated)]
 ///     async fn created(event: &Recorded<BandCreated>, tx: &mut PgConnection) -> Result<()> {
@@ -112,6 +107,95 @@ pub use projection_macros::on;
 /// assert_eq!(Bands::DEFINITION.events[0].handler, "created");
 /// ```
 ///
+/// # The keys
+///
+/// `name`: the projection's name, of lower-case letters, digits and `_`: the key of its row in `readviews`.
+/// `tables`: the tables that it owns, as `table` or `schema.table`. A reset empties all of them, by one `TRUNCATE`.
+/// These two are needed.
+///
+/// `cascade = true`: the `TRUNCATE` has `CASCADE`. It never reaches a table of another projection: the reset refuses.
+///
+/// `after`: projections that this one never overtakes, so that what it looks up in their tables is there:
+///
+/// ```
+/// # use projection_runtime::{DomainEvent, PgConnection, Projection, Recorded, Result, projection};
+/// # #[derive(serde::Serialize, serde::Deserialize, DomainEvent)]
+/// # #[event(aggregate = "domain.Tour")]
+/// # pub struct TourPlanned { pub band: String }
+/// # pub struct Tours;
+/// #[projection(name = "tours", tables = ["tours", "archive.stops"], cascade = true, after = ["bands"])]
+/// impl Tours {
+///     #[on(TourPlanned)]
+///     async fn planned(event: &Recorded<TourPlanned>, tx: &mut PgConnection) -> Result<()> {
+///         sqlx::query("INSERT INTO tours (id, band_id) SELECT $1, id FROM bands WHERE name = $2")
+///             .bind(event.aggregate_id)
+///             .bind(&event.data.band)
+///             .execute(tx)
+///             .await?;
+///         Ok(())
+///     }
+/// }
+/// # assert_eq!(Tours::DEFINITION.after, ["bands"]);
+/// ```
+///
+/// `order`: a handler may take a run of events, `&[Recorded<Event>]`, and apply it by one statement. With
+/// `order = "stream"`, which holds where nothing is said, a run is consecutive events of the projection. With
+/// `order = "aggregate"` the projection promises that events of different aggregates commute; runs are longer then, and
+/// never hold two events of one aggregate:
+///
+/// ```
+/// # use projection_runtime::{DomainEvent, Order, PgConnection, Projection, Recorded, Result, projection};
+/// # #[derive(serde::Serialize, serde::Deserialize, DomainEvent)]
+/// # #[event(aggregate = "domain.Band")]
+/// # pub struct BandCreated { pub name: String }
+/// # pub struct Bands;
+/// #[projection(name = "bands", tables = ["bands"], order = "aggregate")]
+/// impl Bands {
+///     #[on(BandCreated)]
+///     async fn created(events: &[Recorded<BandCreated>], tx: &mut PgConnection) -> Result<()> {
+///         let ids: Vec<_> = events.iter().map(|event| event.aggregate_id).collect();
+///         let names: Vec<_> = events.iter().map(|event| event.data.name.as_str()).collect();
+///         sqlx::query("INSERT INTO bands (id, name) SELECT * FROM UNNEST($1::uuid[], $2::text[])")
+///             .bind(ids)
+///             .bind(names)
+///             .execute(tx)
+///             .await?;
+///         Ok(())
+///     }
+/// }
+/// # assert_eq!(Bands::DEFINITION.order, Order::Aggregate);
+/// ```
+///
+/// `covers`: event sets, see [`domain_events!`](macro@domain_events), of which the projection handles or `ignores` every
+/// event. One that is added to a set later does not compile until someone has decided about it here:
+///
+/// ```
+/// # use projection_runtime::{DomainEvent, PgConnection, Projection, Recorded, Result, domain_events, projection};
+/// domain_events! {
+///     pub BandEvents: "domain.Band" => [BandCreated, BandPraised]
+/// }
+/// # #[derive(serde::Serialize, serde::Deserialize, DomainEvent)]
+/// # #[event(aggregate = BandEvents)]
+/// # pub struct BandCreated {}
+/// # #[derive(serde::Serialize, serde::Deserialize, DomainEvent)]
+/// # #[event(aggregate = BandEvents)]
+/// # pub struct BandPraised {}
+/// # pub struct Bands;
+///
+/// #[projection(name = "bands", tables = ["bands"], covers = BandEvents, ignores = [BandPraised])]
+/// impl Bands {
+///     #[on(BandCreated)]
+///     async fn created(event: &Recorded<BandCreated>, tx: &mut PgConnection) -> Result<()> {
+///         // ..
+/// #       let _ = (event, tx);
+///         Ok(())
+///     }
+/// }
+/// # assert_eq!(Bands::DEFINITION.ignores, ["BandPraised"]);
+/// ```
+///
+/// # Mistakes
+///
 /// What is wrong is said by the compiler:
 ///
 /// ```compile_fail
@@ -124,7 +208,7 @@ pub use projection_macros::on;
 /// #[projection(name = "bands", tables = ["bands"])]
 /// impl Bands {
 ///     #[on(BandCreated)]
-///     fn created(event: &Recorded<BandCreated>, tx: &mut PgConnection) -> Result<()> { // a handler is async
+///     fn created(event: &Recorded<BandCreated>, tx: &mut PgConnection) -> Result<()> { // error: a handler is async
 ///         Ok(())
 ///     }
 /// }
