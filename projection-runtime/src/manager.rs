@@ -24,8 +24,11 @@ pub struct ManagerOptions {
     pub batch: PageLimit,
     /// After this time a transaction takes on no further event.
     pub batch_time: Duration,
-    /// How often a projection that nobody woke looks for events.
+    /// How often the process asks, in one query, whether there are events that nobody told it of.
     pub poll: Duration,
+    /// Hear of new events by LISTEN. Off, where a pooler stands between that passes no NOTIFY on: then RabbitMQ's
+    /// deliveries and the poll wake the projections.
+    pub listen: bool,
     /// How long a transaction under way may go on when the service is told to stop; then it is rolled back.
     pub shutdown_grace: Duration,
     /// How long a reset goes on trying where others hold the projection's row or tables locked.
@@ -38,6 +41,7 @@ impl Default for ManagerOptions {
             batch: PageLimit::default(),
             batch_time: Duration::from_secs(1),
             poll: Duration::from_secs(5),
+            listen: true,
             shutdown_grace: Duration::from_secs(5),
             reset_patience: Duration::from_mins(1),
         }
@@ -97,11 +101,14 @@ impl ProjectionManager {
         let mut loops = JoinSet::new();
         for projection in &self.projections.projections {
             let awaited = self.projections.is_awaited(projection.definition().name);
-            let runner = Runner::new(self.pool.clone(), projection.clone(), self.options, awaited);
-            loops.spawn(runner.run(wake.subscribe(), stop.clone()));
+            let runner = Runner::new(self.pool.clone(), projection.clone(), self.options, awaited, wake.clone());
+            loops.spawn(runner.run(stop.clone()));
         }
         let mut beside = JoinSet::new(); // aborted when it is dropped
-        beside.spawn(wake::listen(self.pool.clone(), wake));
+        beside.spawn(wake::poll(self.pool.clone(), wake.clone(), self.asked(), self.options.poll));
+        if self.options.listen {
+            beside.spawn(wake::listen(self.pool.clone(), wake));
+        }
         beside.spawn(schema::warn_of_unknown_events(self.pool.clone(), self.projections.clone()));
         shutdown.await;
         stop.cancel();
@@ -110,6 +117,13 @@ impl ProjectionManager {
                 tracing::error!(%error, "the loop of a projection ended by itself: a mistake in projection-runtime");
             }
         }
+    }
+
+    /// What the poll asks for.
+    fn asked(&self) -> position::Asked {
+        let edges = self.projections.definitions().flat_map(|d| d.after.iter().map(|after| (d.name, *after)));
+        let projections = self.projections.definitions().map(|definition| definition.name).collect();
+        position::Asked { projections, after: edges.unzip(), relay: None }
     }
 
     /// Runs all projections until each has passed what is in the store now, or has stopped at a failing event.

@@ -6,7 +6,7 @@
 //! after it applies; but it cannot be emptied under that one's look-ups.
 
 use chrono::{DateTime, Utc};
-use sqlx::PgConnection;
+use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 use crate::event::StoredEvent;
@@ -125,6 +125,49 @@ pub(crate) async fn record_failure(
     .execute(tx)
     .await?;
     Ok(())
+}
+
+/// Whose work is asked for by [`pending`].
+#[derive(Debug, Clone)]
+pub(crate) struct Asked {
+    pub(crate) projections: Vec<&'static str>,
+    /// Which projection comes after which, as two columns.
+    pub(crate) after: (Vec<&'static str>, Vec<&'static str>),
+    /// The row of the relay, where this process has one.
+    pub(crate) relay: Option<String>,
+}
+
+/// Whether there is something to do.
+#[derive(Debug, Clone, Copy, sqlx::FromRow)]
+pub(crate) struct Pending {
+    pub(crate) projections: bool,
+    pub(crate) relay: bool,
+}
+
+/// Whether a projection, or the relay, has events before it that it may apply now: it has not stopped at one, or is to
+/// try that again, and those that it comes after are ahead of it.
+pub(crate) async fn pending(pool: &PgPool, asked: &Asked) -> sqlx::Result<Pending> {
+    sqlx::query_as(
+        "SELECT COALESCE(bool_or(NOT is_relay), false) AS projections, COALESCE(bool_or(is_relay), false) AS relay
+         FROM (SELECT name, false AS is_relay FROM UNNEST($1::text[]) AS known (name)
+               UNION ALL SELECT $4, true WHERE $4 IS NOT NULL) known
+         LEFT JOIN readviews r USING (name)
+         LEFT JOIN readview_failures f USING (name)
+         WHERE COALESCE(r.position, 0) < LEAST(
+                   (SELECT MAX(tstamp) FROM events),
+                   (SELECT MIN(COALESCE(ahead.position, 0))
+                    FROM UNNEST($2::text[], $3::text[]) AS edge (name, after)
+                    LEFT JOIN readviews ahead ON ahead.name = edge.after
+                    WHERE edge.name = known.name)
+               )
+           AND (f.name IS NULL OR f.retry)",
+    )
+    .bind(&asked.projections)
+    .bind(&asked.after.0)
+    .bind(&asked.after.1)
+    .bind(&asked.relay)
+    .fetch_one(pool)
+    .await
 }
 
 /// A projection's place with what lies before it and what stopped it, for `status`.

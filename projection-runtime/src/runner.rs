@@ -3,7 +3,7 @@
 //! ```text
 //! loop {
 //!     one transaction:   lock the row -> read what follows its position -> handlers -> move the position -> commit
-//!     nothing to do?     wait for a wake-up or the poll
+//!     nothing to do?     wait for a wake-up
 //!     an event failed?   roll back; go again with only the events before it; alone at last, record it and stop
 //!     passing trouble?   roll back; wait, longer each time; go again
 //! }
@@ -18,7 +18,6 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use sqlx::{PgConnection, PgPool, Postgres, Transaction};
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -30,6 +29,7 @@ use crate::position;
 use crate::projection::{AnyProjection, Definition, Order};
 use crate::runs::{Run, runs};
 use crate::store::{self, PageLimit};
+use crate::wake::Wake;
 
 pub(crate) struct Runner {
     pool: PgPool,
@@ -38,6 +38,7 @@ pub(crate) struct Runner {
     options: ManagerOptions,
     /// Others come `after` this projection and want to hear that it moved.
     awaited: bool,
+    wake: Wake,
     names: Vec<&'static str>,
     read_sql: String,
     plan: Plan,
@@ -69,17 +70,19 @@ impl Runner {
         projection: Arc<dyn AnyProjection>,
         options: ManagerOptions,
         awaited: bool,
+        wake: Wake,
     ) -> Self {
         let definition = projection.definition();
         let names: Vec<_> = definition.events.iter().map(|event| event.name).collect();
         let read_sql = store::read_sql(names.len());
-        Runner { pool, projection, definition, options, awaited, names, read_sql, plan: Plan::default() }
+        Runner { pool, projection, definition, options, awaited, wake, names, read_sql, plan: Plan::default() }
     }
 
     /// Applies events until `stop`; then the transaction under way is finished, or, where that takes longer than the
     /// grace, rolled back.
     #[tracing::instrument(name = "projection", skip_all, fields(name = self.definition.name))]
-    pub(crate) async fn run(mut self, mut wake: watch::Receiver<()>, stop: CancellationToken) {
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        let mut wake = self.wake.of_projections();
         let mut backoff = Backoff::default();
         let grace = self.options.shutdown_grace;
         while !stop.is_cancelled() {
@@ -100,8 +103,9 @@ impl Runner {
                     backoff.reset();
                     match done {
                         Step::Again => continue,
-                        Step::Rest => self.options.poll,
-                        Step::Elsewhere => self.options.poll.min(Duration::from_secs(1)),
+                        // The process's one poll wakes it where nobody else does.
+                        Step::Rest => None,
+                        Step::Elsewhere => Some(self.options.poll.min(Duration::from_secs(1))),
                     }
                 }
                 Err(error) => {
@@ -119,7 +123,7 @@ impl Runner {
             };
             tokio::select! {
                 _ = wake.changed() => {}
-                () = tokio::time::sleep(wait) => {}
+                () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {}
                 () = stop.cancelled() => {}
             }
         }
@@ -196,7 +200,12 @@ impl Runner {
         if failed {
             position::clear_failure(&mut tx, self.definition.name).await?;
         }
-        tx.commit().await
+        tx.commit().await?;
+        if self.awaited && !self.options.listen {
+            // Those that come after it in this process don't hear the NOTIFY.
+            self.wake.projections();
+        }
+        Ok(())
     }
 
     /// Event `at` of `events` failed, and its transaction is rolled back. Where others came before it, they are to be

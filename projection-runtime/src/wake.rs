@@ -1,30 +1,46 @@
-//! Wakes the loops: PostgreSQL tells of new events and moved positions by NOTIFY.
+//! Wakes the loops: PostgreSQL tells of new events and moved positions by NOTIFY, RabbitMQ by its deliveries, and where
+//! both are silent, one query a process finds out what there is to do.
 //!
 //! What must hold: a wake-up is only a hint. One that is lost costs latency until the next poll, one too many costs
-//! one look. That is why the connection may come and go as it likes here. RabbitMQ's deliveries will come in by
-//! [`Wake::notify`] as well.
+//! one look. That is why connections may come and go as they like here.
+
+use std::time::Duration;
 
 use sqlx::PgPool;
 use sqlx::postgres::PgListener;
 use tokio::sync::watch;
 
 use crate::passing::Backoff;
+use crate::position;
 
-/// Tells all loops of the process to look. Many calls before a loop looks are one wake-up.
+/// Tells the loops of the process to look. Many calls before a loop looks are one wake-up.
 #[derive(Debug, Clone)]
-pub(crate) struct Wake(watch::Sender<()>);
+pub(crate) struct Wake {
+    projections: watch::Sender<()>,
+    /// Apart, because what wakes the projections alone, a delivery, is nothing new to the relay.
+    relay: watch::Sender<()>,
+}
 
 impl Wake {
     pub(crate) fn new() -> Self {
-        Wake(watch::Sender::new(()))
+        Wake { projections: watch::Sender::new(()), relay: watch::Sender::new(()) }
     }
 
-    pub(crate) fn notify(&self) {
-        self.0.send_replace(());
+    pub(crate) fn all(&self) {
+        self.projections();
+        self.relay();
     }
 
-    pub(crate) fn subscribe(&self) -> watch::Receiver<()> {
-        self.0.subscribe()
+    pub(crate) fn projections(&self) {
+        self.projections.send_replace(());
+    }
+
+    fn relay(&self) {
+        self.relay.send_replace(());
+    }
+
+    pub(crate) fn of_projections(&self) -> watch::Receiver<()> {
+        self.projections.subscribe()
     }
 }
 
@@ -53,7 +69,27 @@ async fn follow(pool: &PgPool, wake: &Wake, backoff: &mut Backoff) -> sqlx::Resu
     backoff.reset();
     loop {
         // Also once at the start and after a lost connection: what was missed meanwhile is looked at.
-        wake.notify();
+        wake.all();
         listener.try_recv().await?;
+    }
+}
+
+/// Asks every so often, in one query for the whole process, whether there is anything to do, and wakes the loops only
+/// then: an idle process costs the database next to nothing. Goes on until it is dropped.
+pub(crate) async fn poll(pool: PgPool, wake: Wake, what: position::Asked, every: Duration) {
+    loop {
+        tokio::time::sleep(every).await;
+        match position::pending(&pool, &what).await {
+            Ok(pending) => {
+                if pending.projections {
+                    wake.projections();
+                }
+                if pending.relay {
+                    wake.relay();
+                }
+            }
+            // The loops tell of trouble; one that rests will be woken when it has passed.
+            Err(error) => tracing::debug!(%error, "the poll failed"),
+        }
     }
 }
