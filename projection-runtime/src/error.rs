@@ -86,6 +86,21 @@ pub enum Error {
         /// The projection.
         projection: &'static str,
     },
+    /// The URL of the broker is none. It is not repeated: it may hold a password.
+    #[error("AMQP_URL (or --amqp-url): {reason}; it reads amqp://user@host/vhost or amqps://user@host/vhost")]
+    AmqpUrl {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The file of certificates for the broker is none.
+    #[error("AMQP_CA (or --amqp-ca): {}: {source}", file.display())]
+    AmqpCa {
+        /// The file.
+        file: std::path::PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// An import stopped.
     #[error(transparent)]
     Import(#[from] crate::import::ImportError),
@@ -214,7 +229,7 @@ pub enum ApplyError {
 }
 
 /// The error and its sources, each once: many errors repeat their source in their own message.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = match error.downcast_ref::<sqlx::Error>() {
         Some(error) => return describe(error),
         None => error.to_string(),

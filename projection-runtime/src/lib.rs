@@ -6,7 +6,8 @@
 //! reads them, `projection` is what the macros implement, `position` locks and moves a projection's place, `runs` forms
 //! what a handler takes together, `runner` is the loop of one projection, `manager` runs them all. Beside the way:
 //! `handler` and `contradiction` are for the compiler's messages, `passing` tells passing trouble from failure, `wake`
-//! wakes the loops, `schema`, `reset`, `status` and `import` are what an operator asks for, `service` is the command line.
+//! wakes the loops, `rabbitmq` publishes and is woken, `schema`, `reset`, `status` and `import` are what an operator asks
+//! for, `service` is the command line.
 
 // The macros say `::projection_runtime`, also in this crate's own tests and examples.
 extern crate self as projection_runtime;
@@ -20,6 +21,7 @@ mod manager;
 mod passing;
 mod position;
 mod projection;
+mod rabbitmq;
 mod reset;
 mod runner;
 mod runs;
@@ -260,6 +262,9 @@ pub use projection_macros::projection;
 /// # assert_eq!(set().definitions().count(), 2);
 /// ```
 pub use projection_macros::projections;
+pub use rabbitmq::{
+    ConnectionStatus, ConsumerStatus, EXCHANGE, RabbitMqOptions, RabbitMqProcess, RabbitMqStatus, RelayStatus, Trouble,
+};
 pub use schema::{Check, Problem};
 pub use sqlx::PgConnection;
 pub use status::{Failure, ProjectionStatus, State, Status};

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::error::Error;
 use crate::position;
 use crate::projection::ProjectionSet;
+use crate::rabbitmq::{RabbitMq, RabbitMqOptions, RabbitMqStatus};
 use crate::runner::Runner;
 use crate::schema::{self, Check};
 use crate::status::{self, Status};
@@ -62,6 +63,7 @@ pub struct ProjectionManager {
     pool: PgPool,
     projections: ProjectionSet,
     options: ManagerOptions,
+    rabbitmq: Option<RabbitMq>,
 }
 
 impl ProjectionManager {
@@ -70,7 +72,7 @@ impl ProjectionManager {
     /// An error says how the set contradicts itself.
     pub fn new(pool: PgPool, projections: ProjectionSet) -> Result<Self, Error> {
         projections.check()?;
-        Ok(ProjectionManager { pool, projections, options: ManagerOptions::default() })
+        Ok(ProjectionManager { pool, projections, options: ManagerOptions::default(), rabbitmq: None })
     }
 
     /// The same, run in another way.
@@ -78,6 +80,20 @@ impl ProjectionManager {
     pub fn with_options(mut self, options: ManagerOptions) -> Self {
         self.options = options;
         self
+    }
+
+    /// The same, with RabbitMQ: events go out to the broker, and its deliveries wake the projections. The pool should
+    /// allow two connections more.
+    #[must_use]
+    pub fn with_rabbitmq(mut self, options: RabbitMqOptions) -> Self {
+        self.rabbitmq = Some(RabbitMq::new(options));
+        self
+    }
+
+    /// What this manager does with RabbitMQ, while it [runs](Self::run).
+    #[must_use]
+    pub fn rabbitmq_status(&self) -> Option<RabbitMqStatus> {
+        self.rabbitmq.as_ref().map(|rabbitmq| rabbitmq.status.borrow().clone())
     }
 
     /// The pool that it works with.
@@ -104,6 +120,9 @@ impl ProjectionManager {
             let runner = Runner::new(self.pool.clone(), projection.clone(), self.options, awaited, wake.clone());
             loops.spawn(runner.run(stop.clone()));
         }
+        if let Some(rabbitmq) = &self.rabbitmq {
+            rabbitmq.spawn(&mut loops, &self.pool, &self.projections, self.options, &wake, &stop);
+        }
         let mut beside = JoinSet::new(); // aborted when it is dropped
         beside.spawn(wake::poll(self.pool.clone(), wake.clone(), self.asked(), self.options.poll));
         if self.options.listen {
@@ -114,7 +133,7 @@ impl ProjectionManager {
         stop.cancel();
         while let Some(ended) = loops.join_next().await {
             if let Err(error) = ended {
-                tracing::error!(%error, "the loop of a projection ended by itself: a mistake in projection-runtime");
+                tracing::error!(%error, "a loop ended by itself: a mistake in projection-runtime");
             }
         }
     }
@@ -123,7 +142,9 @@ impl ProjectionManager {
     fn asked(&self) -> position::Asked {
         let edges = self.projections.definitions().flat_map(|d| d.after.iter().map(|after| (d.name, *after)));
         let projections = self.projections.definitions().map(|definition| definition.name).collect();
-        position::Asked { projections, after: edges.unzip(), relay: None }
+        let relay = self.rabbitmq.as_ref().filter(|rabbitmq| rabbitmq.options.relay);
+        let relay = relay.map(|rabbitmq| rabbitmq.options.relay_row());
+        position::Asked { projections, after: edges.unzip(), relay }
     }
 
     /// Runs all projections until each has passed what is in the store now, or has stopped at a failing event.

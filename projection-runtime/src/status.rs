@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use crate::position::Row;
 use crate::projection::ProjectionSet;
+use crate::rabbitmq::is_relay_row;
 
 /// All projections.
 #[derive(Debug, Clone, Serialize)]
@@ -125,6 +126,7 @@ pub(crate) fn status(set: &ProjectionSet, rows: &[Row], unknown_events: Vec<Stri
     let position = |name: &str| rows.iter().find(|row| row.name == name).map_or(0, |row| row.position);
     let mut projections: Vec<ProjectionStatus> = rows
         .iter()
+        .filter(|row| !is_relay_row(&row.name))
         .map(|row| {
             let state = match set.definition(&row.name) {
                 Err(_) => State::Unknown,

@@ -231,6 +231,33 @@ pub(crate) async fn read(
     if names.is_empty() {
         return Ok(Page { events: Vec::new(), complete: true });
     }
+    fetch(connection, sql, names, position, end, limit).await
+}
+
+/// Reads what follows `position`, up to and with `end`, whatever its name.
+pub(crate) async fn read_all(
+    connection: &mut PgConnection,
+    position: i64,
+    end: i64,
+    limit: PageLimit,
+) -> sqlx::Result<Page> {
+    const SQL: &str =
+        "SELECT id, tstamp, aggregate_id, aggregate_name, sequence_no, name, version, data, metadata, recorded_at
+         FROM events
+         WHERE tstamp > $1 AND tstamp <= $2
+         ORDER BY tstamp
+         LIMIT $3";
+    fetch(connection, SQL, &[], position, end, limit).await
+}
+
+async fn fetch(
+    connection: &mut PgConnection,
+    sql: &str,
+    names: &[&str],
+    position: i64,
+    end: i64,
+    limit: PageLimit,
+) -> sqlx::Result<Page> {
     // Safe: `read_sql` puts nothing but parameters' numbers into the text.
     let mut query = sqlx::query_as::<_, StoredEvent>(AssertSqlSafe(sql))
         .bind(position)

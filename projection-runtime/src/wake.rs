@@ -39,6 +39,10 @@ impl Wake {
         self.relay.send_replace(());
     }
 
+    pub(crate) fn of_relay(&self) -> watch::Receiver<()> {
+        self.relay.subscribe()
+    }
+
     pub(crate) fn of_projections(&self) -> watch::Receiver<()> {
         self.projections.subscribe()
     }

@@ -5,6 +5,8 @@ mod database;
 pub mod fold;
 pub mod history;
 pub mod journal;
+pub mod rabbitmq_server;
+pub mod tcp_relay;
 
 pub use database::TestDatabase;
 

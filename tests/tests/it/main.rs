@@ -8,6 +8,7 @@ mod import;
 mod memory;
 mod ordering;
 mod passing;
+mod rabbitmq;
 mod reset;
 mod runs;
 mod service;

@@ -1,0 +1,159 @@
+//! RabbitMQ: events go out, wake-ups come in.
+//!
+//! ```text
+//! events table --(relay: a page, confirmed, then its position)--> topic exchange --(bindings)--> the service's queue
+//!                                                                                                     |
+//! projection loops <--(wake-up)-- consumer: drains what has come, wakes once, then acknowledges <-----+
+//! ```
+//!
+//! What must hold: a message is a trigger, not the data, so that whatever the broker loses, doubles or reorders changes
+//! nothing but latency. The relay's position moves only past events that the broker confirmed, in order: each event is
+//! published at least once. The broker may be away at any time, also at the start and at the end.
+//!
+//! `connection` keeps a connection and makes the topology, `relay` publishes, `consumer` wakes, `status` is what of it
+//! can be seen.
+
+mod connection;
+mod consumer;
+mod relay;
+mod status;
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+
+use lapin::uri::AMQPUri;
+use sqlx::PgPool;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+pub(crate) use status::processes;
+pub use status::{ConnectionStatus, ConsumerStatus, RabbitMqProcess, RabbitMqStatus, RelayStatus, Trouble};
+
+use crate::error::Error;
+use crate::manager::ManagerOptions;
+use crate::projection::ProjectionSet;
+use crate::wake::Wake;
+
+/// The exchange that the services of the system share.
+pub const EXCHANGE: &str = "events.topic.exchange";
+
+/// Where the broker is, and what is done with it.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct RabbitMqOptions {
+    uri: AMQPUri,
+    /// Certificates in PEM that are trusted beside the system's own.
+    ca: Option<String>,
+    /// Who publishes: the header `service` of the messages, and the end of the queue's name.
+    pub service: String,
+    /// The topic exchange; [`EXCHANGE`] unless a deployment has another.
+    pub exchange: String,
+    /// Publish the events of the store. Off, where the write side publishes them by itself.
+    pub relay: bool,
+    /// How many messages may be on their way to this process. It holds no more, each of whatever size the broker allows.
+    pub prefetch: u16,
+}
+
+// By hand, for the URL holds a password.
+impl std::fmt::Debug for RabbitMqOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RabbitMqOptions")
+            .field("broker", &self.broker())
+            .field("service", &self.service)
+            .field("exchange", &self.exchange)
+            .field("relay", &self.relay)
+            .field("prefetch", &self.prefetch)
+            .finish_non_exhaustive()
+    }
+}
+
+impl RabbitMqOptions {
+    /// The broker at this URL, `amqp://` or `amqps://`, for this service.
+    ///
+    /// An error never repeats the URL, which may hold a password.
+    pub fn new(url: &str, service: impl Into<String>) -> Result<Self, Error> {
+        if !url.starts_with("amqp://") && !url.starts_with("amqps://") {
+            return Err(Error::AmqpUrl { reason: "it begins with neither amqp:// nor amqps://".to_owned() });
+        }
+        // The parser's own message may hold the URL: say what can be said without it.
+        let mut uri: AMQPUri =
+            url.parse().map_err(|_| Error::AmqpUrl { reason: "it cannot be read as a URL".to_owned() })?;
+        if url.contains("@[") || url.contains("//[") {
+            // The parser would take `localhost` in its place.
+            return Err(Error::AmqpUrl { reason: "an IPv6 address is not understood: give a host name".to_owned() });
+        }
+        // Seconds. The broker's own 60 would have a dead connection noticed after two minutes.
+        uri.query.heartbeat.get_or_insert(10);
+        let (service, exchange) = (service.into(), EXCHANGE.to_owned());
+        Ok(RabbitMqOptions { uri, ca: None, service, exchange, relay: true, prefetch: 64 })
+    }
+
+    /// Trusts the certificates of this PEM file as well, for `amqps://`.
+    pub fn with_ca_file(mut self, file: &Path) -> Result<Self, Error> {
+        let read = std::fs::read_to_string(file).and_then(|pem| match pem.contains("-----BEGIN CERTIFICATE-----") {
+            true => Ok(pem),
+            false => Err(std::io::Error::other("there is no certificate in it (PEM: -----BEGIN CERTIFICATE-----)")),
+        });
+        self.ca = Some(read.map_err(|source| Error::AmqpCa { file: file.to_owned(), source })?);
+        Ok(self)
+    }
+
+    /// The name of the service's queue, like `events.topic.exchange.queue.dancefinder`.
+    #[must_use]
+    pub fn queue(&self) -> String {
+        format!("{}.queue.{}", self.exchange, self.service)
+    }
+
+    /// The name of the relay's row in `readviews`: one that no projection can have.
+    #[must_use]
+    pub fn relay_row(&self) -> String {
+        format!("{}{}", relay::ROW, self.exchange)
+    }
+
+    /// The broker without the password.
+    fn broker(&self) -> String {
+        let AMQPUri { scheme, authority, vhost, .. } = &self.uri;
+        format!("{scheme}://{}:{}/{}", authority.host, authority.port, vhost.trim_start_matches('/'))
+    }
+}
+
+/// Whether a row of `readviews` is a relay's, and no projection's.
+pub(crate) fn is_relay_row(name: &str) -> bool {
+    name.starts_with(relay::ROW)
+}
+
+/// RabbitMQ as a manager runs it.
+#[derive(Debug, Clone)]
+pub(crate) struct RabbitMq {
+    pub(crate) options: Arc<RabbitMqOptions>,
+    pub(crate) status: watch::Sender<RabbitMqStatus>,
+}
+
+impl RabbitMq {
+    pub(crate) fn new(options: RabbitMqOptions) -> Self {
+        let status = RabbitMqStatus::new(&options);
+        RabbitMq { options: Arc::new(options), status: watch::Sender::new(status) }
+    }
+
+    /// Adds the tasks that run until `stop`; each ends by itself within the grace of a shutdown.
+    pub(crate) fn spawn(
+        &self,
+        tasks: &mut JoinSet<()>,
+        pool: &PgPool,
+        set: &ProjectionSet,
+        options: ManagerOptions,
+        wake: &Wake,
+        stop: &CancellationToken,
+    ) {
+        let events = || set.definitions().flat_map(|definition| definition.events);
+        if self.options.relay {
+            let keys: HashMap<_, _> = events().map(|event| (event.name, event.routing_key)).collect();
+            tasks.spawn(relay::run(self.clone(), pool.clone(), keys, options, wake.of_relay(), stop.clone()));
+        }
+        let bindings: BTreeSet<_> = events().map(|event| event.routing_key).collect();
+        tasks.spawn(consumer::run(self.clone(), pool.clone(), bindings, options, wake.clone(), stop.clone()));
+        tasks.spawn(status::record(self.clone(), pool.clone(), stop.clone()));
+    }
+}

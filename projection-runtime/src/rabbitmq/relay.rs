@@ -1,0 +1,231 @@
+//! Publishes the events of the store, in order.
+//!
+//! ```text
+//! loop {
+//!     one transaction:   lock the relay's row -> read a page -> publish it -> all confirmed -> move the position -> commit
+//!     nothing to do?     wait for a wake-up
+//!     confirms late?     roll back; wait for them without a transaction; then move the position, if it is where it was
+//!     anything else?     roll back; connect again; the page is published again
+//! }
+//! ```
+//!
+//! What must hold: the position moves only past events that the broker confirmed, so each is published at least once,
+//! and in order but for repeats; the row's lock lets one process publish at a time.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
+use lapin::{BasicProperties, Channel, Confirmation};
+use sqlx::PgPool;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::connection::{self, Link, Status, Work};
+use super::{RabbitMq, RabbitMqStatus, RelayStatus};
+use crate::error::BoxError;
+use crate::event::StoredEvent;
+use crate::manager::ManagerOptions;
+use crate::position;
+use crate::store::{self, PageLimit};
+
+/// How the relay's row in `readviews` begins: no projection's name has a colon.
+pub(super) const ROW: &str = "relay:";
+/// How long a transaction is kept open for confirms.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// A header of more bytes is left out: all headers of a message must fit into one frame.
+const LONGEST_HEADER: usize = 32 << 10;
+
+pub(super) async fn run(
+    rabbitmq: RabbitMq,
+    pool: PgPool,
+    keys: HashMap<&'static str, &'static str>,
+    options: ManagerOptions,
+    wake: watch::Receiver<()>,
+    stop: CancellationToken,
+) {
+    let status = Status {
+        all: rabbitmq.status.clone(),
+        of: |all: &mut RabbitMqStatus| all.relay.as_mut().map(|relay| &mut relay.connection),
+    };
+    let (broker, row) = (rabbitmq.options.clone(), rabbitmq.options.relay_row());
+    let relay = Relay { rabbitmq, pool, keys, row, limit: options.batch, wake, late: None, stop: stop.clone() };
+    connection::keep(relay, broker, status, stop, options.shutdown_grace).await;
+}
+
+struct Relay {
+    rabbitmq: RabbitMq,
+    pool: PgPool,
+    /// The routing key of each event name that a projection handles.
+    keys: HashMap<&'static str, &'static str>,
+    row: String,
+    limit: PageLimit,
+    wake: watch::Receiver<()>,
+    late: Option<Sent>,
+    stop: CancellationToken,
+}
+
+/// A page on its way: ends when the broker has confirmed it all. Aborted with the value.
+struct Sent {
+    from: i64,
+    to: i64,
+    confirms: JoinSet<Result<(), BoxError>>,
+}
+
+impl Sent {
+    async fn confirmed(&mut self) -> Result<(), BoxError> {
+        match self.confirms.join_next().await {
+            Some(ended) => ended?,
+            None => Ok(()),
+        }
+    }
+}
+
+enum Step {
+    Again,
+    Rest,
+    Elsewhere,
+}
+
+impl Work for Relay {
+    const PURPOSE: &'static str = "relay";
+
+    async fn work(&mut self, link: &Link, status: &Status) -> Result<(), BoxError> {
+        self.late = None; // of another connection
+        let channel = link.channel().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        connection::declare_exchange(&channel, &self.rabbitmq.options).await?;
+        while !self.stop.is_cancelled() {
+            self.wake.borrow_and_update();
+            link.unblocked(status).await;
+            let wait = match self.step(&channel).await? {
+                Step::Again => continue,
+                Step::Rest => None,
+                Step::Elsewhere => Some(Duration::from_secs(1)),
+            };
+            tokio::select! {
+                _ = self.wake.changed() => {}
+                () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {}
+                () = self.stop.cancelled() => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Relay {
+    async fn step(&mut self, channel: &Channel) -> Result<Step, BoxError> {
+        // Without a transaction, however long the broker takes.
+        if let Some(late) = &mut self.late {
+            late.confirmed().await?;
+        }
+        let late = self.late.take();
+        let mut tx = self.pool.begin().await?;
+        let Some(place) = position::lock(&mut tx, &self.row).await? else {
+            let created = position::create(&mut tx, &self.row).await?;
+            tx.commit().await?;
+            return Ok(if created { Step::Again } else { Step::Elsewhere });
+        };
+        if let Some(late) = late.filter(|late| late.from == place.position) {
+            position::advance(&mut tx, &self.row, late.to, false).await?;
+            tx.commit().await?;
+            return Ok(Step::Again);
+        }
+        if place.head <= place.position {
+            return Ok(Step::Rest);
+        }
+        let page = store::read_all(&mut tx, place.position, place.head, self.limit).await?;
+        let to = page.events.last().filter(|_| !page.complete).map_or(place.head, |event| event.tstamp);
+        let messages: Vec<Message> = page.events.into_iter().map(|event| self.message(event)).collect();
+        let mut sent = Sent { from: place.position, to, confirms: JoinSet::new() };
+        sent.confirms.spawn(send(channel.clone(), messages, self.rabbitmq.status.clone()));
+        match tokio::time::timeout(PATIENCE, sent.confirmed()).await {
+            Ok(confirmed) => confirmed?,
+            Err(_) => {
+                self.late = Some(sent);
+                return Ok(Step::Again);
+            }
+        }
+        position::advance(&mut tx, &self.row, to, false).await?;
+        tx.commit().await?;
+        tracing::debug!(position = to, "relayed");
+        Ok(Step::Again)
+    }
+
+    fn message(&self, event: StoredEvent) -> Message {
+        let key = self.keys.get(event.name.as_str()).copied().unwrap_or(&event.name);
+        Message {
+            exchange: short(&self.rabbitmq.options.exchange),
+            routing_key: short(key),
+            properties: properties(&self.rabbitmq.options.service, &event),
+            body: event.data.get().as_bytes().to_vec(),
+        }
+    }
+}
+
+struct Message {
+    exchange: ShortString,
+    routing_key: ShortString,
+    properties: BasicProperties,
+    body: Vec<u8>,
+}
+
+/// Publishes all of them, then waits for all confirms.
+async fn send(channel: Channel, messages: Vec<Message>, status: watch::Sender<RabbitMqStatus>) -> Result<(), BoxError> {
+    let count = |change: &dyn Fn(&mut RelayStatus)| status.send_modify(|all| all.relay.iter_mut().for_each(change));
+    let mandatory = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    let mut confirms = Vec::with_capacity(messages.len());
+    for Message { exchange, routing_key, properties, body } in messages {
+        confirms.push(channel.basic_publish(exchange, routing_key, mandatory, &body, properties).await?);
+    }
+    count(&|relay| relay.published += confirms.len() as u64);
+    let (mut confirmed, mut returned) = (0, 0);
+    for confirm in confirms {
+        match confirm.await? {
+            Confirmation::Ack(message) => {
+                confirmed += 1;
+                returned += u64::from(message.is_some());
+            }
+            Confirmation::Nack(_) => return Err("the broker refused a message; it is published again".into()),
+            Confirmation::NotRequested => return Err("the channel confirms nothing".into()),
+        }
+    }
+    count(&|relay| {
+        relay.confirmed += confirmed;
+        relay.returned += returned;
+    });
+    Ok(())
+}
+
+fn properties(service: &str, event: &StoredEvent) -> BasicProperties {
+    const PERSISTENT: u8 = 2;
+    let mut headers = FieldTable::default();
+    let mut text = |name: &str, value: String| {
+        if value.len() <= LONGEST_HEADER {
+            headers.insert(name.into(), AMQPValue::LongString(LongString::from(value)));
+        }
+    };
+    text("service", service.to_owned());
+    text("aggregate_id", event.aggregate_id.to_string());
+    text("aggregate_name", event.aggregate_name.clone());
+    text("recorded_at", event.recorded_at.to_rfc3339());
+    text("metadata", event.metadata.to_string());
+    headers.insert("sequence_no".into(), AMQPValue::LongLongInt(event.sequence_no));
+    headers.insert("tstamp".into(), AMQPValue::LongLongInt(event.tstamp));
+    headers.insert("version".into(), AMQPValue::LongInt(event.version));
+    BasicProperties::default()
+        .with_delivery_mode(PERSISTENT)
+        .with_content_type("application/json".into())
+        .with_message_id(event.id.to_string().into())
+        .with_type(short(&event.name))
+        .with_timestamp(event.recorded_at.timestamp().try_into().unwrap_or(0))
+        .with_headers(headers)
+}
+
+/// AMQP's names have 255 bytes at the most; longer ones are cut.
+fn short(name: &str) -> ShortString {
+    let end = (0..=255.min(name.len())).rev().find(|end| name.is_char_boundary(*end)).unwrap_or(0);
+    name[..end].into()
+}

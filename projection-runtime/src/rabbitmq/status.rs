@@ -1,0 +1,150 @@
+//! What can be seen of RabbitMQ from outside: in the process itself, and from another through the database.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use sqlx::PgPool;
+use sqlx::types::Json;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{RabbitMq, RabbitMqOptions};
+
+/// How often a process writes its status at the most, and how often it does though nothing changed.
+const RECORDED: Duration = Duration::from_secs(5);
+const ALIVE: Duration = Duration::from_secs(30);
+
+/// What one process does with RabbitMQ. The counts are of this process, since its start.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct RabbitMqStatus {
+    /// The broker, without user and password.
+    pub broker: String,
+    /// The exchange.
+    pub exchange: String,
+    /// Events to the exchange; none where the relay is turned off.
+    pub relay: Option<RelayStatus>,
+    /// Messages from the queue.
+    pub consumer: ConsumerStatus,
+}
+
+/// One connection.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ConnectionStatus {
+    /// Since when it has been up; none while the broker is away.
+    pub connected_since: Option<DateTime<Utc>>,
+    /// The broker is short of memory or disk and takes nothing at the moment.
+    pub blocked: bool,
+    /// What went wrong last.
+    pub last_trouble: Option<Trouble>,
+}
+
+/// What went wrong, and when.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Trouble {
+    /// When.
+    pub at: DateTime<Utc>,
+    /// What.
+    pub error: String,
+}
+
+/// The relay. How far it is behind, [`Status`](crate::Status) says, for that is the same for all processes.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct RelayStatus {
+    /// Its connection.
+    pub connection: ConnectionStatus,
+    /// Messages sent to the broker, repeats included.
+    pub published: u64,
+    /// Messages that the broker took on.
+    pub confirmed: u64,
+    /// Of these, messages that no queue wanted.
+    pub returned: u64,
+}
+
+/// The consumer.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ConsumerStatus {
+    /// Its connection.
+    pub connection: ConnectionStatus,
+    /// Messages received and acknowledged.
+    pub consumed: u64,
+    /// How often the projections were woken for them.
+    pub wake_ups: u64,
+}
+
+/// A process that runs, or ran until it was killed.
+#[derive(Debug, Clone, Serialize)]
+pub struct RabbitMqProcess {
+    /// Made anew at each start.
+    pub id: Uuid,
+    /// When it last said so.
+    pub seen_at: DateTime<Utc>,
+    /// What it said.
+    #[serde(flatten)]
+    pub status: RabbitMqStatus,
+}
+
+impl RabbitMqStatus {
+    pub(super) fn new(options: &RabbitMqOptions) -> Self {
+        RabbitMqStatus {
+            broker: options.broker(),
+            exchange: options.exchange.clone(),
+            relay: options.relay.then(RelayStatus::default),
+            consumer: ConsumerStatus::default(),
+        }
+    }
+}
+
+/// Writes the process's status down until `stop`, and takes it away at the end.
+pub(super) async fn record(rabbitmq: RabbitMq, pool: PgPool, stop: CancellationToken) {
+    let id = Uuid::new_v4();
+    let mut changes = rabbitmq.status.subscribe();
+    let recording = async {
+        loop {
+            let status = changes.borrow_and_update().clone();
+            // Where that fails the database is away, and the loops say so.
+            let _ = write(&pool, id, &status).await;
+            tokio::time::sleep(RECORDED).await;
+            let _ = tokio::time::timeout(ALIVE, changes.changed()).await;
+        }
+    };
+    tokio::select! {
+        () = recording => {}
+        () = stop.cancelled() => {}
+    }
+    let gone = sqlx::query("DELETE FROM rabbitmq_processes WHERE id = $1").bind(id).execute(&pool);
+    let _ = tokio::time::timeout(Duration::from_secs(1), gone).await;
+}
+
+/// Also forgets processes of which nothing was heard for an hour: they were killed.
+async fn write(pool: &PgPool, id: Uuid, status: &RabbitMqStatus) -> sqlx::Result<()> {
+    sqlx::query(
+        "WITH forgotten AS (
+             DELETE FROM rabbitmq_processes WHERE seen_at < clock_timestamp() - interval '1 hour' AND id <> $1
+         )
+         INSERT INTO rabbitmq_processes (id, status) VALUES ($1, $2)
+         ON CONFLICT (id) DO UPDATE SET status = EXCLUDED.status, seen_at = clock_timestamp()",
+    )
+    .bind(id)
+    .bind(Json(status))
+    .execute(pool)
+    .await
+    .map(drop)
+}
+
+/// The processes that were heard of within the last hour; none where the schema is older than RabbitMQ in it.
+pub(crate) async fn processes(pool: &PgPool) -> sqlx::Result<Vec<RabbitMqProcess>> {
+    let known: bool =
+        sqlx::query_scalar("SELECT to_regclass('rabbitmq_processes') IS NOT NULL").fetch_one(pool).await?;
+    if !known {
+        return Ok(Vec::new());
+    }
+    let rows: Vec<(Uuid, DateTime<Utc>, Json<RabbitMqStatus>)> = sqlx::query_as(
+        "SELECT id, seen_at, status FROM rabbitmq_processes
+         WHERE seen_at > clock_timestamp() - interval '1 hour'
+         ORDER BY seen_at DESC",
+    )
+    .fetch_all(pool)
+    .await?;
+    Ok(rows.into_iter().map(|(id, seen_at, Json(status))| RabbitMqProcess { id, seen_at, status }).collect())
+}
