@@ -267,7 +267,7 @@ pub use rabbitmq::{
 };
 pub use schema::{Check, Problem};
 pub use sqlx::PgConnection;
-pub use status::{Failure, ProjectionStatus, State, Status};
+pub use status::{Failure, ProjectionStatus, RelayProgress, State, Status};
 pub use store::{Appended, EventStore, ExpectedVersion, Page, PageLimit};
 
 /// What a handler returns: `Ok(())`, or any error, which `?` boxes.

@@ -176,12 +176,14 @@ impl ProjectionManager {
 
     /// Where each projection stands.
     pub async fn status(&self) -> Result<Status, Error> {
-        let mut connection = self.pool.acquire().await.map_err(Error::database("reading the positions"))?;
+        let doing = || Error::database("reading the positions");
+        let mut connection = self.pool.acquire().await.map_err(doing())?;
         let names: Vec<_> = self.projections.definitions().map(|definition| definition.name).collect();
-        let rows = position::rows(&mut connection, &names).await.map_err(Error::database("reading the positions"))?;
+        let rows = position::rows(&mut connection, &names).await.map_err(doing())?;
         let unknown = schema::unknown_events(&mut *connection, &self.projections).await;
         let unknown = unknown.map_err(Error::database("reading the names of the events"))?;
-        Ok(status::status(&self.projections, &rows, unknown))
+        let processes = crate::rabbitmq::processes(&mut connection).await.map_err(doing())?;
+        Ok(status::status(&self.projections, &rows, unknown, processes))
     }
 
     /// Empties the projection's tables and sets its position to 0, in one transaction; running loops then apply the

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::position::Row;
 use crate::projection::ProjectionSet;
-use crate::rabbitmq::is_relay_row;
+use crate::rabbitmq::{RabbitMqProcess, relayed_to};
 
 /// All projections.
 #[derive(Debug, Clone, Serialize)]
@@ -17,6 +17,25 @@ pub struct Status {
     pub projections: Vec<ProjectionStatus>,
     /// The names of events in the store that no projection handles or ignores.
     pub unknown_events: Vec<String>,
+    /// How far the events have gone to RabbitMQ.
+    pub relays: Vec<RelayProgress>,
+    /// What the running processes last said of their connections to RabbitMQ.
+    pub rabbitmq: Vec<RabbitMqProcess>,
+}
+
+/// The relay to one exchange.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RelayProgress {
+    /// The exchange.
+    pub exchange: String,
+    /// The `tstamp` of the last event that the broker has confirmed; 0: none.
+    pub position: i64,
+    /// Events that it has not: counted up to 10,000.
+    pub events_behind: i64,
+    /// There are more events than `events_behind` says.
+    pub events_behind_capped: bool,
+    /// How long the oldest of them has been waiting.
+    pub seconds_behind: f64,
 }
 
 /// One projection.
@@ -122,11 +141,25 @@ impl Status {
     }
 }
 
-pub(crate) fn status(set: &ProjectionSet, rows: &[Row], unknown_events: Vec<String>) -> Status {
+pub(crate) fn status(
+    set: &ProjectionSet,
+    rows: &[Row],
+    unknown_events: Vec<String>,
+    rabbitmq: Vec<RabbitMqProcess>,
+) -> Status {
     let position = |name: &str| rows.iter().find(|row| row.name == name).map_or(0, |row| row.position);
+    let relays = rows.iter().filter_map(|row| {
+        Some(RelayProgress {
+            exchange: relayed_to(&row.name)?.to_owned(),
+            position: row.position,
+            events_behind: row.events_behind.min(10_000),
+            events_behind_capped: row.events_behind > 10_000,
+            seconds_behind: row.seconds_behind,
+        })
+    });
     let mut projections: Vec<ProjectionStatus> = rows
         .iter()
-        .filter(|row| !is_relay_row(&row.name))
+        .filter(|row| relayed_to(&row.name).is_none())
         .map(|row| {
             let state = match set.definition(&row.name) {
                 Err(_) => State::Unknown,
@@ -153,7 +186,13 @@ pub(crate) fn status(set: &ProjectionSet, rows: &[Row], unknown_events: Vec<Stri
         .collect();
     let place = |name: &str| set.definitions().position(|definition| definition.name == name).unwrap_or(usize::MAX);
     projections.sort_by_key(|projection| place(&projection.name));
-    Status { latest_event: rows.first().map_or(0, |row| row.latest_event), projections, unknown_events }
+    Status {
+        latest_event: rows.first().map_or(0, |row| row.latest_event),
+        projections,
+        unknown_events,
+        relays: relays.collect(),
+        rabbitmq,
+    }
 }
 
 fn failure(row: &Row) -> Option<Failure> {

@@ -12,7 +12,9 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::options::{
+    ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+};
 use lapin::tcp::{AsyncTcpStream, OwnedTLSConfig};
 use lapin::types::{FieldTable, ShortString};
 use lapin::uri::{AMQPScheme, AMQPUri};
@@ -134,7 +136,9 @@ impl Status {
         });
     }
 
-    fn connected(&self) {
+    /// The work can begin: exchange, queue and bindings are there.
+    pub(super) fn connected(&self) {
+        tracing::info!("connected");
         self.change(|connection| connection.connected_since = Some(chrono::Utc::now()));
     }
 
@@ -186,8 +190,6 @@ pub(super) async fn keep<W: Work>(
         };
         let outcome = match link {
             Ok(link) => {
-                tracing::info!(broker = options.broker(), "connected");
-                status.connected();
                 let since = Instant::now();
                 let outcome = tokio::select! {
                     outcome = work.work(&link, &status) => outcome,
@@ -220,15 +222,18 @@ pub(super) async fn keep<W: Work>(
     }
 }
 
-/// Makes the exchange, where it is not there.
-pub(super) async fn declare_exchange(channel: &Channel, options: &RabbitMqOptions) -> Result<(), BoxError> {
-    let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+/// Takes the queue and the exchange away, with all that is in them.
+pub(crate) async fn remove(options: &RabbitMqOptions) -> Result<(), BoxError> {
+    let link = Link::connect(options, "remove").await?;
+    let channel = link.channel().await?;
+    channel.queue_delete(ShortString::try_new(options.queue())?, QueueDeleteOptions::default()).await?;
     let exchange = ShortString::try_new(options.exchange.as_str())?;
-    channel.exchange_declare(exchange, ExchangeKind::Topic, durable, FieldTable::default()).await?;
+    channel.exchange_delete(exchange, ExchangeDeleteOptions::default()).await?;
+    link.close().await;
     Ok(())
 }
 
-/// Makes the service's queue and its bindings. `clean`: also removes the bindings of events no longer handled.
+/// Makes the exchange, the service's queue and its bindings, where they are not there. `clean`: also removes the bindings of events no longer handled.
 pub(super) async fn declare_queue(
     channel: &Channel,
     pool: &PgPool,
@@ -236,9 +241,10 @@ pub(super) async fn declare_queue(
     bindings: &BTreeSet<&'static str>,
     clean: bool,
 ) -> Result<ShortString, BoxError> {
-    declare_exchange(channel, options).await?;
     let (name, keys) = (options.queue(), bindings.iter().copied().collect::<Vec<_>>());
     let [queue, exchange] = [ShortString::try_new(name.as_str())?, ShortString::try_new(options.exchange.as_str())?];
+    let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+    channel.exchange_declare(exchange.clone(), ExchangeKind::Topic, durable, FieldTable::default()).await?;
     let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
     channel.queue_declare(queue.clone(), durable, FieldTable::default()).await?;
 

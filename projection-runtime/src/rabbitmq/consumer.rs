@@ -69,7 +69,7 @@ struct Early {
 impl Work for Intake {
     const PURPOSE: &'static str = "consumer";
 
-    async fn work(&mut self, link: &Link, _: &Status) -> Result<(), BoxError> {
+    async fn work(&mut self, link: &Link, status: &Status) -> Result<(), BoxError> {
         let channel = link.channel().await?;
         let options = self.rabbitmq.options.clone();
         let queue = connection::declare_queue(&channel, &self.pool, &options, &self.bindings, self.clean).await?;
@@ -77,6 +77,7 @@ impl Work for Intake {
         channel.basic_qos(options.prefetch.max(1), BasicQosOptions::default()).await?;
         let (tag, arguments) = (ShortString::default(), FieldTable::default());
         let mut consumer = channel.basic_consume(queue, tag, BasicConsumeOptions::default(), arguments).await?;
+        status.connected();
         let mut woken = Instant::now();
         loop {
             let next_look = self.early.as_ref().map(|early| early.next);

@@ -18,7 +18,7 @@ mod consumer;
 mod relay;
 mod status;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -28,6 +28,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use connection::remove;
 pub(crate) use status::processes;
 pub use status::{ConnectionStatus, ConsumerStatus, RabbitMqProcess, RabbitMqStatus, RelayStatus, Trouble};
 
@@ -92,9 +93,10 @@ impl RabbitMqOptions {
 
     /// Trusts the certificates of this PEM file as well, for `amqps://`.
     pub fn with_ca_file(mut self, file: &Path) -> Result<Self, Error> {
-        let read = std::fs::read_to_string(file).and_then(|pem| match pem.contains("-----BEGIN CERTIFICATE-----") {
-            true => Ok(pem),
-            false => Err(std::io::Error::other("there is no certificate in it (PEM: -----BEGIN CERTIFICATE-----)")),
+        const NONE: &str = "there is no certificate in it (PEM: -----BEGIN CERTIFICATE-----)";
+        let read = std::fs::read_to_string(file);
+        let read = read.and_then(|pem| {
+            if pem.contains("-----BEGIN CERTIFICATE-----") { Ok(pem) } else { Err(std::io::Error::other(NONE)) }
         });
         self.ca = Some(read.map_err(|source| Error::AmqpCa { file: file.to_owned(), source })?);
         Ok(self)
@@ -119,9 +121,9 @@ impl RabbitMqOptions {
     }
 }
 
-/// Whether a row of `readviews` is a relay's, and no projection's.
-pub(crate) fn is_relay_row(name: &str) -> bool {
-    name.starts_with(relay::ROW)
+/// The exchange, where a row of `readviews` is a relay's, and no projection's.
+pub(crate) fn relayed_to(row: &str) -> Option<&str> {
+    row.strip_prefix(relay::ROW)
 }
 
 /// RabbitMQ as a manager runs it.
@@ -149,8 +151,8 @@ impl RabbitMq {
     ) {
         let events = || set.definitions().flat_map(|definition| definition.events);
         if self.options.relay {
-            let keys: HashMap<_, _> = events().map(|event| (event.name, event.routing_key)).collect();
-            tasks.spawn(relay::run(self.clone(), pool.clone(), keys, options, wake.of_relay(), stop.clone()));
+            let events = events().collect();
+            tasks.spawn(relay::run(self.clone(), pool.clone(), events, options, wake.of_relay(), stop.clone()));
         }
         let bindings: BTreeSet<_> = events().map(|event| event.routing_key).collect();
         tasks.spawn(consumer::run(self.clone(), pool.clone(), bindings, options, wake.clone(), stop.clone()));

@@ -12,7 +12,7 @@
 //! What must hold: the position moves only past events that the broker confirmed, so each is published at least once,
 //! and in order but for repeats; the row's lock lets one process publish at a time.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
@@ -29,6 +29,7 @@ use crate::error::BoxError;
 use crate::event::StoredEvent;
 use crate::manager::ManagerOptions;
 use crate::position;
+use crate::projection::EventType;
 use crate::store::{self, PageLimit};
 
 /// How the relay's row in `readviews` begins: no projection's name has a colon.
@@ -41,7 +42,7 @@ const LONGEST_HEADER: usize = 32 << 10;
 pub(super) async fn run(
     rabbitmq: RabbitMq,
     pool: PgPool,
-    keys: HashMap<&'static str, &'static str>,
+    events: Vec<&'static EventType>,
     options: ManagerOptions,
     wake: watch::Receiver<()>,
     stop: CancellationToken,
@@ -51,7 +52,10 @@ pub(super) async fn run(
         of: |all: &mut RabbitMqStatus| all.relay.as_mut().map(|relay| &mut relay.connection),
     };
     let (broker, row) = (rabbitmq.options.clone(), rabbitmq.options.relay_row());
-    let relay = Relay { rabbitmq, pool, keys, row, limit: options.batch, wake, late: None, stop: stop.clone() };
+    let keys = events.iter().map(|event| (event.name, event.routing_key)).collect();
+    let bindings = events.iter().map(|event| event.routing_key).collect();
+    let limit = options.batch;
+    let relay = Relay { rabbitmq, pool, keys, bindings, row, limit, wake, late: None, stop: stop.clone() };
     connection::keep(relay, broker, status, stop, options.shutdown_grace).await;
 }
 
@@ -60,6 +64,8 @@ struct Relay {
     pool: PgPool,
     /// The routing key of each event name that a projection handles.
     keys: HashMap<&'static str, &'static str>,
+    /// Those of the service's queue.
+    bindings: BTreeSet<&'static str>,
     row: String,
     limit: PageLimit,
     wake: watch::Receiver<()>,
@@ -96,7 +102,9 @@ impl Work for Relay {
         self.late = None; // of another connection
         let channel = link.channel().await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
-        connection::declare_exchange(&channel, &self.rabbitmq.options).await?;
+        // The queue as well: what is published before it is there would come to nobody.
+        connection::declare_queue(&channel, &self.pool, &self.rabbitmq.options, &self.bindings, false).await?;
+        status.connected();
         while !self.stop.is_cancelled() {
             self.wake.borrow_and_update();
             link.unblocked(status).await;
@@ -138,28 +146,26 @@ impl Relay {
         }
         let page = store::read_all(&mut tx, place.position, place.head, self.limit).await?;
         let to = page.events.last().filter(|_| !page.complete).map_or(place.head, |event| event.tstamp);
-        let messages: Vec<Message> = page.events.into_iter().map(|event| self.message(event)).collect();
+        let messages: Vec<Message> = page.events.iter().map(|event| self.message(event)).collect();
         let mut sent = Sent { from: place.position, to, confirms: JoinSet::new() };
         sent.confirms.spawn(send(channel.clone(), messages, self.rabbitmq.status.clone()));
-        match tokio::time::timeout(PATIENCE, sent.confirmed()).await {
-            Ok(confirmed) => confirmed?,
-            Err(_) => {
-                self.late = Some(sent);
-                return Ok(Step::Again);
-            }
-        }
+        let Ok(confirmed) = tokio::time::timeout(PATIENCE, sent.confirmed()).await else {
+            self.late = Some(sent);
+            return Ok(Step::Again);
+        };
+        confirmed?;
         position::advance(&mut tx, &self.row, to, false).await?;
         tx.commit().await?;
         tracing::debug!(position = to, "relayed");
         Ok(Step::Again)
     }
 
-    fn message(&self, event: StoredEvent) -> Message {
+    fn message(&self, event: &StoredEvent) -> Message {
         let key = self.keys.get(event.name.as_str()).copied().unwrap_or(&event.name);
         Message {
             exchange: short(&self.rabbitmq.options.exchange),
             routing_key: short(key),
-            properties: properties(&self.rabbitmq.options.service, &event),
+            properties: properties(&self.rabbitmq.options.service, event),
             body: event.data.get().as_bytes().to_vec(),
         }
     }

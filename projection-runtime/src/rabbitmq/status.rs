@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use sqlx::PgPool;
 use sqlx::types::Json;
+use sqlx::{PgConnection, PgPool};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -133,9 +133,9 @@ async fn write(pool: &PgPool, id: Uuid, status: &RabbitMqStatus) -> sqlx::Result
 }
 
 /// The processes that were heard of within the last hour; none where the schema is older than RabbitMQ in it.
-pub(crate) async fn processes(pool: &PgPool) -> sqlx::Result<Vec<RabbitMqProcess>> {
+pub(crate) async fn processes(connection: &mut PgConnection) -> sqlx::Result<Vec<RabbitMqProcess>> {
     let known: bool =
-        sqlx::query_scalar("SELECT to_regclass('rabbitmq_processes') IS NOT NULL").fetch_one(pool).await?;
+        sqlx::query_scalar("SELECT to_regclass('rabbitmq_processes') IS NOT NULL").fetch_one(&mut *connection).await?;
     if !known {
         return Ok(Vec::new());
     }
@@ -144,7 +144,7 @@ pub(crate) async fn processes(pool: &PgPool) -> sqlx::Result<Vec<RabbitMqProcess
          WHERE seen_at > clock_timestamp() - interval '1 hour'
          ORDER BY seen_at DESC",
     )
-    .fetch_all(pool)
+    .fetch_all(connection)
     .await?;
     Ok(rows.into_iter().map(|(id, seen_at, Json(status))| RabbitMqProcess { id, seen_at, status }).collect())
 }

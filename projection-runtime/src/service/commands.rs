@@ -8,12 +8,13 @@ use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Database, Service, terminal};
+use super::{Broker, Database, Service, terminal};
 use crate::BoxError;
 use crate::error::Error;
 use crate::import::{ImportOptions, import as import_lines};
-use crate::manager::ProjectionManager;
+use crate::manager::{ManagerOptions, ProjectionManager};
 use crate::passing::Backoff;
+use crate::rabbitmq::RabbitMqOptions;
 use crate::schema::{Check, Problem};
 
 impl Service {
@@ -22,7 +23,7 @@ impl Service {
         let options = connect_options(url)?.application_name(self.name);
         let projections = self.projections.definitions().count();
         Ok(PgPoolOptions::new()
-            .max_connections(u32::try_from(projections).unwrap_or(u32::MAX).saturating_add(3))
+            .max_connections(u32::try_from(projections).unwrap_or(u32::MAX).saturating_add(5))
             .acquire_timeout(Duration::from_secs(10))
             .connect_lazy_with(options))
     }
@@ -34,6 +35,15 @@ impl Service {
             .ok_or("no database: set DATABASE_URL or give --database-url, like postgres://user@host/database")?;
         Ok(ProjectionManager::new(self.pool(url)?, self.projections.clone())?)
     }
+}
+
+/// The broker at the URL, for this service.
+pub(super) fn rabbitmq(service: &Service, url: &str, ca: Option<&Path>) -> Result<RabbitMqOptions, BoxError> {
+    let options = RabbitMqOptions::new(url, service.name)?;
+    Ok(match ca {
+        Some(file) => options.with_ca_file(file)?,
+        None => options,
+    })
 }
 
 /// What the URL says; the error never repeats it, for it may hold a password.
@@ -56,18 +66,40 @@ pub(super) fn latest_migration(service: &Service) -> i64 {
     service.migrations.iter().map(|migration| migration.version).max().unwrap_or(0)
 }
 
-pub(super) async fn run(service: &Service, database: &Database) -> Result<(), BoxError> {
-    let manager = service.manager(database)?;
+pub(super) async fn run(
+    service: &Service,
+    database: &Database,
+    broker: &Broker,
+    no_listen: bool,
+) -> Result<(), BoxError> {
+    let mut manager = service.manager(database)?;
+    if let Some(url) = &broker.amqp_url {
+        let mut options = rabbitmq(service, url, broker.amqp_ca.as_deref())?;
+        options.exchange.clone_from(&broker.amqp_exchange);
+        options.relay = !broker.no_relay;
+        manager = manager.with_rabbitmq(options);
+    }
+    manager = manager.with_options(ManagerOptions { listen: !no_listen, ..ManagerOptions::default() });
     // From here on, so that a signal during the start ends it in good order as well.
     let shutdown = shutdown()?;
     tokio::pin!(shutdown);
     tokio::select! {
-        ready = fits(service, &manager) => ready?,
-        () = &mut shutdown => return Ok(()),
+            ready = ready(service, &manager, broker.amqp_url.is_some()) => ready?,
+            () = &mut shutdown => return Ok(()),
     }
     tracing::info!(projections = service.projections.definitions().count(), "running; Ctrl-C or SIGTERM ends it");
     manager.run(shutdown).await;
     tracing::info!("stopped");
+    Ok(())
+}
+
+/// Waits for the database, and sees that it is what the projections, and the relay and consumer of RabbitMQ, need.
+async fn ready(service: &Service, manager: &ProjectionManager, rabbitmq: bool) -> Result<(), BoxError> {
+    fits(service, manager).await?;
+    let there = sqlx::query_scalar("SELECT to_regclass('rabbitmq_processes') IS NOT NULL").fetch_one(manager.pool());
+    if rabbitmq && !there.await.map_err(Error::database("looking for the tables of RabbitMQ"))? {
+        return Err(format!("the database has no tables for RabbitMQ yet: run `{} migrate` first", service.name).into());
+    }
     Ok(())
 }
 

@@ -1,5 +1,7 @@
 //! The tour: everything that the service does, on sample events, in a PostgreSQL that ends with it.
 
+use std::path::PathBuf;
+
 use futures_util::TryStreamExt;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgPool, Row};
@@ -9,23 +11,40 @@ use crate::error::Error;
 use crate::import::{ImportOptions, Imported, import};
 use crate::manager::ProjectionManager;
 use crate::postgres_server::PostgresServer;
+use crate::rabbitmq::{self, RabbitMqOptions};
 use crate::status::Status;
 use crate::{BoxError, Result};
 
-pub(super) async fn demo(service: &Service, url: Option<String>, keep: bool) -> Result<()> {
+pub(super) async fn demo(
+    service: &Service,
+    url: Option<String>,
+    broker: Option<(String, Option<PathBuf>)>,
+    keep: bool,
+) -> Result<()> {
     let shutdown = commands::shutdown()?;
+    let broker = broker.map(|(url, ca)| commands::rabbitmq(service, &url, ca.as_deref())).transpose()?;
+    let broker = broker.map(|mut options| {
+        options.exchange = format!("demo.{}", uuid::Uuid::new_v4().simple());
+        options
+    });
     let database = Database::open(service, url).await?;
     let done = tokio::select! {
-        done = tour(service, &database, keep) => done,
+        done = tour(service, &database, broker.clone(), keep) => done,
         () = shutdown => Ok(()),
     };
+    if let Some(broker) = &broker {
+        rabbitmq::remove(broker).await?;
+    }
     database.close().await?;
     done
 }
 
-async fn tour(service: &Service, database: &Database, keep: bool) -> Result<()> {
+async fn tour(service: &Service, database: &Database, broker: Option<RabbitMqOptions>, keep: bool) -> Result<()> {
     let demo = &service.demo;
-    let manager = ProjectionManager::new(service.pool(&database.url)?, service.projections.clone())?;
+    let mut manager = ProjectionManager::new(service.pool(&database.url)?, service.projections.clone())?;
+    if let Some(broker) = broker {
+        manager = manager.with_rabbitmq(broker);
+    }
     let pool = manager.pool();
 
     heading("The schema");
@@ -39,6 +58,11 @@ async fn tour(service: &Service, database: &Database, keep: bool) -> Result<()> 
     heading("Run the projections");
     let status = catch_up(&manager).await?;
     println!("{}", terminal::status(service.name, &status));
+
+    if manager.rabbitmq_status().is_some() {
+        heading("Through RabbitMQ");
+        through_rabbitmq(&manager).await?;
+    }
 
     heading("Ask the read models");
     for question in demo.questions {
@@ -111,6 +135,39 @@ async fn catch_up(manager: &ProjectionManager) -> Result<Status> {
         .await?;
     progress.done();
     Ok(status)
+}
+
+/// Runs on until every event has gone to the broker and come back.
+async fn through_rabbitmq(manager: &ProjectionManager) -> Result<()> {
+    let through = async {
+        loop {
+            let status = manager.rabbitmq_status().unwrap_or_default();
+            let relay = status.relay.unwrap_or_default();
+            let relayed = manager.status().await?.relays.first().is_some_and(|relay| relay.events_behind == 0);
+            if relayed && status.consumer.consumed + relay.returned >= relay.confirmed {
+                println!(
+                    "{}, exchange {}:\n{} events published and confirmed, {} messages came back by the service's queue",
+                    status.broker,
+                    status.exchange,
+                    terminal::count(relay.confirmed),
+                    terminal::count(status.consumer.consumed),
+                );
+                return Ok(());
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    let mut done: Result<()> = Ok(());
+    let shown = Box::pin(async {
+        done = tokio::time::timeout(std::time::Duration::from_secs(30), through).await.unwrap_or_else(|_| {
+            let status = manager.rabbitmq_status().unwrap_or_default();
+            let trouble = status.consumer.connection.last_trouble.map(|trouble| trouble.error);
+            let trouble = trouble.unwrap_or("the events did not come back in time".to_owned());
+            Err(format!("RabbitMQ {}: {trouble}", status.broker).into())
+        });
+    });
+    manager.run(shown).await;
+    done
 }
 
 fn expect_live(status: &Status) -> Result<()> {

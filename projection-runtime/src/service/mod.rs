@@ -88,9 +88,11 @@ impl Service {
     async fn command(self, cli: Cli) -> Result<(), crate::BoxError> {
         let database = cli.database;
         match cli.command {
-            Command::Demo { keep } => demo::demo(&self, database.url, keep).await,
+            Command::Demo { keep, amqp_url, amqp_ca } => {
+                demo::demo(&self, database.url, amqp_url.zip(Some(amqp_ca)), keep).await
+            }
             Command::Migrate => commands::migrate(&self, &database).await,
-            Command::Run => commands::run(&self, &database).await,
+            Command::Run { broker, no_listen } => commands::run(&self, &database, &broker, no_listen).await,
             Command::Status { json } => commands::status(&self, &database, json).await,
             Command::Check { json } => commands::check(&self, &database, json).await,
             Command::Import { file, skip_invalid, json } => {
@@ -125,6 +127,22 @@ struct Database {
     url: Option<String>,
 }
 
+#[derive(Debug, Args)]
+struct Broker {
+    /// The RabbitMQ to publish events to and to be woken by, like `amqp://user@host/vhost`; without it there is none
+    #[arg(long = "amqp-url", env = "AMQP_URL", hide_env_values = true, value_name = "URL")]
+    amqp_url: Option<String>,
+    /// Certificates (PEM) to trust for `amqps://`, beside the system's
+    #[arg(long, env = "AMQP_CA", value_name = "FILE")]
+    amqp_ca: Option<PathBuf>,
+    /// The topic exchange; the queue is called after it and the service
+    #[arg(long, env = "AMQP_EXCHANGE", value_name = "NAME", default_value = crate::EXCHANGE)]
+    amqp_exchange: String,
+    /// Publish nothing: the write side does so by itself
+    #[arg(long, requires = "amqp_url")]
+    no_relay: bool,
+}
+
 const IMPORT_HELP: &str = r#"A line:
   {"name": "BandCreated", "aggregate_id": "5f0e8a34-7f0a-4b8e-9f3f-2a61c1f4b902", "data": {"name": "Torvaldzons"}}
 and where known: id, aggregate_name, sequence_no, version, recorded_at, metadata."#;
@@ -136,11 +154,23 @@ enum Command {
         /// Stay up at the end, and say how to connect
         #[arg(long)]
         keep: bool,
+        /// Show it through the RabbitMQ at this URL, in an exchange of its own
+        #[arg(long, value_name = "URL")]
+        amqp_url: Option<String>,
+        /// Certificates (PEM) to trust for `amqps://`, beside the system's
+        #[arg(long, value_name = "FILE", requires = "amqp_url")]
+        amqp_ca: Option<PathBuf>,
     },
     /// Make or update the schema
     Migrate,
     /// Run the projections until Ctrl-C or SIGTERM
-    Run,
+    Run {
+        #[command(flatten)]
+        broker: Broker,
+        /// Don't LISTEN, where a pooler stands before the database that passes no NOTIFY on
+        #[arg(long)]
+        no_listen: bool,
+    },
     /// Show where each projection stands
     Status {
         /// For a program

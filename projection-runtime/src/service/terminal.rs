@@ -3,17 +3,23 @@
 use std::io::IsTerminal;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use tracing_subscriber::EnvFilter;
 
 use crate::projection::ProjectionSet;
+use crate::rabbitmq::{ConnectionStatus, RabbitMqProcess, RabbitMqStatus, Trouble};
 use crate::schema::Check;
-use crate::status::{Failure, ProjectionStatus, State, Status};
+use crate::status::{Failure, ProjectionStatus, RelayProgress, State, Status};
 
 /// Log lines go to standard error; `RUST_LOG` says which.
 pub(super) fn logging() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn"));
+    let mut filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn"));
+    // Its traces may hold the frame with the password. What it has to say, our own lines do.
+    if let Ok(silent) = "lapin=off".parse() {
+        filter = filter.add_directive(silent);
+    }
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
 }
@@ -60,6 +66,18 @@ pub(super) fn status(service: &str, status: &Status) -> String {
             at = failed_at.format("%Y-%m-%d %H:%M:%S UTC"),
         );
     }
+    for relay in &status.relays {
+        let RelayProgress { exchange, position, events_behind, events_behind_capped, seconds_behind } = relay;
+        let more = if *events_behind_capped { "+" } else { "" };
+        text = format!(
+            "{text}\n\nrelay to {exchange}: position {position}, {} events behind, for {}",
+            count(*events_behind) + more,
+            duration(*seconds_behind)
+        );
+    }
+    for process in &status.rabbitmq {
+        text = format!("{text}\n\n{}", rabbitmq(process));
+    }
     text.push_str(&unknown(&status.unknown_events));
     text
 }
@@ -85,6 +103,31 @@ fn unknown(events: &[String]) -> String {
         [] => String::new(),
         events => format!("\nno projection handles or ignores these events of the store: {}", events.join(", ")),
     }
+}
+
+/// What a process said of RabbitMQ.
+fn rabbitmq(process: &RabbitMqProcess) -> String {
+    let RabbitMqStatus { broker, exchange, relay, consumer } = &process.status;
+    let time = |at: &DateTime<Utc>| at.format("%Y-%m-%d %H:%M:%S UTC").to_string();
+    let line = |part: &str, connection: &ConnectionStatus, counts: String| {
+        let since = match &connection.connected_since {
+            Some(since) if connection.blocked => format!("blocked by the broker, connected since {}", time(since)),
+            Some(since) => format!("connected since {}", time(since)),
+            None => "not connected".to_owned(),
+        };
+        let trouble = connection.last_trouble.as_ref();
+        let trouble = trouble.map(|Trouble { at, error }| format!("\n    last trouble {}: {error}", time(at)));
+        format!("\n  {part}: {since}; {counts}{}", trouble.unwrap_or_default())
+    };
+    let mut text =
+        format!("RabbitMQ {broker}, exchange {exchange}, as process {} said {}:", process.id, time(&process.seen_at));
+    if let Some(relay) = relay {
+        let [published, confirmed, returned] = [relay.published, relay.confirmed, relay.returned].map(count);
+        let counts = format!("{published} published, {confirmed} confirmed, {returned} wanted by no queue");
+        text += &line("relay", &relay.connection, counts);
+    }
+    let counts = format!("{} consumed", count(consumer.consumed));
+    text + &line("consumer", &consumer.connection, counts)
 }
 
 fn state(projection: &ProjectionStatus) -> String {
