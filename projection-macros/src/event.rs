@@ -27,7 +27,7 @@ pub(crate) fn expand(item: TokenStream) -> TokenStream {
     let runtime = crate::runtime();
     let private = quote!(#runtime::__private);
     let ident = &input.ident;
-    let Event { name, aggregate, version, routing_key, upcasts } = event;
+    let Event { name, aggregate, version, routing_key, message, upcasts } = event;
     let path = path_of(ident);
     let (aggregate, set) = match aggregate {
         Aggregate::Name(name) => (quote!(#name), None),
@@ -37,6 +37,16 @@ pub(crate) fn expand(item: TokenStream) -> TokenStream {
     };
     // After a mistake the chain may be one that cannot be: its follow-up errors would tell nothing.
     let payload = (errors.is_none() && !upcasts.is_empty()).then(|| payload(&upcasts, &runtime));
+    let message = message.map(|[aggregate_id, recorded_at]| {
+        let none = || quote!(::core::option::Option::None);
+        let field =
+            |field: Option<String>| field.map_or_else(none, |field| quote!(::core::option::Option::Some(#field)));
+        let [aggregate_id, recorded_at] = [aggregate_id, recorded_at].map(field);
+        quote! {
+            const MESSAGE: #runtime::MessageFields =
+                #runtime::MessageFields { aggregate_id: #aggregate_id, recorded_at: #recorded_at };
+        }
+    });
     quote! {
         #errors
 
@@ -47,6 +57,7 @@ pub(crate) fn expand(item: TokenStream) -> TokenStream {
             const VERSION: i32 = #version;
             const ROUTING_KEY: &'static str = #routing_key;
             const TYPE: &'static str = #path;
+            #message
             #payload
         }
 
@@ -102,6 +113,8 @@ struct Event {
     aggregate: Aggregate,
     version: i32,
     routing_key: String,
+    /// The fields of a foreign message's body that hold `aggregate_id` and `recorded_at`.
+    message: Option<[Option<String>; 2]>,
     /// From version 1 on, each to the next.
     upcasts: Vec<Upcast>,
 }
@@ -133,6 +146,8 @@ fn read(input: &DeriveInput, report: &mut Report) -> Event {
     const VERSION: &str = "version";
     const ROUTING_KEY: &str = "routing_key";
     const UPCAST: &str = "upcast";
+    const MESSAGE: &str = "message";
+    const MESSAGE_KEYS: [&str; 2] = ["aggregate_id", "recorded_at"];
 
     if !input.generics.params.is_empty() {
         report.error(&input.generics, "an event has no type parameters or lifetimes: its payload is one JSON form");
@@ -145,7 +160,7 @@ fn read(input: &DeriveInput, report: &mut Report) -> Event {
         Some(Meta::List(list)) => Keys::read(list.parse_args(), report),
         _ => Keys::default(),
     };
-    keys.check(&[NAME, AGGREGATE, VERSION, ROUTING_KEY, UPCAST], report);
+    keys.check(&[NAME, AGGREGATE, VERSION, ROUTING_KEY, UPCAST, MESSAGE], report);
     if let Some(missing) = keys.missing(&[AGGREGATE]) {
         let message = format!("{missing}: say which aggregate the event is of, {FULL_FORM}");
         match attrs.first() {
@@ -176,6 +191,10 @@ fn read(input: &DeriveInput, report: &mut Report) -> Event {
         }
         number
     });
+    let message = keys.nested(MESSAGE, "message(aggregate_id = \"EventAggregateId\")", report).map(|mut fields| {
+        fields.check(&MESSAGE_KEYS, report);
+        MESSAGE_KEYS.map(|key| fields.string(key, report).map(|literal| filled(key, &literal, report)))
+    });
     let upcasts = keys.list(UPCAST, "upcast(1 => from_v1)", report);
     let readable = keys.key(UPCAST).is_none() || upcasts.is_some();
     let mut upcasts = upcasts.map(|(upcasts, _)| upcasts).unwrap_or_default();
@@ -184,7 +203,7 @@ fn read(input: &DeriveInput, report: &mut Report) -> Event {
         let at = keys.key(UPCAST).map(|key| quote!(#key)).or(version.map(|literal| quote!(#literal)));
         check_chain(&mut upcasts, newest, at.unwrap_or_default(), report);
     }
-    Event { name, aggregate, version: number.flatten().unwrap_or(1), routing_key, upcasts }
+    Event { name, aggregate, version: number.flatten().unwrap_or(1), routing_key, message, upcasts }
 }
 
 /// Every version before the newest has one upcast; afterwards they stand in order.

@@ -123,6 +123,17 @@ impl Keys {
         }
     }
 
+    /// The keys inside of `name(..)`; `form` says how it is written.
+    pub(crate) fn nested(&self, name: &str, form: &str, report: &mut Report) -> Option<Keys> {
+        match self.get(name)? {
+            Value::Expr(value) => {
+                report.error(value, format!("`{name}` takes keys in parentheses: `{form}`"));
+                None
+            }
+            Value::List(group) => Some(Keys::read(syn::parse2(group.stream()), report)),
+        }
+    }
+
     pub(crate) fn string(&self, name: &str, report: &mut Report) -> Option<LitStr> {
         let form = format!("{name} = \"..\"");
         let value = self.value(name, &form, report)?;

@@ -109,6 +109,8 @@ pub trait DomainEvent: Serialize + DeserializeOwned + Send + Sync + 'static {
     const VERSION: i32;
     /// The routing key of its messages.
     const ROUTING_KEY: &'static str;
+    /// Where a message of another service has what the store needs.
+    const MESSAGE: MessageFields = MessageFields { aggregate_id: None, recorded_at: None };
     /// The type's path, like `dancefinder::events::BandCreated`: tells two types of one event name apart.
     const TYPE: &'static str;
 
@@ -129,6 +131,17 @@ pub trait EventSet {
     const AGGREGATE: &'static str;
     /// The names of its events.
     const EVENTS: &'static [&'static str];
+}
+
+/// The fields of a message's JSON body that hold what the store needs, where another service's messages don't say it in
+/// their headers. `#[event(.., message(aggregate_id = "EventAggregateId", recorded_at = "EventTime"))]` names them. They
+/// also stay in the payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MessageFields {
+    /// The aggregate's id: a UUID.
+    pub aggregate_id: Option<&'static str>,
+    /// When it happened: RFC 3339.
+    pub recorded_at: Option<&'static str>,
 }
 
 /// An event as a handler gets it: the payload, and what the store knows of it.

@@ -11,12 +11,12 @@ use std::fmt;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use sqlx::types::Json;
 use sqlx::{Acquire, PgConnection, PgPool};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
 use uuid::Uuid;
 
-use crate::error::{Error, describe};
+use crate::error::Error;
+use crate::incoming::{self, Incoming};
 use crate::projection::ProjectionSet;
 
 /// Longest line that is read, in bytes.
@@ -229,12 +229,10 @@ struct Line {
 }
 
 struct Event {
-    id: Uuid,
     /// The line said which event it is, so that it is known when it comes again.
     identity: bool,
-    aggregate_name: String,
     size: usize,
-    line: Line,
+    incoming: Incoming,
 }
 
 /// The event of a line; `None` for an empty line.
@@ -264,7 +262,10 @@ fn parse(text: &str, projections: &ProjectionSet) -> Result<Option<Event>, Strin
         (None, Some(sequence_no)) => (Uuid::new_v5(&line.aggregate_id, &sequence_no.to_be_bytes()), true),
         (None, None) => (Uuid::new_v4(), false),
     };
-    Ok(Some(Event { id, identity, aggregate_name, size: text.len(), line }))
+    let Line { name, aggregate_id, sequence_no, version, recorded_at, data, metadata, .. } = line;
+    let incoming =
+        Incoming { id, aggregate_id, aggregate_name, sequence_no, name, version, recorded_at, data, metadata };
+    Ok(Some(Event { identity, size: text.len(), incoming }))
 }
 
 #[derive(Default)]
@@ -297,9 +298,10 @@ async fn append(
         return Ok(());
     }
     let mut tx = pool.begin().await.map_err(doing())?;
-    let appended = match insert(&mut tx, &events).await {
+    let all: Vec<&Incoming> = events.iter().map(|event| &event.incoming).collect();
+    let appended = match incoming::insert(&mut tx, &all).await {
         Ok(appended) => appended,
-        Err(error) if is_refusal(&error) => {
+        Err(error) if incoming::is_refusal(&error) => {
             tx.rollback().await.map_err(doing())?;
             tx = pool.begin().await.map_err(doing())?;
             let (valid, appended) = one_by_one(&mut tx, events, &lines, imported, options, file).await?;
@@ -313,11 +315,6 @@ async fn append(
     imported.already_there += events.len() as u64 - appended;
     imported.without_identity += events.iter().filter(|event| !event.identity).count() as u64;
     Ok(())
-}
-
-/// The database says no to what it was given, and will again.
-fn is_refusal(error: &sqlx::Error) -> bool {
-    error.as_database_error().is_some() && !crate::passing::is_passing(error)
 }
 
 /// Appends the events of a batch of which the database refused at least one: tells which, and why.
@@ -335,60 +332,19 @@ async fn one_by_one(
     let mut appended = 0;
     for (event, &line) in events.into_iter().zip(lines) {
         let mut savepoint = tx.begin().await.map_err(doing())?;
-        match insert(&mut savepoint, std::slice::from_ref(&event)).await {
+        match incoming::insert(&mut savepoint, &[&event.incoming]).await {
             Ok(new) => {
                 savepoint.commit().await.map_err(doing())?;
                 appended += new;
                 valid.push(event);
             }
-            Err(error) if is_refusal(&error) => {
+            Err(error) if incoming::is_refusal(&error) => {
                 savepoint.rollback().await.map_err(doing())?;
-                let invalid = InvalidLine { line, reason: refusal(&error, &event) };
+                let invalid = InvalidLine { line, reason: incoming::refusal(&error, &event.incoming) };
                 imported.invalid(invalid, options, file, lines[0])?;
             }
             Err(error) => return Err(doing()(error)),
         }
     }
     Ok((valid, appended))
-}
-
-fn refusal(error: &sqlx::Error, event: &Event) -> String {
-    let constraint = error.as_database_error().and_then(|error| error.constraint());
-    match (constraint, event.line.sequence_no) {
-        (Some("events_aggregate_id_sequence_no_key"), Some(sequence_no)) => format!(
-            "aggregate {} has another event with sequence_no {sequence_no}; this one is {}",
-            event.line.aggregate_id, event.id
-        ),
-        _ => describe(error),
-    }
-}
-
-/// Inserts the events that are not there; returns how many.
-async fn insert(tx: &mut PgConnection, events: &[Event]) -> sqlx::Result<u64> {
-    /// The values of one column.
-    fn column<'a, T>(events: &'a [Event], value: impl Fn(&'a Event) -> T) -> Vec<T> {
-        events.iter().map(value).collect()
-    }
-    let inserted = sqlx::query(
-        "INSERT INTO events (id, aggregate_id, aggregate_name, sequence_no, name, version, data, metadata, recorded_at)
-         SELECT id, aggregate_id, aggregate_name, sequence_no, name, COALESCE(version, 1), data,
-                COALESCE(metadata, '{}'), COALESCE(recorded_at, clock_timestamp())
-         FROM UNNEST($1::uuid[], $2::uuid[], $3::text[], $4::bigint[], $5::text[], $6::int[], $7::json[], $8::jsonb[],
-                     $9::timestamptz[]) WITH ORDINALITY
-              AS new (id, aggregate_id, aggregate_name, sequence_no, name, version, data, metadata, recorded_at, place)
-         ORDER BY place
-         ON CONFLICT (id) DO NOTHING",
-    )
-    .bind(column(events, |event| event.id))
-    .bind(column(events, |event| event.line.aggregate_id))
-    .bind(column(events, |event| event.aggregate_name.as_str()))
-    .bind(column(events, |event| event.line.sequence_no))
-    .bind(column(events, |event| event.line.name.as_str()))
-    .bind(column(events, |event| event.line.version))
-    .bind(column(events, |event| Json(&event.line.data)))
-    .bind(column(events, |event| event.line.metadata.as_ref().map(Json)))
-    .bind(column(events, |event| event.line.recorded_at))
-    .execute(tx)
-    .await?;
-    Ok(inserted.rows_affected())
 }

@@ -17,6 +17,7 @@ mod error;
 mod event;
 mod handler;
 mod import;
+mod incoming;
 mod manager;
 mod passing;
 mod position;
@@ -36,7 +37,7 @@ pub mod service;
 pub mod testing;
 
 pub use error::{ApplyError, BoxError, Error};
-pub use event::{DomainEvent, EventSet, NewEvent, Recorded, StoredEvent};
+pub use event::{DomainEvent, EventSet, MessageFields, NewEvent, Recorded, StoredEvent};
 pub use import::{ImportError, ImportOptions, ImportProgress, Imported, import};
 pub use manager::{ManagerOptions, ProjectionManager};
 pub use projection::{Definition, EventType, Order, Projection, ProjectionSet};

@@ -8,7 +8,7 @@ use sqlx::PgConnection;
 
 use crate::contradiction::{self, SetEntry};
 use crate::error::{ApplyError, Error};
-use crate::event::{DomainEvent, StoredEvent};
+use crate::event::{DomainEvent, MessageFields, StoredEvent};
 
 /// A projection: what it is called and owns, how it applies an event, how it is emptied.
 ///
@@ -77,6 +77,8 @@ pub struct EventType {
     pub version: i32,
     /// The routing key of its messages.
     pub routing_key: &'static str,
+    /// Where a message of another service has what the store needs.
+    pub message: MessageFields,
     /// The event type's path, like `dancefinder::events::BandCreated`.
     pub ty: &'static str,
     /// The function that handles it.
@@ -94,6 +96,7 @@ impl EventType {
             aggregate: E::AGGREGATE,
             version: E::VERSION,
             routing_key: E::ROUTING_KEY,
+            message: E::MESSAGE,
             ty: E::TYPE,
             handler,
             takes_run,

@@ -18,9 +18,11 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::connection::{self, Link, Status, Work};
+use super::ingest::{Ingest, Ingested};
 use super::{RabbitMq, RabbitMqStatus};
 use crate::error::BoxError;
 use crate::manager::ManagerOptions;
+use crate::projection::EventType;
 use crate::wake::Wake;
 
 /// Messages that follow a wake-up within this time wait for the rest of it and make one wake-up more.
@@ -33,7 +35,7 @@ const EARLY: usize = 10_000;
 pub(super) async fn run(
     rabbitmq: RabbitMq,
     pool: PgPool,
-    bindings: BTreeSet<&'static str>,
+    events: Vec<&'static EventType>,
     options: ManagerOptions,
     wake: Wake,
     stop: CancellationToken,
@@ -41,7 +43,10 @@ pub(super) async fn run(
     let status =
         Status { all: rabbitmq.status.clone(), of: |all: &mut RabbitMqStatus| Some(&mut all.consumer.connection) };
     let broker = rabbitmq.options.clone();
-    let intake = Intake { rabbitmq, pool, bindings, wake, clean: true, early: None, stop: stop.clone() };
+    let bindings = events.iter().map(|event| event.routing_key).collect();
+    let dead_letters = broker.dead_letter_queue();
+    let ingest = broker.ingest.then(|| Ingest { pool: pool.clone(), events, dead_letters });
+    let intake = Intake { rabbitmq, pool, bindings, ingest, wake, clean: true, early: None, stop: stop.clone() };
     connection::keep(intake, broker, status, stop, options.shutdown_grace).await;
 }
 
@@ -49,6 +54,8 @@ struct Intake {
     rabbitmq: RabbitMq,
     pool: PgPool,
     bindings: BTreeSet<&'static str>,
+    /// Where the store is fed by the broker.
+    ingest: Option<Ingest>,
     wake: Wake,
     /// The bindings of events no longer handled are still to be removed: at the start of the process, and not at each
     /// connection, where an old process would take away what a newer one has bound.
@@ -74,6 +81,9 @@ impl Work for Intake {
         let options = self.rabbitmq.options.clone();
         let queue = connection::declare_queue(&channel, &self.pool, &options, &self.bindings, self.clean).await?;
         self.clean = false;
+        if let Some(ingest) = &self.ingest {
+            ingest.prepare(&channel).await?;
+        }
         channel.basic_qos(options.prefetch.max(1), BasicQosOptions::default()).await?;
         let (tag, arguments) = (ShortString::default(), FieldTable::default());
         let mut consumer = channel.basic_consume(queue, tag, BasicConsumeOptions::default(), arguments).await?;
@@ -114,6 +124,10 @@ impl Intake {
     }
 
     async fn take(&mut self, channel: &Channel, burst: &[Delivery]) -> Result<(), BoxError> {
+        let ingested = match &self.ingest {
+            Some(ingest) => ingest.take(channel, burst).await?,
+            None => Ingested::default(),
+        };
         self.wake.projections();
         if let Some(last) = burst.last() {
             channel.basic_ack(last.delivery_tag, BasicAckOptions { multiple: true }).await?;
@@ -121,7 +135,12 @@ impl Intake {
         self.rabbitmq.status.send_modify(|all| {
             all.consumer.consumed += burst.len() as u64;
             all.consumer.wake_ups += 1;
+            all.consumer.ingested += ingested.appended;
+            all.consumer.dead_lettered += ingested.dead_lettered;
         });
+        if self.ingest.is_some() {
+            return Ok(()); // the events are there
+        }
         // The relay's messages say where in the stream their event is: it read it there.
         let early: Vec<&Delivery> = burst.iter().filter(|delivery| !is_relayed(delivery)).collect();
         if !early.is_empty() {

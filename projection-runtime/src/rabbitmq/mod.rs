@@ -10,15 +10,15 @@
 //! nothing but latency. The relay's position moves only past events that the broker confirmed, in order: each event is
 //! published at least once. The broker may be away at any time, also at the start and at the end.
 //!
-//! `connection` keeps a connection and makes the topology, `relay` publishes, `consumer` wakes, `status` is what of it
-//! can be seen.
+//! `connection` keeps a connection and makes the topology, `relay` publishes, `consumer` wakes, `ingest` feeds a store
+//! that has no other source, `status` is what of it can be seen.
 
 mod connection;
 mod consumer;
+mod ingest;
 mod relay;
 mod status;
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -53,6 +53,9 @@ pub struct RabbitMqOptions {
     pub exchange: String,
     /// Publish the events of the store. Off, where the write side publishes them by itself.
     pub relay: bool,
+    /// Append the messages to the store, which has no other source. Then nothing is relayed: events would go round and
+    /// round.
+    pub ingest: bool,
     /// How many messages may be on their way to this process. It holds no more, each of whatever size the broker allows.
     pub prefetch: u16,
 }
@@ -65,6 +68,7 @@ impl std::fmt::Debug for RabbitMqOptions {
             .field("service", &self.service)
             .field("exchange", &self.exchange)
             .field("relay", &self.relay)
+            .field("ingest", &self.ingest)
             .field("prefetch", &self.prefetch)
             .finish_non_exhaustive()
     }
@@ -88,7 +92,7 @@ impl RabbitMqOptions {
         // Seconds. The broker's own 60 would have a dead connection noticed after two minutes.
         uri.query.heartbeat.get_or_insert(10);
         let (service, exchange) = (service.into(), EXCHANGE.to_owned());
-        Ok(RabbitMqOptions { uri, ca: None, service, exchange, relay: true, prefetch: 64 })
+        Ok(RabbitMqOptions { uri, ca: None, service, exchange, relay: true, ingest: false, prefetch: 64 })
     }
 
     /// Trusts the certificates of this PEM file as well, for `amqps://`.
@@ -106,6 +110,12 @@ impl RabbitMqOptions {
     #[must_use]
     pub fn queue(&self) -> String {
         format!("{}.queue.{}", self.exchange, self.service)
+    }
+
+    /// The name of the queue for messages that are no events.
+    #[must_use]
+    pub fn dead_letter_queue(&self) -> String {
+        format!("{}.dead-letter", self.queue())
     }
 
     /// The name of the relay's row in `readviews`: one that no projection can have.
@@ -134,7 +144,8 @@ pub(crate) struct RabbitMq {
 }
 
 impl RabbitMq {
-    pub(crate) fn new(options: RabbitMqOptions) -> Self {
+    pub(crate) fn new(mut options: RabbitMqOptions) -> Self {
+        options.relay &= !options.ingest;
         let status = RabbitMqStatus::new(&options);
         RabbitMq { options: Arc::new(options), status: watch::Sender::new(status) }
     }
@@ -149,13 +160,12 @@ impl RabbitMq {
         wake: &Wake,
         stop: &CancellationToken,
     ) {
-        let events = || set.definitions().flat_map(|definition| definition.events);
+        let events = || set.definitions().flat_map(|definition| definition.events).collect();
         if self.options.relay {
-            let events = events().collect();
-            tasks.spawn(relay::run(self.clone(), pool.clone(), events, options, wake.of_relay(), stop.clone()));
+            let wake = wake.of_relay();
+            tasks.spawn(relay::run(self.clone(), pool.clone(), events(), options, wake, stop.clone()));
         }
-        let bindings: BTreeSet<_> = events().map(|event| event.routing_key).collect();
-        tasks.spawn(consumer::run(self.clone(), pool.clone(), bindings, options, wake.clone(), stop.clone()));
+        tasks.spawn(consumer::run(self.clone(), pool.clone(), events(), options, wake.clone(), stop.clone()));
         tasks.spawn(status::record(self.clone(), pool.clone(), stop.clone()));
     }
 }

@@ -70,6 +70,10 @@ pub struct ConsumerStatus {
     pub consumed: u64,
     /// How often the projections were woken for them.
     pub wake_ups: u64,
+    /// With ingest: events appended that were new in the store.
+    pub ingested: u64,
+    /// With ingest: messages that are no events.
+    pub dead_lettered: u64,
 }
 
 /// A process that runs, or ran until it was killed.

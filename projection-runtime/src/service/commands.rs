@@ -77,6 +77,7 @@ pub(super) async fn run(
         let mut options = rabbitmq(service, url, broker.amqp_ca.as_deref())?;
         options.exchange.clone_from(&broker.amqp_exchange);
         options.relay = !broker.no_relay;
+        options.ingest = broker.ingest;
         manager = manager.with_rabbitmq(options);
     }
     manager = manager.with_options(ManagerOptions { listen: !no_listen, ..ManagerOptions::default() });

@@ -74,6 +74,11 @@ impl Service {
             Ok(cli) => cli,
             Err(error) => error.exit(),
         };
+        if let Command::Run { broker: Broker { ingest: true, no_relay: false, .. }, .. } = &cli.command {
+            const WHY: &str =
+                "--ingest needs --no-relay: what came from the broker would go back to it, again and again";
+            Cli::command().error(clap::error::ErrorKind::MissingRequiredArgument, WHY).exit();
+        }
         terminal::logging();
         let runtime = match tokio::runtime::Runtime::new() {
             Ok(runtime) => runtime,
@@ -141,6 +146,9 @@ struct Broker {
     /// Publish nothing: the write side does so by itself
     #[arg(long, requires = "amqp_url")]
     no_relay: bool,
+    /// Append the messages to the event store, where that has no other source; needs `--no-relay`
+    #[arg(long, requires = "amqp_url")]
+    ingest: bool,
 }
 
 const IMPORT_HELP: &str = r#"A line:

@@ -126,7 +126,8 @@ fn rabbitmq(process: &RabbitMqProcess) -> String {
         let counts = format!("{published} published, {confirmed} confirmed, {returned} wanted by no queue");
         text += &line("relay", &relay.connection, counts);
     }
-    let counts = format!("{} consumed", count(consumer.consumed));
+    let [consumed, ingested, dead] = [consumer.consumed, consumer.ingested, consumer.dead_lettered].map(count);
+    let counts = format!("{consumed} consumed, {ingested} ingested, {dead} dead-lettered");
     text + &line("consumer", &consumer.connection, counts)
 }
 

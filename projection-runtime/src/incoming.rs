@@ -1,0 +1,69 @@
+//! Events that come from outside, by a file or by the broker, each with an id: appends those that are not there.
+
+use chrono::{DateTime, Utc};
+use serde_json::value::RawValue;
+use sqlx::PgConnection;
+use sqlx::types::Json;
+use uuid::Uuid;
+
+use crate::error::describe;
+
+/// An event that comes from outside. What it leaves out, the store fills in.
+pub(crate) struct Incoming {
+    pub(crate) id: Uuid,
+    pub(crate) aggregate_id: Uuid,
+    pub(crate) aggregate_name: String,
+    pub(crate) sequence_no: Option<i64>,
+    pub(crate) name: String,
+    pub(crate) version: Option<i32>,
+    pub(crate) recorded_at: Option<DateTime<Utc>>,
+    pub(crate) data: Box<RawValue>,
+    pub(crate) metadata: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
+/// Inserts the events whose id is not there, in this order; returns how many.
+pub(crate) async fn insert(tx: &mut PgConnection, events: &[&Incoming]) -> sqlx::Result<u64> {
+    /// The values of one column.
+    fn column<'a, T>(events: &[&'a Incoming], value: impl Fn(&'a Incoming) -> T) -> Vec<T> {
+        events.iter().map(|event| value(event)).collect()
+    }
+    let inserted = sqlx::query(
+        "INSERT INTO events (id, aggregate_id, aggregate_name, sequence_no, name, version, data, metadata, recorded_at)
+         SELECT id, aggregate_id, aggregate_name, sequence_no, name, COALESCE(version, 1), data,
+                COALESCE(metadata, '{}'), COALESCE(recorded_at, clock_timestamp())
+         FROM UNNEST($1::uuid[], $2::uuid[], $3::text[], $4::bigint[], $5::text[], $6::int[], $7::json[], $8::jsonb[],
+                     $9::timestamptz[]) WITH ORDINALITY
+              AS new (id, aggregate_id, aggregate_name, sequence_no, name, version, data, metadata, recorded_at, place)
+         ORDER BY place
+         ON CONFLICT (id) DO NOTHING",
+    )
+    .bind(column(events, |event| event.id))
+    .bind(column(events, |event| event.aggregate_id))
+    .bind(column(events, |event| event.aggregate_name.as_str()))
+    .bind(column(events, |event| event.sequence_no))
+    .bind(column(events, |event| event.name.as_str()))
+    .bind(column(events, |event| event.version))
+    .bind(column(events, |event| Json(&event.data)))
+    .bind(column(events, |event| event.metadata.as_ref().map(Json)))
+    .bind(column(events, |event| event.recorded_at))
+    .execute(tx)
+    .await?;
+    Ok(inserted.rows_affected())
+}
+
+/// The database says no to what it was given, and will again.
+pub(crate) fn is_refusal(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some() && !crate::passing::is_passing(error)
+}
+
+/// Why it said no.
+pub(crate) fn refusal(error: &sqlx::Error, event: &Incoming) -> String {
+    let constraint = error.as_database_error().and_then(|error| error.constraint());
+    match (constraint, event.sequence_no) {
+        (Some("events_aggregate_id_sequence_no_key"), Some(sequence_no)) => format!(
+            "aggregate {} has another event with sequence_no {sequence_no}; this one is {}",
+            event.aggregate_id, event.id
+        ),
+        _ => describe(error),
+    }
+}
