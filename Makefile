@@ -7,10 +7,11 @@ demo:
 	@$(call postgres,DATABASE_URL)
 	cargo run --package dancefinder-projections -- demo $(ARGS)
 
-# Everything that must hold: form, lints, documentation, and all tests on a real PostgreSQL.
+# Everything that must hold: form, lints, documentation, and all tests on a real PostgreSQL and a real RabbitMQ.
 test: export RUSTDOCFLAGS = -D warnings
 test:
 	@$(call postgres,TEST_DATABASE_URL)
+	@$(rabbitmq)
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo doc --workspace --no-deps
@@ -44,5 +45,28 @@ if [ -f /etc/debian_version ] && $$as true 2>/dev/null; then \
 fi; \
 echo "error: no PostgreSQL was found. Install it (apt-get install postgresql, brew install postgresql), or start" >&2; \
 echo "Docker, or set $(1) to a server that runs, like postgres://postgres@localhost/postgres" >&2; \
+exit 1
+endef
+
+# The same for the RabbitMQ of the tests. The package would start a broker: a policy, there for as long as the
+# installation takes and only where there is none, forbids it.
+define rabbitmq
+if [ -n "$$TEST_AMQP_URL$$RABBITMQ_BIN_DIR" ]; then exit 0; fi; \
+for server in /usr/lib/rabbitmq/bin /opt/homebrew/opt/rabbitmq/sbin /usr/local/opt/rabbitmq/sbin; \
+	do if [ -x "$$server/rabbitmq-server" ]; then exit 0; fi; done; \
+if docker info >/dev/null 2>&1; then exit 0; fi; \
+as=; [ "$$(id -u)" = 0 ] || as="sudo -n"; \
+if [ -f /etc/debian_version ] && $$as true 2>/dev/null; then \
+	echo "RabbitMQ is not on this machine: installing it with apt-get install rabbitmq-server"; \
+	policy=/usr/sbin/policy-rc.d; ours=; \
+	if [ ! -e $$policy ]; then \
+		ours=yes; printf '#!/bin/sh\nexit 101\n' | $$as tee $$policy >/dev/null; $$as chmod 755 $$policy; \
+	fi; \
+	$$as apt-get update -q && DEBIAN_FRONTEND=noninteractive $$as apt-get install -q -y rabbitmq-server; installed=$$?; \
+	[ -z "$$ours" ] || $$as rm -f $$policy; \
+	exit $$installed; \
+fi; \
+echo "error: no RabbitMQ was found. Install it (apt-get install rabbitmq-server, brew install rabbitmq), or start" >&2; \
+echo "Docker, or set TEST_AMQP_URL to a broker that runs, like amqp://guest:guest@localhost/%2f" >&2; \
 exit 1
 endef
