@@ -124,7 +124,9 @@ impl ProjectionManager {
             rabbitmq.spawn(&mut loops, &self.pool, &self.projections, self.options, &wake, &stop);
         }
         let mut beside = JoinSet::new(); // aborted when it is dropped
-        beside.spawn(wake::poll(self.pool.clone(), wake.clone(), self.asked(), self.options.poll));
+        let relay = self.rabbitmq.as_ref().filter(|rabbitmq| rabbitmq.options.relay);
+        let asked = position::Asked::of(&self.projections, relay.map(|rabbitmq| rabbitmq.options.relay_row()));
+        beside.spawn(wake::poll(self.pool.clone(), wake.clone(), asked, self.options.poll));
         if self.options.listen {
             beside.spawn(wake::listen(self.pool.clone(), wake));
         }
@@ -136,15 +138,6 @@ impl ProjectionManager {
                 tracing::error!(%error, "a loop ended by itself: a mistake in projection-runtime");
             }
         }
-    }
-
-    /// What the poll asks for.
-    fn asked(&self) -> position::Asked {
-        let edges = self.projections.definitions().flat_map(|d| d.after.iter().map(|after| (d.name, *after)));
-        let projections = self.projections.definitions().map(|definition| definition.name).collect();
-        let relay = self.rabbitmq.as_ref().filter(|rabbitmq| rabbitmq.options.relay);
-        let relay = relay.map(|rabbitmq| rabbitmq.options.relay_row());
-        position::Asked { projections, after: edges.unzip(), relay }
     }
 
     /// Runs all projections until each has passed what is in the store now, or has stopped at a failing event.

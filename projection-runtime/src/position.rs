@@ -10,7 +10,7 @@ use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 use crate::event::StoredEvent;
-use crate::projection::Definition;
+use crate::projection::{Definition, ProjectionSet};
 
 /// What the locked row says.
 #[derive(Debug, sqlx::FromRow)]
@@ -135,6 +135,14 @@ pub(crate) struct Asked {
     pub(crate) after: (Vec<&'static str>, Vec<&'static str>),
     /// The row of the relay, where this process has one.
     pub(crate) relay: Option<String>,
+}
+
+impl Asked {
+    pub(crate) fn of(set: &ProjectionSet, relay: Option<String>) -> Self {
+        let projections = set.definitions().map(|definition| definition.name).collect();
+        let after = set.definitions().flat_map(|d| d.after.iter().map(|after| (d.name, *after))).unzip();
+        Asked { projections, after, relay }
+    }
 }
 
 /// Whether there is something to do.

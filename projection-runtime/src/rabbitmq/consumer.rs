@@ -15,22 +15,21 @@ use lapin::{Channel, Consumer};
 use sqlx::PgPool;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use super::connection::{self, Link, Status, Work};
 use super::ingest::{Ingest, Ingested};
 use super::{RabbitMq, RabbitMqStatus};
 use crate::error::BoxError;
 use crate::manager::ManagerOptions;
+use crate::position::{self, Asked};
 use crate::projection::EventType;
 use crate::wake::Wake;
 
 /// Messages that follow a wake-up within this time wait for the rest of it and make one wake-up more.
 const GATHER: Duration = Duration::from_millis(5);
-/// When the events of messages that came before them are looked for.
+/// After messages that may have come before their events could be seen, it is asked so often whether there is something
+/// to do.
 const LOOKS: [Duration; 3] = [Duration::from_millis(20), Duration::from_millis(100), Duration::from_millis(500)];
-/// So many events are looked for at the most; the poll finds the others.
-const EARLY: usize = 10_000;
 
 pub(super) async fn run(
     rabbitmq: RabbitMq,
@@ -38,6 +37,7 @@ pub(super) async fn run(
     events: Vec<&'static EventType>,
     options: ManagerOptions,
     wake: Wake,
+    asked: Asked,
     stop: CancellationToken,
 ) {
     let status =
@@ -46,7 +46,7 @@ pub(super) async fn run(
     let bindings = events.iter().map(|event| event.routing_key).collect();
     let dead_letters = broker.dead_letter_queue();
     let ingest = broker.ingest.then(|| Ingest { pool: pool.clone(), events, dead_letters });
-    let intake = Intake { rabbitmq, pool, bindings, ingest, wake, clean: true, early: None, stop: stop.clone() };
+    let intake = Intake { rabbitmq, pool, bindings, ingest, wake, clean: true, asked, look: None, stop: stop.clone() };
     connection::keep(intake, broker, status, stop, options.shutdown_grace).await;
 }
 
@@ -60,17 +60,10 @@ struct Intake {
     /// The bindings of events no longer handled are still to be removed: at the start of the process, and not at each
     /// connection, where an old process would take away what a newer one has bound.
     clean: bool,
-    early: Option<Early>,
+    asked: Asked,
+    /// The next look of [`LOOKS`], and when it is due.
+    look: Option<(usize, Instant)>,
     stop: CancellationToken,
-}
-
-/// Messages that may have come before their events could be seen.
-struct Early {
-    ids: BTreeSet<Uuid>,
-    /// There are some that don't say which event they are of.
-    unknown: bool,
-    looks: usize,
-    next: Instant,
 }
 
 impl Work for Intake {
@@ -90,7 +83,7 @@ impl Work for Intake {
         status.connected();
         let mut woken = Instant::now();
         loop {
-            let next_look = self.early.as_ref().map(|early| early.next);
+            let next_look = self.look.map(|(_, at)| at);
             tokio::select! {
                 delivery = consumer.next() => {
                     let burst = self.gather(&mut consumer, delivery, woken + GATHER).await?;
@@ -141,46 +134,26 @@ impl Intake {
         if self.ingest.is_some() {
             return Ok(()); // the events are there
         }
-        // The relay's messages say where in the stream their event is: it read it there.
-        let early: Vec<&Delivery> = burst.iter().filter(|delivery| !is_relayed(delivery)).collect();
-        if !early.is_empty() {
-            let ids: BTreeSet<Uuid> = early.iter().filter_map(|delivery| event_id(delivery)).take(EARLY).collect();
-            let unknown = early.iter().any(|delivery| event_id(delivery).is_none());
-            self.early = Some(Early { ids, unknown, looks: 0, next: Instant::now() });
-            self.look().await;
+        if !burst.iter().all(is_relayed) {
+            self.look = Some((0, Instant::now() + LOOKS[0]));
         }
         Ok(())
     }
 
     /// Wakes the loops again where events have come into sight since they were woken.
     async fn look(&mut self) {
-        let Some(mut early) = self.early.take() else { return };
-        if !early.ids.is_empty() {
-            let ids: Vec<Uuid> = early.ids.iter().copied().collect();
-            let found: sqlx::Result<Vec<Uuid>> =
-                sqlx::query_scalar("SELECT id FROM events WHERE id = ANY($1)").bind(ids).fetch_all(&self.pool).await;
-            // Where the database is away, the loops look until it is back.
-            let found = found.unwrap_or_default();
-            early.ids.retain(|id| !found.contains(id));
-            if early.looks > 0 && !found.is_empty() {
-                self.wake.projections();
-            }
-        }
-        if early.unknown && early.looks > 0 {
+        // Where the database is away, the loops look until it is back.
+        if position::pending(&self.pool, &self.asked).await.is_ok_and(|pending| pending.projections) {
             self.wake.projections();
         }
-        if early.looks < LOOKS.len() && (early.unknown || !early.ids.is_empty()) {
-            early.next = Instant::now() + LOOKS[early.looks];
-            early.looks += 1;
-            self.early = Some(early);
-        }
+        self.look = self.look.and_then(|(look, _)| {
+            let next = look + 1;
+            Some((next, Instant::now() + *LOOKS.get(next)?))
+        });
     }
 }
 
+/// The relay's messages say where in the stream their event is: it read it there.
 fn is_relayed(delivery: &Delivery) -> bool {
     delivery.properties.headers().as_ref().is_some_and(|headers| headers.contains_key("tstamp"))
-}
-
-fn event_id(delivery: &Delivery) -> Option<Uuid> {
-    delivery.properties.message_id().as_ref()?.as_str().parse().ok()
 }

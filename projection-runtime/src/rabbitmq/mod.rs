@@ -34,6 +34,7 @@ pub use status::{ConnectionStatus, ConsumerStatus, RabbitMqProcess, RabbitMqStat
 
 use crate::error::Error;
 use crate::manager::ManagerOptions;
+use crate::position::Asked;
 use crate::projection::ProjectionSet;
 use crate::wake::Wake;
 
@@ -165,7 +166,8 @@ impl RabbitMq {
             let wake = wake.of_relay();
             tasks.spawn(relay::run(self.clone(), pool.clone(), events(), options, wake, stop.clone()));
         }
-        tasks.spawn(consumer::run(self.clone(), pool.clone(), events(), options, wake.clone(), stop.clone()));
+        let asked = Asked::of(set, None);
+        tasks.spawn(consumer::run(self.clone(), pool.clone(), events(), options, wake.clone(), asked, stop.clone()));
         tasks.spawn(status::record(self.clone(), pool.clone(), stop.clone()));
     }
 }

@@ -998,3 +998,42 @@ fn ingest_with_the_relay_is_wrong_usage() {
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8(output.stderr).unwrap().contains("--ingest needs --no-relay"));
 }
+
+/// `amqps://` with a certificate of one's own: trusted where the file of it is given, and refused where it is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn amqps_with_a_certificate_of_ones_own() {
+    let folder = std::env::temp_dir().join(format!("amqps-{}", Uuid::new_v4().simple()));
+    std::fs::create_dir(&folder).unwrap();
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let [cert, key] = ["cert.pem", "key.pem"].map(|name| folder.join(name));
+    std::fs::write(&cert, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let configuration = format!(
+        "listeners.ssl.default = 127.0.0.1:{port}\nssl_options.cacertfile = {cert}\nssl_options.certfile = {cert}\n\
+         ssl_options.keyfile = {key}\nssl_options.verify = verify_none",
+        cert = cert.display(),
+        key = key.display(),
+    );
+    let server = tokio::task::spawn_blocking(move || RabbitMqServer::start_with(&configuration)).await.unwrap();
+    let db = TestDatabase::new().await;
+    journal::create(&db.pool).await;
+    let url = format!("amqps://guest:guest@localhost:{port}/%2f");
+    let options = || RabbitMqOptions::new(&url, "tests").unwrap();
+    let running = Running::start(&db, projections![Journal], ManagerOptions::default(), options());
+    eventually("the certificate is refused", LONG, || async {
+        let trouble = running.status().consumer.connection.last_trouble;
+        trouble.is_some_and(|trouble| trouble.error.contains("certificate"))
+    })
+    .await;
+    running.stop().await;
+    let trusting = options().with_ca_file(&cert).unwrap();
+    let running = Running::start(&db, projections![Journal], ManagerOptions::default(), trusting);
+    append_many(&db.pool, 0..100).await;
+    at_the_end(&db, 2).await;
+    assert_eq!(running.stop().await.relay.unwrap().confirmed, 100);
+    let error = options().with_ca_file(&key).unwrap_err().to_string();
+    assert!(error.contains("AMQP_CA (or --amqp-ca)") && error.contains("there is no certificate in it"), "{error}");
+    drop(server);
+    std::fs::remove_dir_all(folder).unwrap();
+}
