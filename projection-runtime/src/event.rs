@@ -95,6 +95,25 @@ use crate::versions;
 /// # assert_eq!(BandCreated::VERSION, 3);
 /// # assert_eq!(from_v1(BandCreatedV1 { title: "Torvaldzons (Leksand)".into() }).town.as_deref(), Some("Leksand"));
 /// ```
+///
+/// `message`: where the messages of another service have what the store needs, for a service that ingests them; see
+/// [`MessageFields`]:
+///
+/// ```
+/// # use projection_runtime::DomainEvent;
+/// # use serde::{Deserialize, Serialize};
+/// #[derive(Serialize, Deserialize, DomainEvent)]
+/// #[event(
+///     aggregate = "domain.Band",
+///     routing_key = "Band.Created",
+///     message(aggregate_id = "EventAggregateId", recorded_at = "EventTime")
+/// )]
+/// pub struct BandCreated {
+///     #[serde(alias = "Name")]
+///     pub name: String,
+/// }
+/// # assert_eq!(BandCreated::MESSAGE.aggregate_id, Some("EventAggregateId"));
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not an event",
     label = "not an event",

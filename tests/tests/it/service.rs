@@ -101,7 +101,11 @@ async fn run_without_a_schema_says_what_to_do() {
     sqlx::query("DROP TABLE readviews CASCADE").execute(&db.pool).await.unwrap();
     let output = service(&db.url, &["run"]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stderr).contains("dancefinder-projections migrate` first"), "{}", text(&output.stderr));
+    assert!(
+        text(&output.stderr).contains("table `readviews` does not exist. Cure: run `dancefinder-projections migrate`"),
+        "{}",
+        text(&output.stderr)
+    );
 }
 
 #[tokio::test]

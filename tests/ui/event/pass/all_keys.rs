@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 struct BandCreated {}
 
 #[derive(Serialize, Deserialize, DomainEvent)]
-#[event(name = "BandRenamed", aggregate = "domain.Band", version = 3, upcast(2 => from_v2, 1 => from_v1), routing_key = "Band.Renamed")]
+#[event(name = "BandRenamed", aggregate = "domain.Band", version = 3, upcast(2 => from_v2, 1 => from_v1), routing_key = "Band.Renamed", message(recorded_at = "EventTime", aggregate_id = "EventAggregateId"))]
 enum Renamed {
     Before(String),
 }
@@ -29,6 +29,11 @@ fn the_event_is_what_the_keys_say() {
     assert_eq!(
         (Renamed::NAME, Renamed::AGGREGATE, Renamed::VERSION, Renamed::ROUTING_KEY),
         ("BandRenamed", "domain.Band", 3, "Band.Renamed")
+    );
+    assert_eq!(BandCreated::MESSAGE.aggregate_id, None);
+    assert_eq!(
+        (Renamed::MESSAGE.aggregate_id, Renamed::MESSAGE.recorded_at),
+        (Some("EventAggregateId"), Some("EventTime"))
     );
     let _ = Renamed::Before(String::new());
 }
