@@ -48,8 +48,8 @@ echo "Docker, or set $(1) to a server that runs, like postgres://postgres@localh
 exit 1
 endef
 
-# The same for the RabbitMQ of the tests. The package would start a broker: a policy, there for as long as the
-# installation takes and only where there is none, forbids it.
+# The same for the RabbitMQ of the tests. The package would start a broker, now and with the machine: a policy, there for
+# as long as the installation takes and only where there is none, forbids the one, and what was enabled is disabled.
 define rabbitmq
 if [ -n "$$TEST_AMQP_URL$$RABBITMQ_BIN_DIR" ]; then exit 0; fi; \
 for server in /usr/lib/rabbitmq/bin /opt/homebrew/opt/rabbitmq/sbin /usr/local/opt/rabbitmq/sbin; \
@@ -64,6 +64,7 @@ if [ -f /etc/debian_version ] && $$as true 2>/dev/null; then \
 	fi; \
 	$$as apt-get update -q && DEBIAN_FRONTEND=noninteractive $$as apt-get install -q -y rabbitmq-server; installed=$$?; \
 	[ -z "$$ours" ] || $$as rm -f $$policy; \
+	if command -v systemctl >/dev/null; then $$as systemctl disable -q rabbitmq-server; fi; \
 	exit $$installed; \
 fi; \
 echo "error: no RabbitMQ was found. Install it (apt-get install rabbitmq-server, brew install rabbitmq), or start" >&2; \

@@ -193,9 +193,33 @@ async fn main() {
         }
     });
     let bare_rabbitmq = measure(&db.pool, async |id| publish(&publishing, &exchange, id).await).await;
+
+    // The same loop again, and a bare relay that hears of each append and publishes it.
+    sqlx::raw_sql("TRUNCATE seen").execute(&db.pool).await.unwrap();
+    let mut listener = PgListener::connect_with(&db.pool).await.unwrap();
+    listener.listen("events").await.unwrap();
+    let (pool, relaying, to) = (db.pool.clone(), publishing.clone(), exchange.clone());
+    let mut place = EventStore::new(pool.clone()).head().await.unwrap();
+    bare.spawn(async move {
+        loop {
+            listener.recv().await.unwrap();
+            let events: Vec<(i64, Uuid)> =
+                sqlx::query_as("SELECT tstamp, id FROM events WHERE tstamp > $1 ORDER BY tstamp")
+                    .bind(place)
+                    .fetch_all(&pool)
+                    .await
+                    .unwrap();
+            for (tstamp, id) in events {
+                publish(&relaying, &to, id).await;
+                place = tstamp;
+            }
+        }
+    });
+    let bare_relay = measure(&db.pool, nothing).await;
     bare.shutdown().await;
     consuming.queue_delete(queue.into(), QueueDeleteOptions::default()).await.unwrap();
     tell("RabbitMQ, a bare loop", &bare_rabbitmq, None);
+    tell("RabbitMQ, a bare loop and a bare relay", &bare_relay, None);
 
     let db = database().await;
     let running = run([manager(&db, false, NEVER).with_rabbitmq(broker("bench", &exchange))]).await;
@@ -210,7 +234,7 @@ async fn main() {
     let reader = manager(&db, false, NEVER).with_rabbitmq(broker("bench", &exchange));
     let running = run([reader, relay]).await;
     let took = measure(&db.pool, nothing).await;
-    tell("RabbitMQ, published by another process's relay", &took, Some(&bare_rabbitmq));
+    tell("RabbitMQ, published by another process's relay", &took, Some(&bare_relay));
     drop(running);
 
     let db = database().await;
