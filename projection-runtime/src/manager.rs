@@ -164,7 +164,7 @@ impl ProjectionManager {
     /// Whether the database is what the projections need. Look at it before [`run`](Self::run): a projection of which a
     /// table is missing would stop at its first event.
     pub async fn check(&self) -> Result<Check, Error> {
-        schema::check(&self.pool, &self.projections).await
+        schema::check(&self.pool, &self.projections, self.rabbitmq.is_some()).await
     }
 
     /// Where each projection stands.

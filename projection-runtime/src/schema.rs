@@ -51,10 +51,11 @@ impl std::fmt::Display for Problem {
     }
 }
 
-pub(crate) async fn check(pool: &PgPool, set: &ProjectionSet) -> Result<Check, Error> {
+/// `rabbitmq`: relay and consumer are to run as well.
+pub(crate) async fn check(pool: &PgPool, set: &ProjectionSet, rabbitmq: bool) -> Result<Check, Error> {
     let doing = || Error::database("checking the database");
     let mut connection = pool.acquire().await.map_err(doing())?;
-    let mut problems = event_store(&mut connection).await.map_err(doing())?;
+    let mut problems = event_store(&mut connection, rabbitmq).await.map_err(doing())?;
     problems.extend(tables(&mut connection, set).await.map_err(doing())?);
     for definition in set.definitions() {
         let keys = foreign_keys(&mut connection, set, definition).await.map_err(doing())?;
@@ -185,6 +186,15 @@ const COLUMNS: &[(&str, &str, &str)] = &[
     ("readview_failures", "retry", "boolean"),
 ];
 
+/// Those that relay and consumer use beside them.
+const RABBITMQ_COLUMNS: &[(&str, &str, &str)] = &[
+    ("rabbitmq_bindings", "queue", "text"),
+    ("rabbitmq_bindings", "routing_key", "text"),
+    ("rabbitmq_processes", "id", "uuid"),
+    ("rabbitmq_processes", "status", "json"),
+    ("rabbitmq_processes", "seen_at", "timestamp with time zone"),
+];
+
 /// Unique columns, and what hangs on them.
 const KEYS: &[(&str, &[&str], &str)] = &[
     ("events", &["id"], "an event could be appended twice"),
@@ -203,7 +213,7 @@ const TRIGGERS: &[(&str, &str)] = &[
 
 const MIGRATE: &str = "run `migrate`";
 
-async fn event_store(connection: &mut PgConnection) -> sqlx::Result<Vec<Problem>> {
+async fn event_store(connection: &mut PgConnection, rabbitmq: bool) -> sqlx::Result<Vec<Problem>> {
     let mut problems = Vec::new();
     let mut problem = |table: &str, constraint: Option<&str>, problem: String, cure: String| {
         let constraint = constraint.map(str::to_owned);
@@ -215,11 +225,11 @@ async fn event_store(connection: &mut PgConnection) -> sqlx::Result<Vec<Problem>
          FROM UNNEST($1::text[]) AS t (name)
          JOIN pg_attribute a ON a.attrelid = to_regclass(t.name) AND a.attnum > 0 AND NOT a.attisdropped",
     )
-    .bind(["events", "readviews", "readview_failures"])
+    .bind(["events", "readviews", "readview_failures", "rabbitmq_bindings", "rabbitmq_processes"])
     .fetch_all(&mut *connection)
     .await?;
     let mut missing = HashSet::new();
-    for &(table, column, expected) in COLUMNS {
+    for &(table, column, expected) in COLUMNS.iter().chain(RABBITMQ_COLUMNS.iter().filter(|_| rabbitmq)) {
         if columns.iter().all(|(found, ..)| found != table) {
             // All that is missing with the table is no news.
             if missing.insert(table) {

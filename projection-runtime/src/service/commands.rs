@@ -85,22 +85,12 @@ pub(super) async fn run(
     let shutdown = shutdown()?;
     tokio::pin!(shutdown);
     tokio::select! {
-            ready = ready(service, &manager, broker.amqp_url.is_some()) => ready?,
+            ready = fits(service, &manager) => ready?,
             () = &mut shutdown => return Ok(()),
     }
     tracing::info!(projections = service.projections.definitions().count(), "running; Ctrl-C or SIGTERM ends it");
     manager.run(shutdown).await;
     tracing::info!("stopped");
-    Ok(())
-}
-
-/// Waits for the database, and sees that it is what the projections, and the relay and consumer of RabbitMQ, need.
-async fn ready(service: &Service, manager: &ProjectionManager, rabbitmq: bool) -> Result<(), BoxError> {
-    fits(service, manager).await?;
-    let there = sqlx::query_scalar("SELECT to_regclass('rabbitmq_processes') IS NOT NULL").fetch_one(manager.pool());
-    if rabbitmq && !there.await.map_err(Error::database("looking for the tables of RabbitMQ"))? {
-        return Err(format!("the database has no tables for RabbitMQ yet: run `{} migrate` first", service.name).into());
-    }
     Ok(())
 }
 
