@@ -2,7 +2,8 @@
 //!
 //! Reading order, which is the data's way: `report` gathers mistakes; `keys` reads `key = value` lists;
 //! `projection` turns `#[projection(..)] impl` into its model (`projection/model`) and that into code
-//! (`projection/expand`); `event` does the same for `#[derive(DomainEvent)]`, `event_set` for `domain_events!` and `set`
+//! (`projection/expand`); `event` does the same for `#[derive(DomainEvent)]`, `read_model`
+//! for `#[derive(ReadModel)]`, `event_set` for `domain_events!` and `set`
 //! for `projections!`. `spans` moves code to where a mistake in it is to be shown.
 //!
 //! What must hold: a mistake is reported at the narrowest span, all mistakes of one input are reported
@@ -12,11 +13,13 @@ mod event;
 mod event_set;
 mod keys;
 mod projection;
+mod read_model;
 mod report;
 mod set;
 #[cfg(test)]
 mod snapshots;
 mod spans;
+mod sql;
 
 use proc_macro::TokenStream;
 use proc_macro2::TokenStream as TokenStream2;
@@ -47,6 +50,12 @@ pub fn domain_event(item: TokenStream) -> TokenStream {
     event::expand(item.into()).into()
 }
 
+/// Implements `ReadModel`.
+#[proc_macro_derive(ReadModel, attributes(read_model, key))]
+pub fn read_model(item: TokenStream) -> TokenStream {
+    read_model::expand(item.into()).into()
+}
+
 /// Declares the events of an aggregate, for `covers`.
 #[proc_macro]
 pub fn domain_events(input: TokenStream) -> TokenStream {
@@ -65,8 +74,8 @@ fn path_string(path: &syn::Path) -> String {
     names.join("::")
 }
 
-/// Whether two paths are written alike; rustc sees an alias.
-fn is_same(a: &syn::Path, b: &syn::Path) -> bool {
+/// Whether two paths or types are written alike; rustc sees an alias.
+fn is_same<T: quote::ToTokens>(a: &T, b: &T) -> bool {
     quote!(#a).to_string() == quote!(#b).to_string()
 }
 

@@ -217,6 +217,27 @@ pub const fn check_ignored<P: Projection>(covered: &[Covered], i: usize) {
     text.stop();
 }
 
+/// Fails the build where the projection does not own the table of rows `i`, or has other rows of that table before it.
+#[track_caller]
+pub const fn check_row<P: Projection>(rows: &[&str], i: usize) {
+    let definition = P::DEFINITION;
+    let table = definition.rows[i].table;
+    let mut text = Text::new();
+    // Without a table: that is a mistake of its own.
+    if !table.is_empty() && !contains(definition.tables, table) {
+        text.push(&["`", rows[i], "` is a row of table `", table, "`, which projection `", definition.name]);
+        text.push(&["` does not own: add it to `tables`"]);
+    }
+    let mut j = 0;
+    while j < i {
+        if equal(definition.rows[j].table, table) {
+            text.begin(&["`", rows[j], "` and `", rows[i], "` are rows of one table, `", table, "`: use one type"]);
+        }
+        j += 1;
+    }
+    text.stop();
+}
+
 const fn handles(definition: &Definition, event: &str) -> bool {
     let mut e = 0;
     while e < definition.events.len() {

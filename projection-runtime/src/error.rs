@@ -221,11 +221,73 @@ pub enum ApplyError {
     /// The handler panicked.
     #[error("the handler panicked: {0}")]
     Panic(String),
+    /// A row handler gave the row another key than its event's.
+    #[error(
+        "the handler gave a row of `{table}` another key ({}) than its event's: leave the key as it is, or say which row \
+         the event changes, `#[on(.., key = ..)]`", .key.join(", ")
+    )]
+    OtherKey {
+        /// The row's table.
+        table: &'static str,
+        /// The columns of the key.
+        key: &'static [&'static str],
+    },
+    /// PostgreSQL takes two keys for equal which Rust does not.
+    #[error(
+        "a row of `{table}` was found whose key ({}) is not the one that was looked for: to PostgreSQL they are equal. \
+         The column's collation or type ignores a difference, like that of case; it cannot be the key of a row handler",
+        .key.join(", ")
+    )]
+    UnlikeKey {
+        /// The row's table.
+        table: &'static str,
+        /// The columns of the key.
+        key: &'static [&'static str],
+    },
     /// The handler returned `Ok`, but the transaction cannot be committed.
     #[error(
         "the handler returned Ok, but the transaction failed afterwards: {0}; does it ignore an error of a statement?"
     )]
     Commit(String),
+}
+
+impl ApplyError {
+    pub(crate) fn panic(panic: &(dyn std::any::Any + Send)) -> Self {
+        let text = panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
+        ApplyError::Panic(text.unwrap_or("with a value that is no text").to_owned())
+    }
+}
+
+/// Why events that were applied together could not be.
+#[derive(Debug)]
+pub struct RunError {
+    /// The place of the event that is to blame, where that is known.
+    pub(crate) at: Option<usize>,
+    pub(crate) error: ApplyError,
+}
+
+impl RunError {
+    pub(crate) fn at(at: usize, error: ApplyError) -> Self {
+        RunError { at: Some(at), error }
+    }
+}
+
+/// The value, or that event `at` is to blame.
+#[doc(hidden)]
+pub fn at<T>(at: usize, result: Result<T, ApplyError>) -> Result<T, RunError> {
+    result.map_err(|error| RunError::at(at, error))
+}
+
+impl From<ApplyError> for RunError {
+    fn from(error: ApplyError) -> Self {
+        RunError { at: None, error }
+    }
+}
+
+impl From<sqlx::Error> for RunError {
+    fn from(error: sqlx::Error) -> Self {
+        ApplyError::Handler(error.into()).into()
+    }
 }
 
 /// The error and its sources, each once: many errors repeat their source in their own message.

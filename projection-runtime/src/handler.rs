@@ -6,7 +6,7 @@ use std::future::Future;
 
 use crate::error::{ApplyError, BoxError};
 use crate::event::{DomainEvent, Recorded, StoredEvent};
-use crate::projection::EventType;
+use crate::projection::{EventType, Form};
 
 /// A function with `#[on(..)]`: how a projection handles the event `Alias`, which is [`Handler::Event`].
 ///
@@ -17,13 +17,13 @@ pub trait Handler<Alias> {
     type Event: DomainEvent;
     /// The function's name.
     const FUNCTION: &'static str;
-    /// It takes a run of events.
-    const TAKES_RUN: bool = false;
+    /// What it takes.
+    const FORM: Form = Form::Event;
 
     /// The event's name in the store.
     const EVENT_NAME: &'static str = Self::Event::NAME;
     /// The event and its handler, for the definition.
-    const EVENT_TYPE: EventType = EventType::of::<Self::Event>(Self::FUNCTION, Self::TAKES_RUN);
+    const EVENT_TYPE: EventType = EventType::of::<Self::Event>(Self::FUNCTION, Self::FORM);
 
     /// The event with its payload.
     fn decode(event: &StoredEvent) -> Result<Recorded<Self::Event>, ApplyError> {

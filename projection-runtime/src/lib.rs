@@ -12,6 +12,7 @@
 // The macros say `::projection_runtime`, also in this crate's own tests and examples.
 extern crate self as projection_runtime;
 
+mod columns;
 mod contradiction;
 mod error;
 mod event;
@@ -23,6 +24,7 @@ mod passing;
 mod position;
 mod projection;
 mod rabbitmq;
+mod read_model;
 mod reset;
 mod runner;
 mod runs;
@@ -36,12 +38,12 @@ pub mod postgres_server;
 pub mod service;
 pub mod testing;
 
+pub use columns::Columns;
 pub use error::{ApplyError, BoxError, Error};
 pub use event::{DomainEvent, EventSet, MessageFields, NewEvent, Recorded, StoredEvent};
 pub use import::{ImportError, ImportOptions, ImportProgress, Imported, import};
 pub use manager::{ManagerOptions, ProjectionManager};
-pub use projection::{Definition, EventType, Order, Projection, ProjectionSet};
-pub use projection_macros::DomainEvent;
+pub use projection::{Definition, EventType, Form, Order, Projection, ProjectionSet};
 /// Declares the events of an aggregate, once: an [`EventSet`](trait@EventSet) for `aggregate = ..` of an
 /// [event](derive@DomainEvent) and `covers = ..` of a [projection](macro@projection).
 ///
@@ -263,9 +265,11 @@ pub use projection_macros::projection;
 /// # assert_eq!(set().definitions().count(), 2);
 /// ```
 pub use projection_macros::projections;
+pub use projection_macros::{DomainEvent, ReadModel};
 pub use rabbitmq::{
     ConnectionStatus, ConsumerStatus, EXCHANGE, RabbitMqOptions, RabbitMqProcess, RabbitMqStatus, RelayStatus, Trouble,
 };
+pub use read_model::{ReadModel, RowTable};
 pub use schema::{Check, Problem};
 pub use sqlx::PgConnection;
 pub use status::{Failure, ProjectionStatus, RelayProgress, State, Status};
@@ -278,12 +282,18 @@ pub type Result<T = (), E = BoxError> = std::result::Result<T, E>;
 #[doc(hidden)]
 pub mod __private {
     pub use crate::contradiction::{
-        Member, SetEntry, SetMember, check_aggregate, check_coverage, check_ignored, check_member, check_set, member,
-        member_with_value,
+        Member, SetEntry, SetMember, check_aggregate, check_coverage, check_ignored, check_member, check_row,
+        check_set, member, member_with_value,
     };
+    pub use crate::error::{RunError, at};
     pub use crate::handler::{Handler, argument, outcome, run, run_name, send};
-    pub use crate::projection::{execute, not_handled, run_not_handled, stand_in};
+    pub use crate::projection::{Form, execute, not_handled, run_not_handled, stand_in};
+    pub use crate::read_model::{
+        AggregateKey, Changes, Column, Field, PgQuery, RowOf, aggregate_key, key, key_part, row_outcome,
+    };
     pub use crate::versions::{newest, oldest, upcast};
     pub use core::result::Result;
     pub use sqlx::Error as SqlxError;
+    pub use sqlx::postgres::PgRow;
+    pub use uuid::Uuid;
 }

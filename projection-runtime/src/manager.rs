@@ -21,10 +21,14 @@ use crate::wake::{self, Wake};
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct ManagerOptions {
-    /// The most that one transaction reads.
+    /// The most that one transaction takes on.
     pub batch: PageLimit,
-    /// After this time a transaction takes on no further event.
+    /// How long a transaction may take: its events become fewer where it takes longer, and after this time it takes on
+    /// no further one.
     pub batch_time: Duration,
+    /// Whether a projection's commit waits until it is on the disk. It need not: its rows and its position are written
+    /// together, so a crash of the server that loses the last commits loses both, and the events are applied again.
+    pub synchronous_commit: bool,
     /// How often the process asks, in one query, whether there are events that nobody told it of.
     pub poll: Duration,
     /// Hear of new events by LISTEN. Off, where a pooler stands between that passes no NOTIFY on: then RabbitMQ's
@@ -39,8 +43,9 @@ pub struct ManagerOptions {
 impl Default for ManagerOptions {
     fn default() -> Self {
         ManagerOptions {
-            batch: PageLimit::default(),
-            batch_time: Duration::from_secs(1),
+            batch: PageLimit { events: 5000, ..PageLimit::default() },
+            batch_time: Duration::from_millis(500),
+            synchronous_commit: false,
             poll: Duration::from_secs(5),
             listen: true,
             shutdown_grace: Duration::from_secs(5),

@@ -33,19 +33,34 @@ pub(crate) async fn create(connection: &mut PgConnection, name: &str) -> sqlx::R
     Ok(created.rows_affected() > 0)
 }
 
+/// How the transaction that locks a row goes on. Set by the statement that locks, which saves a round trip.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Mode {
+    /// The commit waits until it is on the disk. It need not: rows and position are written together, so a crash that
+    /// loses the one loses the other, and the events are applied again.
+    pub(crate) synchronous_commit: bool,
+    /// Each execution of a statement gets its own plan. PostgreSQL would keep one that it made while the tables were
+    /// small, and look through all of a table for each batch when it has grown.
+    pub(crate) custom_plans: bool,
+}
+
 /// Locks the projection's row; `None` where another process holds it.
-pub(crate) async fn lock(tx: &mut PgConnection, name: &str) -> sqlx::Result<Option<Place>> {
+pub(crate) async fn lock(tx: &mut PgConnection, name: &str, mode: Mode) -> sqlx::Result<Option<Place>> {
     sqlx::query_as(
         "SELECT r.position,
                 (SELECT COALESCE(MAX(tstamp), 0) FROM events) AS head,
                 f.name IS NOT NULL AS failed,
-                COALESCE(f.retry, false) AS retry
+                COALESCE(f.retry, false) AS retry,
+                CASE WHEN NOT $2 THEN set_config('synchronous_commit', 'off', true) END AS synchronous_commit,
+                CASE WHEN $3 THEN set_config('plan_cache_mode', 'force_custom_plan', true) END AS plan_cache_mode
          FROM readviews r
          LEFT JOIN readview_failures f USING (name)
          WHERE r.name = $1
          FOR NO KEY UPDATE OF r SKIP LOCKED",
     )
     .bind(name)
+    .bind(mode.synchronous_commit)
+    .bind(mode.custom_plans)
     .fetch_optional(tx)
     .await
 }

@@ -7,8 +7,10 @@ use std::sync::Arc;
 use sqlx::PgConnection;
 
 use crate::contradiction::{self, SetEntry};
-use crate::error::{ApplyError, Error};
+use crate::error::{ApplyError, Error, RunError};
 use crate::event::{DomainEvent, MessageFields, StoredEvent};
+use crate::read_model::RowTable;
+use crate::runs::Run;
 
 /// A projection: what it is called and owns, how it applies an event, how it is emptied.
 ///
@@ -35,6 +37,16 @@ pub trait Projection: Send + Sync + 'static {
         std::future::ready(run_not_handled(Self::DEFINITION.name, events))
     }
 
+    /// Changes the rows of the events, by handlers that take a row.
+    fn apply_rows(
+        &self,
+        events: &[&StoredEvent],
+        tx: &mut PgConnection,
+    ) -> impl Future<Output = Result<(), RunError>> + Send {
+        let _ = tx;
+        std::future::ready(run_not_handled(Self::DEFINITION.name, events).map_err(RunError::from))
+    }
+
     /// Empties the projection's tables, by one statement.
     fn reset(tx: &mut PgConnection) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 }
@@ -54,6 +66,8 @@ pub struct Definition {
     pub events: &'static [EventType],
     /// The names of the events that it knows and leaves alone.
     pub ignores: &'static [&'static str],
+    /// The tables whose rows its row handlers change.
+    pub rows: &'static [RowTable],
 }
 
 /// The order in which a projection needs its events.
@@ -83,14 +97,25 @@ pub struct EventType {
     pub ty: &'static str,
     /// The function that handles it.
     pub handler: &'static str,
-    /// The function takes a run of events.
-    pub takes_run: bool,
+    /// What the function takes.
+    pub form: Form,
+}
+
+/// What a handler takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// One event, `&Recorded<E>`.
+    Event,
+    /// A run of events, `&[Recorded<E>]`.
+    Run,
+    /// A row and an event, `&mut Option<R>` and `&Recorded<E>`.
+    Row,
 }
 
 impl EventType {
     /// The event `E`, handled by the function of that name.
     #[must_use]
-    pub const fn of<E: DomainEvent>(handler: &'static str, takes_run: bool) -> Self {
+    pub const fn of<E: DomainEvent>(handler: &'static str, form: Form) -> Self {
         EventType {
             name: E::NAME,
             aggregate: E::AGGREGATE,
@@ -99,7 +124,7 @@ impl EventType {
             message: E::MESSAGE,
             ty: E::TYPE,
             handler,
-            takes_run,
+            form,
         }
     }
 }
@@ -197,12 +222,7 @@ type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub(crate) trait AnyProjection: Send + Sync {
     fn definition(&self) -> &'static Definition;
     fn entry(&self) -> SetEntry;
-    fn apply<'a>(&'a self, event: &'a StoredEvent, tx: &'a mut PgConnection) -> BoxFuture<'a, Result<(), ApplyError>>;
-    fn apply_run<'a>(
-        &'a self,
-        events: &'a [&'a StoredEvent],
-        tx: &'a mut PgConnection,
-    ) -> BoxFuture<'a, Result<(), ApplyError>>;
+    fn apply<'a>(&'a self, run: &'a Run<'a>, tx: &'a mut PgConnection) -> BoxFuture<'a, Result<(), RunError>>;
     fn reset<'a>(&self, tx: &'a mut PgConnection) -> BoxFuture<'a, Result<(), sqlx::Error>>;
 }
 
@@ -215,16 +235,15 @@ impl<P: Projection> AnyProjection for P {
         SetEntry { ty: std::any::type_name::<P>(), definition: P::DEFINITION }
     }
 
-    fn apply<'a>(&'a self, event: &'a StoredEvent, tx: &'a mut PgConnection) -> BoxFuture<'a, Result<(), ApplyError>> {
-        Box::pin(Projection::apply(self, event, tx))
-    }
-
-    fn apply_run<'a>(
-        &'a self,
-        events: &'a [&'a StoredEvent],
-        tx: &'a mut PgConnection,
-    ) -> BoxFuture<'a, Result<(), ApplyError>> {
-        Box::pin(Projection::apply_run(self, events, tx))
+    fn apply<'a>(&'a self, run: &'a Run<'a>, tx: &'a mut PgConnection) -> BoxFuture<'a, Result<(), RunError>> {
+        Box::pin(async move {
+            match run.form {
+                Form::Event => Projection::apply(self, run.events[0], tx).await?,
+                Form::Run => self.apply_run(&run.events, tx).await?,
+                Form::Row => self.apply_rows(&run.events, tx).await?,
+            }
+            Ok(())
+        })
     }
 
     fn reset<'a>(&self, tx: &'a mut PgConnection) -> BoxFuture<'a, Result<(), sqlx::Error>> {
@@ -248,7 +267,7 @@ pub fn run_not_handled(projection: &'static str, events: &[&StoredEvent]) -> Res
 #[doc(hidden)]
 #[must_use]
 pub const fn stand_in(name: &'static str) -> Definition {
-    Definition { name, tables: &[], after: &[], order: Order::Stream, events: &[], ignores: &[] }
+    Definition { name, tables: &[], after: &[], order: Order::Stream, events: &[], ignores: &[], rows: &[] }
 }
 
 /// Runs a statement that the macros wrote.

@@ -3,6 +3,7 @@
 //! ```text
 //! loop {
 //!     one transaction:   lock the row -> read what follows its position -> handlers -> move the position -> commit
+//!     meanwhile:         read what follows that
 //!     nothing to do?     wait for a wake-up
 //!     an event failed?   roll back; go again with only the events before it; alone at last, record it and stop
 //!     passing trouble?   roll back; wait, longer each time; go again
@@ -11,24 +12,32 @@
 //!
 //! What must hold: rows and position commit together; nothing of the place is kept in memory as the truth; a failing
 //! event is recorded only after everything before it is committed.
+//!
+//! What was read ahead is used only where the locked row says that it comes next: events are never changed, and none
+//! comes later at or below a position that could be seen, so what was read then is what would be read now.
+//!
+//! A batch begins small and grows while it takes little time, up to the bounds in events and bytes, and shrinks where
+//! it takes long: what waits for the row's lock, a reset for instance, waits for one batch.
 
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
+use futures_util::future::{Either, select};
 use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::error::ApplyError;
+use crate::error::{ApplyError, RunError};
 use crate::event::StoredEvent;
 use crate::manager::ManagerOptions;
 use crate::passing::{Backoff, is_passing};
-use crate::position;
-use crate::projection::{AnyProjection, Definition, Order};
+use crate::position::{self, Mode, Place};
+use crate::projection::{AnyProjection, Definition, Form, Order};
 use crate::runs::{Run, runs};
-use crate::store::{self, PageLimit};
+use crate::store::{self, Page, PageLimit};
 use crate::wake::Wake;
 
 pub(crate) struct Runner {
@@ -41,16 +50,46 @@ pub(crate) struct Runner {
     wake: Wake,
     names: Vec<&'static str>,
     read_sql: String,
+    mode: Mode,
     plan: Plan,
 }
 
+/// The fewest events that a batch is made for: of fewer, each would cost a good part of a transaction.
+const SMALLEST_BATCH: usize = 64;
+
 /// What the next transaction may take on. A hint, not a place: it may be forgotten at any time.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Plan {
-    /// Fewer events than usual: those before one that failed.
-    events: Option<usize>,
+    /// How many events.
+    events: usize,
+    /// Fewer than that: those before one that failed.
+    bound: Option<usize>,
     /// The event that failed last, and in how many transactions it did.
     suspect: Option<(Uuid, i32)>,
+    /// What was read ahead.
+    ahead: Option<Ahead>,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Plan { events: SMALLEST_BATCH, bound: None, suspect: None, ahead: None }
+    }
+}
+
+/// The events of the projection behind `from`, up to `end` where the page is complete.
+#[derive(Debug)]
+struct Ahead {
+    from: i64,
+    end: i64,
+    page: Page,
+}
+
+/// What became of a page.
+enum Applied {
+    /// So many events are committed.
+    Committed(usize),
+    /// Rolled back: event `at` failed, or one near it.
+    Failed { at: usize, error: ApplyError },
 }
 
 /// What one transaction came to.
@@ -75,7 +114,11 @@ impl Runner {
         let definition = projection.definition();
         let names: Vec<_> = definition.events.iter().map(|event| event.name).collect();
         let read_sql = store::read_sql(names.len());
-        Runner { pool, projection, definition, options, awaited, wake, names, read_sql, plan: Plan::default() }
+        let mode = Mode {
+            synchronous_commit: options.synchronous_commit,
+            custom_plans: definition.events.iter().any(|event| event.form != Form::Event),
+        };
+        Runner { pool, projection, definition, options, awaited, wake, names, read_sql, mode, plan: Plan::default() }
     }
 
     /// Applies events until `stop`; then the transaction under way is finished, or, where that takes longer than the
@@ -131,8 +174,9 @@ impl Runner {
 
     /// One transaction. An error is passing trouble, or trouble with the database that no event is to blame for.
     async fn step(&mut self) -> sqlx::Result<Step> {
+        let ahead = self.plan.ahead.take();
         let mut tx = self.pool.begin().await?;
-        let Some(place) = position::lock(&mut tx, self.definition.name).await? else {
+        let Some(place) = position::lock(&mut tx, self.definition.name, self.mode).await? else {
             return self.elsewhere(tx).await;
         };
         if place.failed && !place.retry {
@@ -142,9 +186,58 @@ impl Runner {
         if end <= place.position {
             return Ok(Step::Rest);
         }
-        let limit = PageLimit { events: self.plan.events.unwrap_or(self.options.batch.events), ..self.options.batch };
-        let page = store::read(&mut tx, &self.read_sql, &self.names, place.position, end, limit).await?;
+        let most = self.options.batch.events;
+        let size = self.plan.bound.unwrap_or(self.plan.events).min(most);
+        let limit = PageLimit { events: size, ..self.options.batch };
+        let fits = |ahead: &Ahead| {
+            let next = ahead.from == place.position && ahead.end <= end;
+            next && self.plan.bound.is_none_or(|bound| ahead.page.events.len() <= bound)
+        };
+        let (page, end) = match ahead.filter(fits) {
+            Some(Ahead { page, end, .. }) => (page, end),
+            None => (store::read(&mut tx, &self.read_sql, &self.names, place.position, end, limit).await?, end),
+        };
 
+        let started = Instant::now();
+        let (applied, ahead) = {
+            let work = pin!(self.apply(tx, &place, &page, end));
+            let reading = pin!(self.read_ahead(&page, end, limit));
+            match select(work, reading).await {
+                // Not before the commit: reading needs a second connection, which may come free only then.
+                Either::Left((applied @ Ok(Applied::Committed(_)), reading)) => (applied?, reading.await),
+                Either::Left((applied, _)) => (applied?, None),
+                Either::Right((ahead, work)) => (work.await?, ahead),
+            }
+        };
+        match applied {
+            Applied::Committed(events) => {
+                let took = started.elapsed();
+                if let Some(bound) = self.plan.bound {
+                    // Growing again, not all at once: what could not be told apart may lie just ahead.
+                    self.plan.bound = Some(bound * 2).filter(|bound| *bound < self.plan.events);
+                } else if took > self.options.batch_time {
+                    self.plan.events = (size / 2).max(SMALLEST_BATCH);
+                } else if took < self.options.batch_time / 2 && !page.complete {
+                    self.plan.events = (self.plan.events * 2).min(most);
+                }
+                if events == page.events.len() {
+                    self.plan.ahead = ahead;
+                }
+                tracing::debug!(events, ?took, "applied");
+                Ok(Step::Again)
+            }
+            Applied::Failed { at, error } => self.failed(place.position, &page.events, at, &error).await,
+        }
+    }
+
+    /// Applies the page, or, where that takes long, the first part of it, and commits it with the position.
+    async fn apply(
+        &self,
+        mut tx: Transaction<'_, Postgres>,
+        place: &Place,
+        page: &Page,
+        end: i64,
+    ) -> sqlx::Result<Applied> {
         let started = Instant::now();
         let mut applied = 0;
         for run in runs(self.definition, &page.events) {
@@ -153,39 +246,43 @@ impl Runner {
             if in_order && applied > 0 && started.elapsed() >= self.options.batch_time {
                 break;
             }
-            if let Err(error) = apply(&*self.projection, &run, &mut tx).await {
+            if let Err(RunError { at, error }) = apply(&*self.projection, &run, &mut tx).await {
                 if error.is_passing() {
                     return Err(passing(error));
                 }
                 // Where the connection is gone as well, that is the trouble, not the event.
                 tx.rollback().await?;
-                let at = match run.events[..] {
-                    [_] if in_order => applied,
+                let at = match (at, &run.events[..]) {
+                    (Some(at), events) => page.events.iter().position(|event| event.id == events[at].id).unwrap_or(0),
+                    (None, [_]) if in_order => applied,
                     // It is this run's first event that fails, or a later one; half of them tell more.
-                    _ if in_order => applied + run.events.len() / 2,
-                    _ => page.events.len() / 2,
+                    (None, events) if in_order => applied + events.len() / 2,
+                    (None, _) => page.events.len() / 2,
                 };
-                return self.failed(place.position, &page.events, at, &error).await;
+                return Ok(Applied::Failed { at, error });
             }
             applied += run.events.len();
         }
 
         let to = if page.complete && applied == page.events.len() { end } else { page.events[applied - 1].tstamp };
         match self.finish(tx, place.failed, to).await {
-            Ok(()) => {
-                // Growing again, not all at once: what could not be told apart may lie just ahead.
-                self.plan.events = self.plan.events.map(|events| events * 2).filter(|e| *e < self.options.batch.events);
-                tracing::debug!(events = applied, position = to, "applied");
-                Ok(Step::Again)
-            }
+            Ok(()) => Ok(Applied::Committed(applied)),
             // A deferred constraint, or a handler that returned Ok over a failed statement: one of the events is to
             // blame, and halving finds it.
             Err(error) if applied > 0 && error.as_database_error().is_some() && !is_passing(&error) => {
                 let error = ApplyError::Commit(crate::error::describe(&error));
-                self.failed(place.position, &page.events[..applied], applied / 2, &error).await
+                Ok(Applied::Failed { at: applied / 2, error })
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// The page behind this one, where there is one. Trouble with it is left to the reading that comes otherwise.
+    async fn read_ahead(&self, page: &Page, end: i64, limit: PageLimit) -> Option<Ahead> {
+        let from = page.events.last().filter(|_| !page.complete && self.plan.bound.is_none())?.tstamp;
+        let mut connection = self.pool.acquire().await.ok()?;
+        let page = store::read(&mut connection, &self.read_sql, &self.names, from, end, limit).await.ok()?;
+        Some(Ahead { from, end, page })
     }
 
     /// The row is not to be had: another process holds it, or there is none yet.
@@ -216,13 +313,14 @@ impl Runner {
             Some((id, attempts)) if id == event.id => attempts + 1,
             _ => 1,
         };
-        self.plan = Plan { events: Some(at.max(1)), suspect: Some((event.id, attempts)) };
+        self.plan =
+            Plan { events: self.plan.events, bound: Some(at.max(1)), suspect: Some((event.id, attempts)), ahead: None };
         if at > 0 {
             return Ok(Step::Again);
         }
 
         let mut tx = self.pool.begin().await?;
-        let place = position::lock(&mut tx, self.definition.name).await?;
+        let place = position::lock(&mut tx, self.definition.name, self.mode).await?;
         let here = place.is_some_and(|place| place.position == from && (!place.failed || place.retry));
         if !here {
             // Another process took over meanwhile, or a reset: look again.
@@ -247,15 +345,9 @@ impl Runner {
 }
 
 /// Calls the handler; a panic in it is an error of its events, not the end of the process.
-async fn apply(projection: &dyn AnyProjection, run: &Run<'_>, tx: &mut PgConnection) -> Result<(), ApplyError> {
-    let done = if run.together { projection.apply_run(&run.events, tx) } else { projection.apply(run.events[0], tx) };
-    match AssertUnwindSafe(done).catch_unwind().await {
-        Ok(result) => result,
-        Err(panic) => {
-            let text = panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
-            Err(ApplyError::Panic(text.unwrap_or("with a value that is no text").to_owned()))
-        }
-    }
+async fn apply(projection: &dyn AnyProjection, run: &Run<'_>, tx: &mut PgConnection) -> Result<(), RunError> {
+    let done = AssertUnwindSafe(projection.apply(run, tx)).catch_unwind().await;
+    done.unwrap_or_else(|panic| Err(ApplyError::panic(&*panic).into()))
 }
 
 /// The `sqlx::Error` of passing trouble.

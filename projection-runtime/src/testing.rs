@@ -4,7 +4,8 @@ use sqlx::PgConnection;
 
 use crate::error::ApplyError;
 use crate::event::{DomainEvent, NewEvent, Recorded, StoredEvent};
-use crate::projection::Projection;
+use crate::projection::{AnyProjection, Form, Projection};
+use crate::runs::Run;
 
 /// Has the projection apply an event in the caller's transaction, as the runtime would: through the dispatch, with
 /// the payload written as JSON and read again.
@@ -50,8 +51,7 @@ pub async fn apply<E: DomainEvent, P: Projection>(
         metadata: event.metadata.clone(),
         recorded_at: event.recorded_at,
     };
-    match P::DEFINITION.event(E::NAME) {
-        Some(known) if known.takes_run => projection.apply_run(&[&stored], tx).await,
-        _ => projection.apply(&stored, tx).await,
-    }
+    let form = P::DEFINITION.event(E::NAME).map_or(Form::Event, |known| known.form);
+    let run = Run { events: vec![&stored], form };
+    AnyProjection::apply(projection, &run, tx).await.map_err(|error| error.error)
 }

@@ -13,6 +13,14 @@ impl TourProjection {
     async fn cancelled(event: &Recorded<TourCancelled>, tx: &mut PgConnection) -> anyhow::Result<()> {
         delete(event.aggregate_id, tx).await
     }
+    #[doc = " A row, by the aggregate's id."]
+    fn named(row: &mut Option<Tour>, event: &Recorded<TourNamed>) {
+        *row = Some(Tour::named(event));
+    }
+    #[doc = " A row, by a key of its own."]
+    fn moved(&self, row: &mut Option<Tour>, event: &Recorded<TourMoved>) -> Result<()> {
+        self.change(row)
+    }
     async fn insert(&self, event: &Recorded<TourPlanned>, tx: &mut PgConnection) -> Result<()> {
         todo!()
     }
@@ -29,7 +37,7 @@ const _: () = {
     impl __private::Handler<__Event1> for ThisProjection {
         type Event = __Event1;
         const FUNCTION: &'static str = "stops";
-        const TAKES_RUN: bool = true;
+        const FORM: __private::Form = __private::Form::Run;
     }
     #[cfg(feature = "cancel")]
     type __Event2 = TourCancelled;
@@ -37,6 +45,22 @@ const _: () = {
     impl __private::Handler<__Event2> for ThisProjection {
         type Event = __Event2;
         const FUNCTION: &'static str = "cancelled";
+    }
+    type __Event3 = TourNamed;
+    impl __private::Handler<__Event3> for ThisProjection {
+        type Event = __Event3;
+        const FUNCTION: &'static str = "named";
+        const FORM: __private::Form = __private::Form::Row;
+    }
+    type __Event4 = TourMoved;
+    impl __private::Handler<__Event4> for ThisProjection {
+        type Event = __Event4;
+        const FUNCTION: &'static str = "moved";
+        const FORM: __private::Form = __private::Form::Row;
+    }
+    type __Row0 = Tour;
+    impl __private::RowOf<__Row0> for ThisProjection {
+        type Row = __Row0;
     }
     #[automatically_derived]
     #[allow(clippy::too_many_lines)]
@@ -51,8 +75,11 @@ const _: () = {
                 <ThisProjection as __private::Handler<__Event1>>::EVENT_TYPE,
                 #[cfg(feature = "cancel")]
                 <ThisProjection as __private::Handler<__Event2>>::EVENT_TYPE,
+                <ThisProjection as __private::Handler<__Event3>>::EVENT_TYPE,
+                <ThisProjection as __private::Handler<__Event4>>::EVENT_TYPE,
             ],
             ignores: &[<TourPraised as ::projection_runtime::DomainEvent>::NAME],
+            rows: &[<ThisProjection as __private::RowOf<__Row0>>::TABLE],
         };
         async fn apply(
             &self,
@@ -91,6 +118,42 @@ const _: () = {
                 _ => __private::run_not_handled("tours", events),
             }
         }
+        async fn apply_rows(
+            &self,
+            events: &[&::projection_runtime::StoredEvent],
+            tx: &mut ::projection_runtime::PgConnection,
+        ) -> __private::Result<(), __private::RunError> {
+            let mut rows0 = <ThisProjection as __private::RowOf<__Row0>>::changes();
+            for (at, event) in events.iter().enumerate() {
+                match event.name.as_str() {
+                    name if name == <ThisProjection as __private::Handler<__Event3>>::EVENT_NAME => {
+                        let event = __private::at(at, <ThisProjection as __private::Handler<__Event3>>::decode(event))?;
+                        let key = __private::aggregate_key(&rows0, &event);
+                        rows0.add(at, key, move |row| {
+                            let result = Self::named(row, __private::argument(&event));
+                            __private::row_outcome(result)
+                        });
+                    }
+                    name if name == <ThisProjection as __private::Handler<__Event4>>::EVENT_NAME => {
+                        let event = __private::at(at, <ThisProjection as __private::Handler<__Event4>>::decode(event))?;
+                        let key = {
+                            let event = &event;
+                            __private::key(
+                                &rows0,
+                                (__private::key_part(&(event.aggregate_id)), __private::key_part(&(event.data.day))),
+                            )
+                        };
+                        rows0.add(at, key, move |row| {
+                            let result = Self::moved(self, row, __private::argument(&event));
+                            __private::row_outcome(result)
+                        });
+                    }
+                    _ => __private::at(at, __private::not_handled("tours", event))?,
+                }
+            }
+            rows0.apply(tx).await?;
+            __private::Result::Ok(())
+        }
         async fn reset(tx: &mut ::projection_runtime::PgConnection) -> __private::Result<(), __private::SqlxError> {
             __private::execute("TRUNCATE TABLE \"tour\", \"archive\".\"stop\" CASCADE", tx).await
         }
@@ -102,4 +165,9 @@ const _: () = {
     const _: () = __private::check_coverage::<TourProjection>(COVERED, 0usize);
     const _: () = __private::check_coverage::<TourProjection>(COVERED, 1usize);
     const _: () = __private::check_ignored::<TourProjection>(COVERED, 0usize);
+    const ROWS: &[&str] = &["Tour"];
+    const _: () = __private::check_row::<TourProjection>(ROWS, {
+        const BEFORE: &[()] = &[];
+        BEFORE.len()
+    });
 };

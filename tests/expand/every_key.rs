@@ -28,6 +28,18 @@ impl TourProjection {
         delete(event.aggregate_id, tx).await
     }
 
+    /// A row, by the aggregate's id.
+    #[on(TourNamed)]
+    fn named(row: &mut Option<Tour>, event: &Recorded<TourNamed>) {
+        *row = Some(Tour::named(event));
+    }
+
+    /// A row, by a key of its own.
+    #[on(TourMoved, key = (event.aggregate_id, event.data.day))]
+    fn moved(&self, row: &mut Option<Tour>, event: &Recorded<TourMoved>) -> Result<()> {
+        self.change(row)
+    }
+
     async fn insert(&self, event: &Recorded<TourPlanned>, tx: &mut PgConnection) -> Result<()> {
         todo!()
     }

@@ -20,6 +20,7 @@ const _: () = {
             order: ::projection_runtime::Order::Stream,
             events: &[<ThisProjection as __private::Handler<__Event0>>::EVENT_TYPE],
             ignores: &[],
+            rows: &[],
         };
         async fn apply(
             &self,

@@ -2,11 +2,12 @@
 
 use proc_macro2::{Delimiter, Group, TokenStream};
 use quote::{ToTokens, format_ident, quote};
-use syn::{Attribute, Generics, Ident, ItemImpl, Path};
+use syn::{Attribute, Expr, Generics, Ident, ItemImpl, Path, Type};
 
-use super::handler::Handler;
+use super::handler::{Form, Handler};
 use super::model::{Projection, is_generic};
 use crate::spans::{ends, moved};
+use crate::sql::quoted;
 
 pub(crate) fn projection(projection: &Projection, block: &ItemImpl) -> TokenStream {
     let runtime = crate::runtime();
@@ -22,14 +23,12 @@ pub(crate) fn projection(projection: &Projection, block: &ItemImpl) -> TokenStre
         let this = as_handler(i, &private);
         quote!(#(#cfg)* #this::EVENT_TYPE)
     });
-    let arms = |runs: bool| {
-        let private = private.clone();
-        let numbered = handlers.iter().enumerate().filter(move |(_, handler)| handler.takes_run() == runs);
-        numbered.map(move |(i, handler)| arm(i, handler, &private))
-    };
-    let one = arms(false);
-    let run = handlers.iter().any(Handler::takes_run).then(|| {
-        let run = arms(true);
+    let numbered = || handlers.iter().enumerate();
+    let one = numbered().filter(|(_, handler)| matches!(handler.form(), Form::Event));
+    let one = one.map(|(i, handler)| arm(i, handler, &private));
+    let run = handlers.iter().any(|handler| matches!(handler.form(), Form::Run)).then(|| {
+        let run = numbered().filter(|(_, handler)| matches!(handler.form(), Form::Run));
+        let run = run.map(|(i, handler)| arm(i, handler, &private));
         quote! {
             async fn apply_run(
                 &self,
@@ -43,6 +42,14 @@ pub(crate) fn projection(projection: &Projection, block: &ItemImpl) -> TokenStre
             }
         }
     });
+    let rows = row_types(handlers);
+    let row_aliases = rows.iter().enumerate().map(|(r, row)| row_registration(r, row, &private));
+    let row_tables = (0..rows.len()).map(|r| {
+        let (cfg, row) = (&rows[r].cfg, as_row(r, &private));
+        quote!(#cfg #row::TABLE)
+    });
+    let apply_rows = (!rows.is_empty()).then(|| apply_rows(name, handlers, &rows, &runtime, &private));
+    let row_checks = (!rows.is_empty()).then(|| row_checks(&rows, self_ty, &private));
     let ignored = ignores.iter().map(|event| quote!(<#event as #runtime::DomainEvent>::NAME));
     let coverage = (!covers.is_empty()).then(|| coverage(covers, ignores, self_ty, &runtime, &private));
     let lints = lints(&block.attrs);
@@ -58,6 +65,8 @@ pub(crate) fn projection(projection: &Projection, block: &ItemImpl) -> TokenStre
 
             #(#registrations)*
 
+            #(#row_aliases)*
+
             #[automatically_derived]
             #lints
             impl #runtime::Projection for #self_ty {
@@ -68,6 +77,7 @@ pub(crate) fn projection(projection: &Projection, block: &ItemImpl) -> TokenStre
                     order: #runtime::Order::#order,
                     events: &[#(#events),*],
                     ignores: &[#(#ignored),*],
+                    rows: &[#(#row_tables),*],
                 };
 
                 async fn apply(
@@ -83,13 +93,185 @@ pub(crate) fn projection(projection: &Projection, block: &ItemImpl) -> TokenStre
 
                 #run
 
+                #apply_rows
+
                 async fn reset(tx: &mut #runtime::PgConnection) -> #private::Result<(), #private::SqlxError> {
                     #private::execute(#truncate, tx).await
                 }
             }
 
             #coverage
+
+            #row_checks
         };
+    }
+}
+
+/// A row's type and the handlers that take it.
+struct RowType<'a> {
+    ty: &'a Type,
+    /// Where all these handlers have a `#[cfg(..)]`.
+    cfg: Option<TokenStream>,
+    handlers: Vec<&'a Handler>,
+}
+
+/// The types of rows, as they are written; rustc sees an alias.
+fn row_types(handlers: &[Handler]) -> Vec<RowType<'_>> {
+    let mut rows: Vec<RowType<'_>> = Vec::new();
+    for handler in handlers {
+        let Some(ty) = handler.row() else { continue };
+        match rows.iter_mut().find(|row| crate::is_same(row.ty, ty)) {
+            Some(row) => row.handlers.push(handler),
+            None => rows.push(RowType { ty, cfg: None, handlers: vec![handler] }),
+        }
+    }
+    for RowType { cfg, handlers, .. } in &mut rows {
+        if handlers.iter().all(|handler| !handler.cfg.is_empty()) {
+            let each = handlers.iter().map(|handler| {
+                let conditions = handler.cfg.iter().filter_map(|cfg| cfg.meta.require_list().ok());
+                let conditions = conditions.map(|list| &list.tokens);
+                quote!(all(#(#conditions),*))
+            });
+            *cfg = Some(quote!(#[cfg(any(#(#each),*))]));
+        }
+    }
+    rows
+}
+
+fn row_alias(r: usize) -> Ident {
+    format_ident!("__Row{r}")
+}
+
+/// A row's type as the generated code names it.
+fn as_row(r: usize, private: &TokenStream) -> TokenStream {
+    let alias = row_alias(r);
+    quote!(<ThisProjection as #private::RowOf<#alias>>)
+}
+
+/// The row's path stands once in the output, and its bound as well, so that a mistake in it is reported once.
+fn row_registration(r: usize, RowType { ty, cfg, .. }: &RowType<'_>, private: &TokenStream) -> TokenStream {
+    let alias = row_alias(r);
+    let head = moved(ends(ty), quote!(impl #private::RowOf<#alias> for ThisProjection));
+    let bound = moved(ends(ty), quote!(#alias));
+    let mut body = Group::new(Delimiter::Brace, quote!(type Row = #bound;));
+    body.set_span(ends(ty).0);
+    quote! {
+        #cfg
+        type #alias = #ty;
+
+        #cfg
+        #head #body
+    }
+}
+
+/// What changes the rows of a run of events.
+fn apply_rows(
+    name: &str,
+    handlers: &[Handler],
+    rows: &[RowType<'_>],
+    runtime: &TokenStream,
+    private: &TokenStream,
+) -> TokenStream {
+    let changes = |r: usize| format_ident!("rows{r}");
+    let begin = rows.iter().enumerate().map(|(r, RowType { cfg, .. })| {
+        let (changes, row) = (changes(r), as_row(r, private));
+        quote!(#cfg let mut #changes = #row::changes();)
+    });
+    let end = rows.iter().enumerate().map(|(r, RowType { cfg, .. })| {
+        let changes = changes(r);
+        quote!(#cfg #changes.apply(tx).await?;)
+    });
+    let arms = handlers.iter().enumerate().filter_map(|(i, handler)| {
+        let row = handler.row()?;
+        let r = rows.iter().position(|known| crate::is_same(known.ty, row))?;
+        Some(row_arm(i, handler, &changes(r), private))
+    });
+    quote! {
+        async fn apply_rows(
+            &self,
+            events: &[&#runtime::StoredEvent],
+            tx: &mut #runtime::PgConnection,
+        ) -> #private::Result<(), #private::RunError> {
+            #(#begin)*
+            for (at, event) in events.iter().enumerate() {
+                match event.name.as_str() {
+                    #(#arms)*
+                    _ => #private::at(at, #private::not_handled(#name, event))?,
+                }
+            }
+            #(#end)*
+            #private::Result::Ok(())
+        }
+    }
+}
+
+/// The arm of an event whose handler takes a row.
+fn row_arm(i: usize, handler: &Handler, changes: &Ident, private: &TokenStream) -> TokenStream {
+    let Handler { cfg, sig, .. } = handler;
+    let (this, function) = (as_handler(i, private), &sig.ident);
+    let receiver = sig.receiver().map(|_| quote!(self,));
+    let key = match &handler.key {
+        Some(key) => {
+            // As the user's tokens see it, also where they come out of a macro.
+            let event = Ident::new("event", ends(key).0);
+            let function = moved(ends(key), quote!(#private::key));
+            let arguments = key_arguments(changes, key, private);
+            quote!({ let #event = &event; #function(#arguments) })
+        }
+        None => moved(ends(&handler.event), quote!(#private::aggregate_key(&#changes, &event))),
+    };
+    let argument = moved(ends(handler.parameter(1)), quote!(#private::argument(&event)));
+    let outcome = match handler.output() {
+        Some(output) => moved(ends(output), quote!(#private::row_outcome(result))),
+        None => quote!(#private::row_outcome(result)),
+    };
+    quote! {
+        #(#cfg)*
+        name if name == #this::EVENT_NAME => {
+            let event = #private::at(at, #this::decode(event))?;
+            let key = #key;
+            #changes.add(at, key, move |row| {
+                let result = Self::#function(#receiver row, #argument);
+                #outcome
+            });
+        }
+    }
+}
+
+/// The arguments of `key(..)`: each part of the user's expression stays in the event.
+fn key_arguments(changes: &Ident, key: &Expr, private: &TokenStream) -> TokenStream {
+    let part = |part: &Expr| {
+        let call = moved(ends(part), quote!(#private::key_part));
+        quote!(#call(&(#part)))
+    };
+    match key {
+        Expr::Tuple(parts) => {
+            let parts = parts.elems.iter().map(part);
+            quote!(&#changes, (#(#parts),*))
+        }
+        one => {
+            let one = part(one);
+            quote!(&#changes, #one)
+        }
+    }
+}
+
+/// That the projection owns the tables of its rows, and has one type for each.
+fn row_checks(rows: &[RowType<'_>], self_ty: &impl ToTokens, private: &TokenStream) -> TokenStream {
+    let names = rows.iter().map(|RowType { ty, cfg, .. }| {
+        let name = ty.to_token_stream().to_string().replace(' ', "");
+        quote!(#cfg #name)
+    });
+    // Counted as they are in the definition, from which a `#[cfg(..)]` may have taken one.
+    let checks = rows.iter().enumerate().map(|(r, RowType { ty, cfg, .. })| {
+        let before = rows[..r].iter().map(|RowType { cfg, .. }| quote!(#cfg ()));
+        let place = quote!({ const BEFORE: &[()] = &[#(#before),*]; BEFORE.len() });
+        let check = moved(ends(ty), quote!(#private::check_row::<#self_ty>(ROWS, #place)));
+        quote!(#cfg const _: () = #check;)
+    });
+    quote! {
+        const ROWS: &[&str] = &[#(#names),*];
+        #(#checks)*
     }
 }
 
@@ -128,21 +310,22 @@ fn event_alias(i: usize) -> Ident {
 /// implementations, and rustc points to both. Not the projection's own type has them: of that there may be a second
 /// projection by mistake, which is one mistake.
 fn registration(i: usize, handler: &Handler, private: &TokenStream) -> TokenStream {
-    let Handler { cfg, event, sig } = handler;
+    let Handler { cfg, event, sig, .. } = handler;
     let (alias, function) = (event_alias(i), sig.ident.to_string());
     let head = moved(ends(event), quote!(impl #private::Handler<#alias> for ThisProjection));
     let bound = moved(ends(event), quote!(#alias));
-    let takes_run = handler.takes_run().then(|| {
-        quote! {
-            const TAKES_RUN: bool = true;
-        }
-    });
+    let form = match handler.form() {
+        Form::Event => None,
+        Form::Run => Some(quote!(Run)),
+        Form::Row(_) => Some(quote!(Row)),
+    };
+    let form = form.map(|form| quote!(const FORM: #private::Form = #private::Form::#form;));
     let mut body = Group::new(
         Delimiter::Brace,
         quote! {
             type Event = #bound;
             const FUNCTION: &'static str = #function;
-            #takes_run
+            #form
         },
     );
     // Where rustc points for the whole of it.
@@ -169,10 +352,9 @@ fn arm(i: usize, handler: &Handler, private: &TokenStream) -> TokenStream {
     let Handler { cfg, sig, .. } = handler;
     let (this, function) = (as_handler(i, private), &sig.ident);
     let receiver = sig.receiver().map(|_| quote!(self,));
-    let (decode, given, argument) = if handler.takes_run() {
-        (quote!(decode_run), quote!(events), quote!(run))
-    } else {
-        (quote!(decode), quote!(event), quote!(argument))
+    let (decode, given, argument) = match handler.form() {
+        Form::Run => (quote!(decode_run), quote!(events), quote!(run)),
+        Form::Event | Form::Row(_) => (quote!(decode), quote!(event), quote!(argument)),
     };
     let argument = moved(ends(handler.parameter(0)), quote!(#private::#argument(&#given)));
     let tx = moved(ends(handler.parameter(1)), quote!(&mut *tx));
@@ -244,7 +426,7 @@ pub(crate) fn stand_in(name: &str, generics: &Generics, ty: &impl ToTokens) -> T
 
 /// One statement for all tables. Quoted, so that a table may be called `order` or `user`.
 fn truncate(tables: &[String], cascade: bool) -> String {
-    let quoted: Vec<String> = tables.iter().map(|table| format!("\"{}\"", table.replace('.', "\".\""))).collect();
+    let quoted: Vec<String> = tables.iter().map(|table| quoted(table)).collect();
     let cascade = if cascade { " CASCADE" } else { "" };
     format!("TRUNCATE TABLE {}{cascade}", quoted.join(", "))
 }

@@ -2,7 +2,7 @@
 
 mod expand;
 mod handler;
-mod model;
+pub(crate) mod model;
 
 use proc_macro2::TokenStream;
 use quote::quote;

@@ -167,7 +167,8 @@ fn check_name(literal: &LitStr, report: &mut Report) {
     }
 }
 
-fn check_table(literal: &LitStr, report: &mut Report) {
+/// Reports what is no plain identifier of a table.
+pub(crate) fn check_table(literal: &LitStr, report: &mut Report) {
     let table = literal.value();
     let parts: Vec<&str> = table.split('.').collect();
     if parts.len() > 2 || !parts.iter().all(|part| is_identifier(part.trim_start_matches('_'))) {

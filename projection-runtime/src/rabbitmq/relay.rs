@@ -28,7 +28,7 @@ use super::{RabbitMq, RabbitMqStatus, RelayStatus};
 use crate::error::BoxError;
 use crate::event::StoredEvent;
 use crate::manager::ManagerOptions;
-use crate::position;
+use crate::position::{self, Mode};
 use crate::projection::EventType;
 use crate::store::{self, PageLimit};
 
@@ -54,7 +54,7 @@ pub(super) async fn run(
     let (broker, row) = (rabbitmq.options.clone(), rabbitmq.options.relay_row());
     let keys = events.iter().map(|event| (event.name, event.routing_key)).collect();
     let bindings = events.iter().map(|event| event.routing_key).collect();
-    let limit = options.batch;
+    let limit = PageLimit { events: options.batch.events.min(PageLimit::default().events), ..options.batch };
     let relay = Relay { rabbitmq, pool, keys, bindings, row, limit, wake, late: None, stop: stop.clone() };
     connection::keep(relay, broker, status, stop, options.shutdown_grace).await;
 }
@@ -131,7 +131,7 @@ impl Relay {
         }
         let late = self.late.take();
         let mut tx = self.pool.begin().await?;
-        let Some(place) = position::lock(&mut tx, &self.row).await? else {
+        let Some(place) = position::lock(&mut tx, &self.row, Mode::default()).await? else {
             let created = position::create(&mut tx, &self.row).await?;
             tx.commit().await?;
             return Ok(if created { Step::Again } else { Step::Elsewhere });

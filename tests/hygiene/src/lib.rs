@@ -177,7 +177,7 @@ mod tests {
         assert_eq!((orders.name, orders.tables), ("orders", ["order"].as_slice()));
         assert_eq!(orders.ignores, ["OrderPraised"]);
         let [shipped, closed, event] = orders.events else { panic!("{orders:?}") };
-        assert_eq!((shipped.handler, shipped.takes_run, shipped.version), ("shipped", true, 3));
+        assert_eq!((shipped.handler, shipped.form, shipped.version), ("shipped", rt::Form::Run, 3));
         assert_eq!((closed.handler, closed.ty), ("closed", "hygiene::bare::Closed"));
         assert_eq!((event.name, event.aggregate), ("OrderPlaced", "shop.Order"));
         assert_eq!((event.routing_key, event.handler, event.version), ("Order.Placed", "placed", 1));

@@ -3,9 +3,10 @@
 
 use dancefinder_projections::events::{
     BandCreated, BandIgnored, CityIgnored, DanceHallCreated, DanceHallGeocoded, EventCreated, EventDeleted,
-    EventUpdated,
+    EventUpdated, MunicipalityIgnored, OriginAdded, StateIgnored,
 };
-use projection_runtime::{PgConnection, Projection, Recorded, Result, projection};
+use projection_runtime::{Form, PgConnection, Projection, ReadModel, Recorded, Result, projection};
+use uuid::Uuid;
 
 #[derive(Debug)]
 struct Own;
@@ -18,12 +19,31 @@ impl std::fmt::Display for Own {
 
 impl std::error::Error for Own {}
 
+/// A row.
+#[derive(ReadModel)]
+#[read_model(table = "forms")]
+pub struct Row {
+    #[key]
+    id: Uuid,
+    r#type: Option<String>,
+}
+
+/// A row with a key of two parts, and nothing else.
+#[derive(ReadModel)]
+#[read_model(table = "other.pairs")]
+struct Pair {
+    #[key]
+    subject: String,
+    #[key]
+    state: String,
+}
+
 /// A projection with state.
 pub struct Forms {
     suffix: String,
 }
 
-#[projection(name = "forms", tables = ["forms"])]
+#[projection(name = "forms", tables = ["forms", "other.pairs"])]
 impl Forms {
     #[on(BandCreated)]
     async fn with_state(&self, event: &Recorded<BandCreated>, tx: &mut PgConnection) -> Result<()> {
@@ -84,6 +104,33 @@ impl Forms {
         Ok(())
     }
 
+    /// A row, by the aggregate's id.
+    #[on(MunicipalityIgnored)]
+    pub fn row(row: &mut Option<Row>, event: &Recorded<MunicipalityIgnored>) {
+        *row = Some(Row { id: event.aggregate_id, r#type: None });
+    }
+
+    /// With state, with an error, and by a key of its own.
+    #[on(OriginAdded, key = event.data.origin_id)]
+    fn row_with_state(&self, row: &mut Option<Row>, added: &Recorded<OriginAdded>) -> Result<()> {
+        let Some(row) = row else { return Err("no row".into()) };
+        row.r#type = Some(format!("{}{}", added.data.name, self.suffix));
+        Ok(())
+    }
+
+    /// By a key of two parts; the event is not looked at.
+    #[on(StateIgnored, key = (event.data.subject, event.data.state.to_uppercase()))]
+    fn row_of_a_pair(row: &mut std::option::Option<Pair>, _: &Recorded<StateIgnored>) -> std::result::Result<(), Own> {
+        *row = None;
+        Ok(())
+    }
+
+    #[cfg(not(test))]
+    #[on(dancefinder_projections::events::MunicipalityUnignored)]
+    fn no_row(row: &mut Option<NotThere>, _: &Recorded<NotThere>) {
+        *row = None;
+    }
+
     /// A public one.
     #[on(CityIgnored)]
     pub async fn public(event: &Recorded<CityIgnored>, tx: &mut PgConnection) -> Result {
@@ -105,9 +152,21 @@ fn every_form_is_registered() {
             ("EventDeleted", "attributes"),
             ("BandIgnored", "one_way"),
             ("DanceHallGeocoded", "run"),
+            ("MunicipalityIgnored", "row"),
+            ("OriginAdded", "row_with_state"),
+            ("StateIgnored", "row_of_a_pair"),
             ("CityIgnored", "public"),
         ]
     );
-    assert!(Forms::DEFINITION.events.iter().all(|event| event.takes_run == (event.handler == "run")));
+    let form = |handler: &str| match handler {
+        "run" => Form::Run,
+        row if row.starts_with("row") => Form::Row,
+        _ => Form::Event,
+    };
+    assert!(Forms::DEFINITION.events.iter().all(|event| event.form == form(event.handler)));
+    let rows: Vec<_> = Forms::DEFINITION.rows.iter().map(|row| (row.table, row.key, row.columns)).collect();
+    let expected: [(&str, &[&str], &[&str]); 2] =
+        [("forms", &["id"], &["id", "type"]), ("other.pairs", &["subject", "state"], &["subject", "state"])];
+    assert_eq!(rows, expected);
     let _ = Forms { suffix: String::new() };
 }
