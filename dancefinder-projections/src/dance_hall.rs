@@ -1,6 +1,9 @@
 //! Projection `dancehall`: the dance halls and where they are.
+//!
+//! What happens to one hall does not touch another (`order = "aggregate"`), so the handlers take many events at once, and
+//! write them by one statement.
 
-use projection_runtime::{PgConnection, Recorded, projection};
+use projection_runtime::{Columns, PgConnection, Recorded, projection};
 use sqlx::query;
 
 use crate::events::{DanceHallCreated, DanceHallEvents, DanceHallGeocoded};
@@ -9,26 +12,31 @@ use crate::events::{DanceHallCreated, DanceHallEvents, DanceHallGeocoded};
 #[derive(Debug, Clone, Copy)]
 pub struct DanceHallProjection;
 
-#[projection(name = "dancehall", tables = ["dance_hall"], cascade = true, covers = DanceHallEvents)]
+#[projection(
+    name = "dancehall",
+    tables = ["dance_hall"],
+    cascade = true,
+    order = "aggregate",
+    covers = DanceHallEvents,
+)]
 impl DanceHallProjection {
     #[on(DanceHallCreated)]
-    async fn created(event: &Recorded<DanceHallCreated>, tx: &mut PgConnection) -> sqlx::Result<()> {
-        let DanceHallCreated { name, city, municipality, state } = &event.data;
+    async fn created(events: &[Recorded<DanceHallCreated>], tx: &mut PgConnection) -> sqlx::Result<()> {
         query!(
             "INSERT INTO dance_hall (id, name, city, municipality, state, created)
-             VALUES ($1, $2, $3, $4, $5, $6)
+             SELECT * FROM UNNEST($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[])
              ON CONFLICT (id) DO UPDATE
              SET name = EXCLUDED.name,
                  city = EXCLUDED.city,
                  municipality = EXCLUDED.municipality,
                  state = EXCLUDED.state,
                  created = EXCLUDED.created",
-            event.aggregate_id,
-            name,
-            city,
-            municipality,
-            state,
-            event.recorded_at,
+            &events.column(|event| event.aggregate_id),
+            events.column(|event| event.data.name.as_str()) as _,
+            events.column(|event| event.data.city.as_str()) as _,
+            events.column(|event| event.data.municipality.as_str()) as _,
+            events.column(|event| event.data.state.as_str()) as _,
+            &events.column(|event| event.recorded_at),
         )
         .execute(tx)
         .await?;
@@ -36,14 +44,15 @@ impl DanceHallProjection {
     }
 
     #[on(DanceHallGeocoded)]
-    async fn geocoded(event: &Recorded<DanceHallGeocoded>, tx: &mut PgConnection) -> sqlx::Result<()> {
+    async fn geocoded(events: &[Recorded<DanceHallGeocoded>], tx: &mut PgConnection) -> sqlx::Result<()> {
         query!(
             "UPDATE dance_hall
-             SET latitude = $1, longitude = $2
-             WHERE id = $3",
-            event.data.latitude,
-            event.data.longitude,
-            event.aggregate_id,
+             SET latitude = geocoded.latitude, longitude = geocoded.longitude
+             FROM UNNEST($1::uuid[], $2::float8[], $3::float8[]) AS geocoded (id, latitude, longitude)
+             WHERE dance_hall.id = geocoded.id",
+            &events.column(|event| event.aggregate_id),
+            &events.column(|event| event.data.latitude),
+            &events.column(|event| event.data.longitude),
         )
         .execute(tx)
         .await?;

@@ -2,9 +2,14 @@
 //!
 //! A dancer ignores a band by its name. A band that comes again under its name gets a new id, and the ignored rows
 //! follow it: so the rows depend on the events alone, not on how far projection `band` was when they were made.
+//!
+//! Where an event changes one row, its handler takes the row; what is ignored by a band's name looks the band up and
+//! changes the rows of many dancers, which is SQL's work.
 
-use projection_runtime::{PgConnection, Recorded, projection};
+use chrono::{DateTime, Utc};
+use projection_runtime::{PgConnection, ReadModel, Recorded, projection};
 use sqlx::query;
+use uuid::Uuid;
 
 use crate::events::{
     BandCreated, BandIgnored, BandUnignored, CityIgnored, CityUnignored, DanceHallIgnored, DanceHallUnignored,
@@ -15,6 +20,59 @@ use crate::events::{
 /// The dancers' preferences.
 #[derive(Debug, Clone, Copy)]
 pub struct UserPreferencesProjection;
+
+/// A place that a dancer starts from.
+#[derive(Debug, PartialEq, ReadModel)]
+#[read_model(table = "origin")]
+struct Origin {
+    #[key]
+    id: Uuid,
+    subject: String,
+    name: String,
+    latitude: f64,
+    longitude: f64,
+    created: DateTime<Utc>,
+}
+
+#[derive(Debug, PartialEq, ReadModel)]
+#[read_model(table = "ignored_dance_hall")]
+struct IgnoredDanceHall {
+    #[key]
+    subject: String,
+    #[key]
+    dance_hall_id: Uuid,
+    created: DateTime<Utc>,
+}
+
+#[derive(Debug, PartialEq, ReadModel)]
+#[read_model(table = "ignored_city")]
+struct IgnoredCity {
+    #[key]
+    subject: String,
+    #[key]
+    city: String,
+    created: DateTime<Utc>,
+}
+
+#[derive(Debug, PartialEq, ReadModel)]
+#[read_model(table = "ignored_municipality")]
+struct IgnoredMunicipality {
+    #[key]
+    subject: String,
+    #[key]
+    municipality: String,
+    created: DateTime<Utc>,
+}
+
+#[derive(Debug, PartialEq, ReadModel)]
+#[read_model(table = "ignored_state")]
+struct IgnoredState {
+    #[key]
+    subject: String,
+    #[key]
+    state: String,
+    created: DateTime<Utc>,
+}
 
 #[projection(
     name = "userpreferences",
@@ -30,34 +88,15 @@ pub struct UserPreferencesProjection;
     covers = UserPreferencesEvents,
 )]
 impl UserPreferencesProjection {
-    #[on(OriginAdded)]
-    async fn origin_added(event: &Recorded<OriginAdded>, tx: &mut PgConnection) -> sqlx::Result<()> {
-        let OriginAdded { origin_id, subject, name, latitude, longitude } = &event.data;
-        query!(
-            "INSERT INTO origin (id, subject, name, latitude, longitude, created)
-             VALUES ($1, $2, $3, $4, $5, $6)
-             ON CONFLICT (id) DO UPDATE
-             SET subject = EXCLUDED.subject,
-                 name = EXCLUDED.name,
-                 latitude = EXCLUDED.latitude,
-                 longitude = EXCLUDED.longitude,
-                 created = EXCLUDED.created",
-            origin_id,
-            subject,
-            name,
-            latitude,
-            longitude,
-            event.recorded_at,
-        )
-        .execute(tx)
-        .await?;
-        Ok(())
+    #[on(OriginAdded, key = event.data.origin_id)]
+    fn origin_added(row: &mut Option<Origin>, event: &Recorded<OriginAdded>) {
+        let OriginAdded { origin_id: id, subject, name, latitude, longitude } = event.data.clone();
+        *row = Some(Origin { id, subject, name, latitude, longitude, created: event.recorded_at });
     }
 
-    #[on(OriginRemoved)]
-    async fn origin_removed(event: &Recorded<OriginRemoved>, tx: &mut PgConnection) -> sqlx::Result<()> {
-        query!("DELETE FROM origin WHERE id = $1", event.data.origin_id).execute(tx).await?;
-        Ok(())
+    #[on(OriginRemoved, key = event.data.origin_id)]
+    fn origin_removed(row: &mut Option<Origin>, _: &Recorded<OriginRemoved>) {
+        *row = None;
     }
 
     #[on(BandIgnored)]
@@ -98,110 +137,47 @@ impl UserPreferencesProjection {
         Ok(())
     }
 
-    #[on(DanceHallIgnored)]
-    async fn dance_hall_ignored(event: &Recorded<DanceHallIgnored>, tx: &mut PgConnection) -> sqlx::Result<()> {
-        query!(
-            "INSERT INTO ignored_dance_hall (subject, dance_hall_id, created)
-             VALUES ($1, $2, $3)
-             ON CONFLICT (subject, dance_hall_id) DO UPDATE
-             SET created = EXCLUDED.created",
-            event.data.subject,
-            event.data.dance_hall_id,
-            event.recorded_at,
-        )
-        .execute(tx)
-        .await?;
-        Ok(())
+    #[on(DanceHallIgnored, key = (event.data.subject, event.data.dance_hall_id))]
+    fn dance_hall_ignored(row: &mut Option<IgnoredDanceHall>, event: &Recorded<DanceHallIgnored>) {
+        let DanceHallIgnored { subject, dance_hall_id } = event.data.clone();
+        *row = Some(IgnoredDanceHall { subject, dance_hall_id, created: event.recorded_at });
     }
 
-    #[on(DanceHallUnignored)]
-    async fn dance_hall_unignored(event: &Recorded<DanceHallUnignored>, tx: &mut PgConnection) -> sqlx::Result<()> {
-        query!(
-            "DELETE FROM ignored_dance_hall WHERE subject = $1 AND dance_hall_id = $2",
-            event.data.subject,
-            event.data.dance_hall_id,
-        )
-        .execute(tx)
-        .await?;
-        Ok(())
+    #[on(DanceHallUnignored, key = (event.data.subject, event.data.dance_hall_id))]
+    fn dance_hall_unignored(row: &mut Option<IgnoredDanceHall>, _: &Recorded<DanceHallUnignored>) {
+        *row = None;
     }
 
-    #[on(CityIgnored)]
-    async fn city_ignored(event: &Recorded<CityIgnored>, tx: &mut PgConnection) -> sqlx::Result<()> {
-        query!(
-            "INSERT INTO ignored_city (subject, city, created)
-             VALUES ($1, $2, $3)
-             ON CONFLICT (subject, city) DO UPDATE
-             SET created = EXCLUDED.created",
-            event.data.subject,
-            event.data.city,
-            event.recorded_at,
-        )
-        .execute(tx)
-        .await?;
-        Ok(())
+    #[on(CityIgnored, key = (event.data.subject, event.data.city))]
+    fn city_ignored(row: &mut Option<IgnoredCity>, event: &Recorded<CityIgnored>) {
+        let CityIgnored { subject, city } = event.data.clone();
+        *row = Some(IgnoredCity { subject, city, created: event.recorded_at });
     }
 
-    #[on(CityUnignored)]
-    async fn city_unignored(event: &Recorded<CityUnignored>, tx: &mut PgConnection) -> sqlx::Result<()> {
-        query!("DELETE FROM ignored_city WHERE subject = $1 AND city = $2", event.data.subject, event.data.city,)
-            .execute(tx)
-            .await?;
-        Ok(())
+    #[on(CityUnignored, key = (event.data.subject, event.data.city))]
+    fn city_unignored(row: &mut Option<IgnoredCity>, _: &Recorded<CityUnignored>) {
+        *row = None;
     }
 
-    #[on(MunicipalityIgnored)]
-    async fn municipality_ignored(event: &Recorded<MunicipalityIgnored>, tx: &mut PgConnection) -> sqlx::Result<()> {
-        query!(
-            "INSERT INTO ignored_municipality (subject, municipality, created)
-             VALUES ($1, $2, $3)
-             ON CONFLICT (subject, municipality) DO UPDATE
-             SET created = EXCLUDED.created",
-            event.data.subject,
-            event.data.municipality,
-            event.recorded_at,
-        )
-        .execute(tx)
-        .await?;
-        Ok(())
+    #[on(MunicipalityIgnored, key = (event.data.subject, event.data.municipality))]
+    fn municipality_ignored(row: &mut Option<IgnoredMunicipality>, event: &Recorded<MunicipalityIgnored>) {
+        let MunicipalityIgnored { subject, municipality } = event.data.clone();
+        *row = Some(IgnoredMunicipality { subject, municipality, created: event.recorded_at });
     }
 
-    #[on(MunicipalityUnignored)]
-    async fn municipality_unignored(
-        event: &Recorded<MunicipalityUnignored>,
-        tx: &mut PgConnection,
-    ) -> sqlx::Result<()> {
-        query!(
-            "DELETE FROM ignored_municipality WHERE subject = $1 AND municipality = $2",
-            event.data.subject,
-            event.data.municipality,
-        )
-        .execute(tx)
-        .await?;
-        Ok(())
+    #[on(MunicipalityUnignored, key = (event.data.subject, event.data.municipality))]
+    fn municipality_unignored(row: &mut Option<IgnoredMunicipality>, _: &Recorded<MunicipalityUnignored>) {
+        *row = None;
     }
 
-    #[on(StateIgnored)]
-    async fn state_ignored(event: &Recorded<StateIgnored>, tx: &mut PgConnection) -> sqlx::Result<()> {
-        query!(
-            "INSERT INTO ignored_state (subject, state, created)
-             VALUES ($1, $2, $3)
-             ON CONFLICT (subject, state) DO UPDATE
-             SET created = EXCLUDED.created",
-            event.data.subject,
-            event.data.state,
-            event.recorded_at,
-        )
-        .execute(tx)
-        .await?;
-        Ok(())
+    #[on(StateIgnored, key = (event.data.subject, event.data.state))]
+    fn state_ignored(row: &mut Option<IgnoredState>, event: &Recorded<StateIgnored>) {
+        let StateIgnored { subject, state } = event.data.clone();
+        *row = Some(IgnoredState { subject, state, created: event.recorded_at });
     }
 
-    #[on(StateUnignored)]
-    async fn state_unignored(event: &Recorded<StateUnignored>, tx: &mut PgConnection) -> sqlx::Result<()> {
-        query!("DELETE FROM ignored_state WHERE subject = $1 AND state = $2", event.data.subject, event.data.state,)
-            .execute(tx)
-            .await?;
-        Ok(())
+    #[on(StateUnignored, key = (event.data.subject, event.data.state))]
+    fn state_unignored(row: &mut Option<IgnoredState>, _: &Recorded<StateUnignored>) {
+        *row = None;
     }
 }
