@@ -168,20 +168,18 @@ impl<T: Clone + Eq + Hash + Send + Sync + 'static> Key for T {}
     note = "many rows are written at once, so sqlx must bind `{Self}` in an array: `Encode`, `Decode`, `Type` and \
             `PgHasArrayType`, and it must be `PartialEq`; a list is a column as `sqlx::types::Json<Vec<..>>`"
 )]
-pub trait Column:
-    for<'q> Encode<'q, Postgres>
-    + for<'r> Decode<'r, Postgres>
-    + Type<Postgres>
-    + PgHasArrayType
-    + PartialEq
-    + Send
-    + Sync
-    + 'static
-{
+pub trait Column: Send + Sync + Sized + 'static {
+    /// The value in column `i` of a row that was read.
+    fn read(row: &PgRow, i: usize) -> sqlx::Result<Self>;
+    /// Whether two values are equal.
+    fn is_same(&self, other: &Self) -> bool;
+    /// Binds the values of many rows.
+    fn bind<'q>(query: PgQuery<'q>, values: Vec<&'q Self>) -> PgQuery<'q>;
 }
 
 #[diagnostic::do_not_recommend]
-impl<T> Column for T where
+impl<T> Column for T
+where
     T: for<'q> Encode<'q, Postgres>
         + for<'r> Decode<'r, Postgres>
         + Type<Postgres>
@@ -189,8 +187,19 @@ impl<T> Column for T where
         + PartialEq
         + Send
         + Sync
-        + 'static
+        + 'static,
 {
+    fn read(row: &PgRow, i: usize) -> sqlx::Result<Self> {
+        row.try_get(i)
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        self == other
+    }
+
+    fn bind<'q>(query: PgQuery<'q>, values: Vec<&'q Self>) -> PgQuery<'q> {
+        query.bind(values)
+    }
 }
 
 /// Field `I` of a row: the bound is the one place where rustc finds that a type is no column.
@@ -200,17 +209,17 @@ pub trait Field<const I: usize> {
 
     /// The value in a row that was read.
     fn read(row: &PgRow) -> sqlx::Result<Self::Type> {
-        row.try_get(I)
+        Self::Type::read(row, I)
     }
 
     /// Whether two values are equal.
     fn is_same(one: &Self::Type, other: &Self::Type) -> bool {
-        one == other
+        one.is_same(other)
     }
 
     /// Binds the values of many rows.
     fn bind<'q>(query: PgQuery<'q>, values: impl Iterator<Item = &'q Self::Type>) -> PgQuery<'q> {
-        query.bind(values.collect::<Vec<_>>())
+        Self::Type::bind(query, values.collect())
     }
 }
 

@@ -138,10 +138,8 @@ const _: () = {
                         let event = __private::at(at, <ThisProjection as __private::Handler<__Event4>>::decode(event))?;
                         let key = {
                             let event = &event;
-                            __private::key(
-                                &rows0,
-                                (__private::key_part(&(event.aggregate_id)), __private::key_part(&(event.data.day))),
-                            )
+                            let key = (__private::key_part(&event.aggregate_id), __private::key_part(&event.data.day));
+                            __private::key(&rows0, key)
                         };
                         rows0.add(at, key, move |row| {
                             let result = Self::moved(self, row, __private::argument(&event));

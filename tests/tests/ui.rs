@@ -14,6 +14,8 @@ mod event_set;
 mod handler;
 #[path = "../ui/on/pass/paths.rs"]
 mod on;
+#[path = "../ui/read_model/pass/columns.rs"]
+mod read_model;
 #[path = "../ui/set/pass/values.rs"]
 mod set;
 #[path = "../ui/several/pass/no_mistake.rs"]

@@ -214,9 +214,9 @@ fn row_arm(i: usize, handler: &Handler, changes: &Ident, private: &TokenStream) 
         Some(key) => {
             // As the user's tokens see it, also where they come out of a macro.
             let event = Ident::new("event", ends(key).0);
-            let function = moved(ends(key), quote!(#private::key));
-            let arguments = key_arguments(changes, key, private);
-            quote!({ let #event = &event; #function(#arguments) })
+            let value = key_value(key, private);
+            let checked = moved(ends(key), quote!(#private::key(&#changes, key)));
+            quote!({ let #event = &event; let key = #value; #checked })
         }
         None => moved(ends(&handler.event), quote!(#private::aggregate_key(&#changes, &event))),
     };
@@ -238,21 +238,18 @@ fn row_arm(i: usize, handler: &Handler, changes: &Ident, private: &TokenStream) 
     }
 }
 
-/// The arguments of `key(..)`: each part of the user's expression stays in the event.
-fn key_arguments(changes: &Ident, key: &Expr, private: &TokenStream) -> TokenStream {
+/// The user's expression, or its parts, of which each stays in the event.
+fn key_value(key: &Expr, private: &TokenStream) -> TokenStream {
     let part = |part: &Expr| {
-        let call = moved(ends(part), quote!(#private::key_part));
-        quote!(#call(&(#part)))
+        let (function, reference) = (moved(ends(part), quote!(#private::key_part)), moved(ends(part), quote!(&)));
+        quote!(#function(#reference #part))
     };
     match key {
         Expr::Tuple(parts) => {
             let parts = parts.elems.iter().map(part);
-            quote!(&#changes, (#(#parts),*))
+            quote!((#(#parts),*))
         }
-        one => {
-            let one = part(one);
-            quote!(&#changes, #one)
-        }
+        one => part(one),
     }
 }
 

@@ -1,5 +1,6 @@
 //! One handler: the event that its `#[on(..)]` names, and its signature.
 
+use quote::quote;
 use syn::parse::{Parse, ParseStream};
 use syn::punctuated::Punctuated;
 use syn::{
@@ -158,6 +159,11 @@ fn events(on: &[Attribute], report: &mut Report) -> On {
             }
         };
         let mut events = Vec::new();
+        let no_event = !parts.iter().any(|part| matches!(part, Part::Event(_)));
+        if no_event {
+            report.error(if list.tokens.is_empty() { quote!(#attr) } else { list.tokens.clone() }, FORM);
+            continue;
+        }
         for part in parts {
             match part {
                 Part::Event(event) => events.push(event),
@@ -167,9 +173,6 @@ fn events(on: &[Attribute], report: &mut Report) -> On {
                 Part::Key(name, _) if found.key.is_some() => report.error(name, "`key` stands twice: keep one"),
                 Part::Key(_, key) => found.key = Some(key),
             }
-        }
-        if events.is_empty() {
-            report.error(attr, FORM);
         }
         if let Some(second) = events.get(1) {
             report.error(second, "a handler takes one event: write a handler for each");

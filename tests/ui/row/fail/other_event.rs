@@ -1,0 +1,33 @@
+use dancefinder_projections::events::{BandCreated, DanceHallCreated};
+use projection_runtime::{ReadModel, Recorded, projection, projections};
+use uuid::Uuid;
+
+#[derive(ReadModel)]
+#[read_model(table = "band")]
+struct Band {
+    #[key]
+    id: Uuid,
+    name: String,
+}
+
+struct Bands;
+
+#[projection(name = "band", tables = ["band"])]
+impl Bands {
+    #[on(DanceHallCreated)]
+    fn other(row: &mut Option<Band>, _: &Recorded<DanceHallCreated>) {
+        if let Some(row) = row {
+            row.name.clear();
+            row.id = Uuid::nil();
+        }
+    }
+
+    #[on(BandCreated)]
+    fn created(row: &mut Option<Band>, _: &Recorded<DanceHallCreated>) { //~ ERROR this handler takes `&Recorded<DanceHallCreated>`, but its `#[on(..)]` names `BandCreated`
+        *row = None;
+    }
+}
+
+fn main() {
+    let _ = projections![Bands];
+}
