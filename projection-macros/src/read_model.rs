@@ -135,6 +135,7 @@ fn stand_in(ident: &Ident, Model { columns, .. }: &Model) -> TokenStream {
                 const KEY: &'static [&'static str] = &[];
                 const COLUMNS: &'static [&'static str] = &[];
                 const SELECT: &'static str = "";
+                const INSERT: &'static str = "";
                 const UPSERT: &'static str = "";
                 const DELETE: &'static str = "";
                 type Key = #key_type;
@@ -181,7 +182,7 @@ fn implementation(ident: &Ident, Model { table, columns }: &Model) -> TokenStrea
     let runtime = crate::runtime();
     let private = quote!(__private);
     let keys: Vec<&Column> = columns.iter().filter(|column| column.is_key).collect();
-    let (select, upsert, delete) = statements(table, columns, &keys);
+    let Statements { select, insert, upsert, delete } = statements(table, columns, &keys);
     let names = columns.iter().map(Column::name);
     let key_names = keys.iter().map(|key| key.name());
 
@@ -228,6 +229,7 @@ fn implementation(ident: &Ident, Model { table, columns }: &Model) -> TokenStrea
                 const KEY: &'static [&'static str] = &[#(#key_names),*];
                 const COLUMNS: &'static [&'static str] = &[#(#names),*];
                 const SELECT: &'static str = #select;
+                const INSERT: &'static str = #insert;
                 const UPSERT: &'static str = #upsert;
                 const DELETE: &'static str = #delete;
                 type Key = #key_type;
@@ -259,26 +261,45 @@ fn implementation(ident: &Ident, Model { table, columns }: &Model) -> TokenStrea
 }
 
 /// What reads, writes and removes many rows.
-fn statements(table: &str, columns: &[Column], keys: &[&Column]) -> (String, String, String) {
+struct Statements {
+    select: String,
+    insert: String,
+    upsert: String,
+    delete: String,
+}
+
+fn statements(table: &str, columns: &[Column], keys: &[&Column]) -> Statements {
     let table = quoted(table);
     let name = |column: &Column| format!("\"{}\"", column.name());
     let list = |names: Vec<String>| names.join(", ");
     let parameters = |n: usize| list((1..=n).map(|i| format!("${i}")).collect());
     let all = list(columns.iter().map(name).collect());
     let key = list(keys.iter().map(|key| name(key)).collect());
-    let wanted = format!("UNNEST({}) AS wanted ({key})", parameters(keys.len()));
+    let keys_bound = parameters(keys.len());
     let matches: Vec<String> = keys.iter().map(|key| format!("this.{0} = wanted.{0}", name(key))).collect();
-    let matches = matches.join(" AND ");
-
-    let these = list(columns.iter().map(|column| format!("this.{}", name(column))).collect());
-    let select = format!("SELECT {these} FROM {wanted} JOIN {table} AS this ON {matches}");
-    let delete = format!("DELETE FROM {table} AS this USING {wanted} WHERE {matches}");
+    // One step of the key's index for each key: of a join PostgreSQL thinks that reading all of the table is cheaper.
+    let found = |columns: &str| {
+        format!(
+            "UNNEST({keys_bound}) AS wanted ({key}) \
+             CROSS JOIN LATERAL (SELECT {columns} FROM {table} AS this WHERE {} LIMIT 1) AS found",
+            matches.join(" AND ")
+        )
+    };
+    let select = format!("SELECT found.* FROM {}", found(&all));
+    // The key as well, because a partitioned table has a `ctid` more than once.
+    let delete = format!(
+        "DELETE FROM {table} WHERE ctid = ANY (ARRAY(SELECT found.ctid FROM {})) \
+         AND ({key}) IN (SELECT * FROM UNNEST({keys_bound}))",
+        found("ctid")
+    );
     let rest: Vec<String> = columns.iter().filter(|column| !column.is_key).map(name).collect();
     let rest: Vec<String> = rest.iter().map(|column| format!("{column} = EXCLUDED.{column}")).collect();
     let update = if rest.is_empty() { "NOTHING".to_owned() } else { format!("UPDATE SET {}", list(rest)) };
-    let upsert = format!(
-        "INSERT INTO {table} ({all}) SELECT * FROM UNNEST({}) ON CONFLICT ({key}) DO {update}",
+    // In the order of the key, so that neighbours in its index are written one after the other.
+    let insert = format!(
+        "INSERT INTO {table} ({all}) SELECT * FROM UNNEST({}) AS new ({all}) ORDER BY {key}",
         parameters(columns.len())
     );
-    (select, upsert, delete)
+    let upsert = format!("{insert} ON CONFLICT ({key}) DO {update}");
+    Statements { select, insert, upsert, delete }
 }

@@ -128,7 +128,9 @@ pub trait ReadModel: Send + Sized + 'static {
     const COLUMNS: &'static [&'static str];
     /// Reads the rows of the bound keys.
     const SELECT: &'static str;
-    /// Writes the bound rows.
+    /// Writes the bound rows, which are new.
+    const INSERT: &'static str;
+    /// Writes the bound rows over those that are there.
     const UPSERT: &'static str;
     /// Removes the rows of the bound keys.
     const DELETE: &'static str;
@@ -395,13 +397,18 @@ async fn write<R: ReadModel>(
         // First, so that what is unique about a row is free again.
         R::bind_keys(sqlx::query(R::DELETE), &gone).execute(&mut *tx).await?;
     }
-    let changed = |Rewritten { before, row }: &'_ Rewritten<R>| match (before, row) {
-        (Some(before), Some(row)) => !before.is_same(row),
-        (_, row) => row.is_some(),
-    };
-    let changed: Vec<&R> = rows.iter().filter(|row| changed(row)).filter_map(|row| row.row.as_ref()).collect();
-    if !changed.is_empty() {
-        R::bind_rows(sqlx::query(R::UPSERT), &changed).execute(tx).await?;
+    let (mut new, mut changed) = (Vec::new(), Vec::new());
+    for Rewritten { before, row } in rows {
+        match (before, row) {
+            (None, Some(row)) => new.push(row),
+            (Some(before), Some(row)) if !before.is_same(row) => changed.push(row),
+            _ => {}
+        }
+    }
+    for (sql, rows) in [(R::UPSERT, changed), (R::INSERT, new)] {
+        if !rows.is_empty() {
+            R::bind_rows(sqlx::query(sql), &rows).execute(&mut *tx).await?;
+        }
     }
     Ok(())
 }

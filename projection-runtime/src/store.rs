@@ -206,8 +206,7 @@ fn refusal(error: sqlx::Error, aggregate_id: Uuid, expected: ExpectedVersion, ac
 ///
 /// Parameters: position, end, limit, then the names.
 pub(crate) fn read_sql(names: usize) -> String {
-    const COLUMNS: &str =
-        "id, tstamp, aggregate_id, aggregate_name, sequence_no, name, version, data, metadata, recorded_at";
+    const COLUMNS: &str = StoredEvent::COLUMNS;
     let scans: Vec<String> = (4..4 + names)
         .map(|parameter| {
             format!(

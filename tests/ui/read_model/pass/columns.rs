@@ -48,12 +48,18 @@ pub struct Columns {
 
 #[test]
 fn the_statements_are_literals_with_quoted_names() {
-    let matches = r#"this."id" = wanted."id" AND this."mood" = wanted."mood""#;
     assert_eq!(Columns::KEY, ["id", "mood"]);
-    let select = r#" FROM UNNEST($1, $2) AS wanted ("id", "mood") JOIN "columns" AS this ON "#;
-    assert!(Columns::SELECT.ends_with(&format!("{select}{matches}")));
-    let delete = r#"DELETE FROM "columns" AS this USING UNNEST($1, $2) AS wanted ("id", "mood") WHERE "#;
-    assert_eq!(Columns::DELETE, format!("{delete}{matches}"));
-    assert!(Columns::UPSERT.starts_with(r#"INSERT INTO "columns" ("id", "mood", "type", "flag", "#));
+    let found = |columns: &str| {
+        format!(
+            r#"UNNEST($1, $2) AS wanted ("id", "mood") CROSS JOIN LATERAL (SELECT {columns} FROM "columns" AS this WHERE this."id" = wanted."id" AND this."mood" = wanted."mood" LIMIT 1) AS found"#
+        )
+    };
+    assert!(Columns::SELECT.starts_with(r#"SELECT found.* FROM UNNEST($1, $2) AS wanted ("id", "mood") CROSS "#));
+    assert!(Columns::SELECT.contains(r#" (SELECT "id", "mood", "type", "flag", "small", "#));
+    let delete = format!(r#"DELETE FROM "columns" WHERE ctid = ANY (ARRAY(SELECT found.ctid FROM {}))"#, found("ctid"));
+    assert_eq!(Columns::DELETE, format!(r#"{delete} AND ("id", "mood") IN (SELECT * FROM UNNEST($1, $2))"#));
+    assert!(Columns::UPSERT.starts_with(Columns::INSERT));
+    assert!(Columns::INSERT.starts_with(r#"INSERT INTO "columns" ("id", "mood", "type", "flag", "#));
+    assert!(Columns::INSERT.ends_with(r#" ORDER BY "id", "mood""#));
     assert!(Columns::UPSERT.contains(r#" ON CONFLICT ("id", "mood") DO UPDATE SET "type" = EXCLUDED."type", "#));
 }
