@@ -3,6 +3,7 @@
 mod check;
 mod failures;
 mod faults;
+mod forms;
 mod handlers;
 mod import;
 mod memory;
@@ -10,7 +11,6 @@ mod ordering;
 mod passing;
 mod rabbitmq;
 mod reset;
-mod runs;
 mod service;
 mod store;
 mod versions;
