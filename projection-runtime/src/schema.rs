@@ -16,6 +16,7 @@ use sqlx::{PgConnection, PgExecutor, PgPool};
 use crate::error::{Error, ForeignKey};
 use crate::passing::Backoff;
 use crate::projection::{Definition, ProjectionSet};
+use crate::read_model::RowTable;
 
 /// What a check of the database found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -57,6 +58,7 @@ pub(crate) async fn check(pool: &PgPool, set: &ProjectionSet, rabbitmq: bool) ->
     let mut connection = pool.acquire().await.map_err(doing())?;
     let mut problems = event_store(&mut connection, rabbitmq).await.map_err(doing())?;
     problems.extend(tables(&mut connection, set).await.map_err(doing())?);
+    problems.extend(rows(&mut connection, set).await.map_err(doing())?);
     for definition in set.definitions() {
         let keys = foreign_keys(&mut connection, set, definition).await.map_err(doing())?;
         problems.extend(keys.into_iter().map(|key| Problem {
@@ -220,14 +222,8 @@ async fn event_store(connection: &mut PgConnection, rabbitmq: bool) -> sqlx::Res
         problems.push(Problem { projection: None, table: table.to_owned(), constraint, problem, cure });
     };
 
-    let columns: Vec<(String, String, String)> = sqlx::query_as(
-        "SELECT t.name, a.attname::text, format_type(a.atttypid, NULL)
-         FROM UNNEST($1::text[]) AS t (name)
-         JOIN pg_attribute a ON a.attrelid = to_regclass(t.name) AND a.attnum > 0 AND NOT a.attisdropped",
-    )
-    .bind(["events", "readviews", "readview_failures", "rabbitmq_bindings", "rabbitmq_processes"])
-    .fetch_all(&mut *connection)
-    .await?;
+    let tables = ["events", "readviews", "readview_failures", "rabbitmq_bindings", "rabbitmq_processes"];
+    let columns = columns(&mut *connection, &tables).await?;
     let mut missing = HashSet::new();
     for &(table, column, expected) in COLUMNS.iter().chain(RABBITMQ_COLUMNS.iter().filter(|_| rabbitmq)) {
         if columns.iter().all(|(found, ..)| found != table) {
@@ -254,18 +250,7 @@ async fn event_store(connection: &mut PgConnection, rabbitmq: bool) -> sqlx::Res
         return Ok(problems);
     }
 
-    let unique: Vec<(String, Vec<String>)> = sqlx::query_as(
-        "SELECT t.name, ARRAY(SELECT a.attname::text
-                              FROM pg_attribute a
-                              WHERE a.attrelid = i.indrelid AND a.attnum = ANY(i.indkey)
-                              ORDER BY a.attname)
-         FROM UNNEST($1::text[]) AS t (name)
-         JOIN pg_index i ON i.indrelid = to_regclass(t.name)
-         WHERE i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL",
-    )
-    .bind(["events", "readviews", "readview_failures"])
-    .fetch_all(&mut *connection)
-    .await?;
+    let unique = unique_keys(&mut *connection, &["events", "readviews", "readview_failures"]).await?;
     for (table, key, otherwise) in KEYS {
         if !unique.iter().any(|(found, columns)| found == table && columns == key) {
             let key = key.join(", ");
@@ -298,6 +283,71 @@ async fn event_store(connection: &mut PgConnection, rabbitmq: bool) -> sqlx::Res
                 format!("`events` has no trigger `{trigger}`: {otherwise}"),
                 format!("{MIGRATE}, or take it from the first migration"),
             ),
+        }
+    }
+    Ok(problems)
+}
+
+/// The columns of these tables: table, name and type.
+async fn columns(connection: &mut PgConnection, tables: &[&str]) -> sqlx::Result<Vec<(String, String, String)>> {
+    sqlx::query_as(
+        "SELECT t.name, a.attname::text, format_type(a.atttypid, NULL)
+         FROM UNNEST($1::text[]) AS t (name)
+         JOIN pg_attribute a ON a.attrelid = to_regclass(t.name) AND a.attnum > 0 AND NOT a.attisdropped",
+    )
+    .bind(tables)
+    .fetch_all(connection)
+    .await
+}
+
+/// The unique keys of these tables, each as its columns by the alphabet.
+async fn unique_keys(connection: &mut PgConnection, tables: &[&str]) -> sqlx::Result<Vec<(String, Vec<String>)>> {
+    sqlx::query_as(
+        "SELECT t.name, ARRAY(SELECT a.attname::text
+                              FROM pg_attribute a
+                              WHERE a.attrelid = i.indrelid AND a.attnum = ANY(i.indkey)
+                              ORDER BY a.attname)
+         FROM UNNEST($1::text[]) AS t (name)
+         JOIN pg_index i ON i.indrelid = to_regclass(t.name)
+         WHERE i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL",
+    )
+    .bind(tables)
+    .fetch_all(connection)
+    .await
+}
+
+/// That the tables of row handlers have the columns of their rows, and a unique key of exactly the rows' key.
+async fn rows(connection: &mut PgConnection, set: &ProjectionSet) -> sqlx::Result<Vec<Problem>> {
+    let all = || set.definitions().flat_map(|definition| definition.rows.iter().map(|row| (definition.name, row)));
+    let tables: Vec<&str> = all().map(|(_, row)| row.table).collect();
+    let (columns, unique) = (columns(&mut *connection, &tables).await?, unique_keys(&mut *connection, &tables).await?);
+    let mut problems = Vec::new();
+    for (projection, RowTable { table, key, columns: fields }) in all() {
+        let mut problem = |column: &str, problem, cure| {
+            let (table, column) = ((*table).to_owned(), Some(column.to_owned()));
+            problems.push(Problem { projection: Some(projection), table, constraint: column, problem, cure });
+        };
+        let there: Vec<&str> =
+            columns.iter().filter(|(found, ..)| found == table).map(|(_, column, _)| column.as_str()).collect();
+        // A table that is not there is a problem of its own.
+        for field in fields.iter().filter(|field| !there.is_empty() && !there.contains(field)) {
+            problem(
+                field,
+                format!("table `{table}` has no column `{field}`, which its rows have"),
+                format!("add it, `ALTER TABLE {table} ADD COLUMN \"{field}\" ..;`, or take the field out of the row"),
+            );
+        }
+        let mut sorted = key.to_vec();
+        sorted.sort_unstable();
+        let has_key = unique.iter().any(|(found, columns)| found == table && *columns == sorted);
+        if !has_key && key.iter().all(|key| there.contains(key)) {
+            let quoted: Vec<String> = key.iter().map(|key| format!("\"{key}\"")).collect();
+            let key = key.join(", ");
+            problem(
+                &key,
+                format!("`{table}` has no unique key on ({key}), by which its rows are found"),
+                format!("ALTER TABLE {table} ADD UNIQUE ({});", quoted.join(", ")),
+            );
         }
     }
     Ok(problems)

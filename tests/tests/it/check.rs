@@ -16,6 +16,30 @@ type Case = (&'static str, Option<&'static str>, &'static str, Option<&'static s
 
 const CASES: &[Case] = &[
     (
+        "ALTER TABLE event DROP CONSTRAINT event_pkey",
+        Some("event"),
+        "event",
+        Some("id"),
+        "`event` has no unique key on (id), by which its rows are found",
+        "ALTER TABLE event ADD UNIQUE (\"id\");",
+    ),
+    (
+        "ALTER TABLE ignored_city DROP CONSTRAINT ignored_city_pkey",
+        Some("userpreferences"),
+        "ignored_city",
+        Some("subject, city"),
+        "`ignored_city` has no unique key on (subject, city), by which its rows are found",
+        "ALTER TABLE ignored_city ADD UNIQUE (\"subject\", \"city\");",
+    ),
+    (
+        "ALTER TABLE origin DROP COLUMN longitude",
+        Some("userpreferences"),
+        "origin",
+        Some("longitude"),
+        "table `origin` has no column `longitude`, which its rows have",
+        "add it, `ALTER TABLE origin ADD COLUMN \"longitude\" ..;`, or take the field out of the row",
+    ),
+    (
         "CREATE TABLE tour (band_id UUID CONSTRAINT tour_band REFERENCES band (id))",
         Some("band"),
         "band",
