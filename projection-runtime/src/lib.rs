@@ -4,8 +4,9 @@
 //!
 //! An event's way through the code: `event` says what an event is, `versions` carries an older one up, `store` keeps and
 //! reads them, `projection` is what the macros implement, `position` locks and moves a projection's place, `runs` forms
-//! what a handler takes together, `runner` is the loop of one projection, `manager` runs them all. Beside the way:
-//! `handler` and `contradiction` are for the compiler's messages, `passing` tells passing trouble from failure, `wake`
+//! what is handed over together, `read_model` changes the rows of handlers that take rows and `columns` is for those that
+//! take runs, `runner` is the loop of one projection, `manager` runs them all. Beside the way: `handler` and
+//! `contradiction` are for the compiler's messages, `passing` tells passing trouble from failure, `wake`
 //! wakes the loops, `rabbitmq` publishes and is woken, `schema`, `reset`, `status` and `import` are what an operator asks
 //! for, `service` is the command line.
 
@@ -73,7 +74,8 @@ pub use projection::{Definition, EventType, Form, Order, Projection, ProjectionS
 /// assert_eq!(BandEvents::EVENTS, ["BandCreated", "BandRenamed"]);
 /// ```
 pub use projection_macros::domain_events;
-/// Names the event that a handler of a [`projection`](macro@projection) takes: `#[on(BandCreated)]`.
+/// Names the event that a handler of a [`projection`](macro@projection) takes: `#[on(BandCreated)]`; with
+/// `key = event.data.name` also the [row](trait@ReadModel) that it changes.
 pub use projection_macros::on;
 /// Makes an impl block of handlers a projection: implements [`Projection`](trait@Projection) for the type.
 ///
@@ -82,6 +84,16 @@ pub use projection_macros::on;
 /// into a boxed error, so `sqlx::Result<()>`, `anyhow::Result<()>` and this crate's [`Result`] all serve. Whatever
 /// else stands in the impl block stays as it is, and so do the attributes of a handler: with `#[cfg(..)]` it comes and
 /// goes as a whole.
+///
+/// What a handler takes decides how it is called, and how fast a rebuild is:
+///
+/// | a handler takes | for | see |
+/// |---|---|---|
+/// | a row and an event, and is not async | events that change one row: no SQL to write, and the fastest | [`ReadModel`](trait@ReadModel) |
+/// | a run of events and a connection | statements that take many events at once | `order` below, [`Columns`] |
+/// | an event and a connection | everything else; a round trip to the database for each statement | |
+///
+/// One projection may have handlers of all three, also for one table: the result is always that of one event at a time.
 ///
 /// ```
 /// use projection_runtime::{DomainEvent, PgConnection, Projection, Recorded, Result, projection};

@@ -72,7 +72,8 @@ pub struct ProjectionManager {
 }
 
 impl ProjectionManager {
-    /// A manager of these projections. The pool should allow a connection for each projection and two more.
+    /// A manager of these projections. The pool should allow a connection for each projection and two more; where there
+    /// are more, a projection that catches up reads ahead by a second one.
     ///
     /// An error says how the set contradicts itself.
     pub fn new(pool: PgPool, projections: ProjectionSet) -> Result<Self, Error> {

@@ -23,7 +23,8 @@ impl Service {
         let options = connect_options(url)?.application_name(self.name);
         let projections = self.projections.definitions().count();
         Ok(PgPoolOptions::new()
-            .max_connections(u32::try_from(projections).unwrap_or(u32::MAX).saturating_add(5))
+            // A projection has two while it reads ahead.
+            .max_connections(u32::try_from(2 * projections + 5).unwrap_or(u32::MAX))
             .acquire_timeout(Duration::from_secs(10))
             .connect_lazy_with(options))
     }
@@ -70,7 +71,7 @@ pub(super) async fn run(
     service: &Service,
     database: &Database,
     broker: &Broker,
-    no_listen: bool,
+    options: ManagerOptions,
 ) -> Result<(), BoxError> {
     let mut manager = service.manager(database)?;
     if let Some(url) = &broker.amqp_url {
@@ -80,7 +81,7 @@ pub(super) async fn run(
         options.ingest = broker.ingest;
         manager = manager.with_rabbitmq(options);
     }
-    manager = manager.with_options(ManagerOptions { listen: !no_listen, ..ManagerOptions::default() });
+    manager = manager.with_options(options);
     // From here on, so that a signal during the start ends it in good order as well.
     let shutdown = shutdown()?;
     tokio::pin!(shutdown);

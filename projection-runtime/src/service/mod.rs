@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use sqlx::migrate::Migrator;
 
+use crate::manager::ManagerOptions;
 use crate::projection::ProjectionSet;
 
 /// A service of projections: hand it over and get the whole command line.
@@ -97,7 +98,10 @@ impl Service {
                 demo::demo(&self, database.url, amqp_url.zip(Some(amqp_ca)), keep).await
             }
             Command::Migrate => commands::migrate(&self, &database).await,
-            Command::Run { broker, no_listen } => commands::run(&self, &database, &broker, no_listen).await,
+            Command::Run { broker, no_listen, synchronous_commit } => {
+                let options = ManagerOptions { listen: !no_listen, synchronous_commit, ..ManagerOptions::default() };
+                commands::run(&self, &database, &broker, options).await
+            }
             Command::Status { json } => commands::status(&self, &database, json).await,
             Command::Check { json } => commands::check(&self, &database, json).await,
             Command::Import { file, skip_invalid, json } => {
@@ -178,6 +182,10 @@ enum Command {
         /// Don't LISTEN, where a pooler stands before the database that passes no NOTIFY on
         #[arg(long)]
         no_listen: bool,
+        /// Wait at each commit of a projection until it is on the disk; a crash of the server then takes none back that
+        /// would be applied again
+        #[arg(long)]
+        synchronous_commit: bool,
     },
     /// Show where each projection stands
     Status {
