@@ -1,6 +1,6 @@
 # The two commands of the README, and what a developer needs beside them.
 
-.PHONY: demo test misuse sqlx
+.PHONY: bench demo test misuse sqlx
 
 # Shows all of it on sample events, in a PostgreSQL that ends with it; `make demo ARGS=--keep` stays up.
 demo:
@@ -16,6 +16,20 @@ test:
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo doc --workspace --no-deps
 	cargo test --workspace
+
+# How fast it is beside a bare loop and the database's own limit, in a quarter of an hour: writes docs/benchmarks.md and its
+# chart. `make bench ARGS=--quick` takes a minute and writes nothing. Each benchmark of one file adds a table.
+bench: BENCHES = $(basename $(notdir $(wildcard tests/benches/*.rs)))
+bench:
+	@$(call postgres,TEST_DATABASE_URL)
+	@$(rabbitmq)
+	rm -rf target/bench && mkdir -p target/bench
+	cargo bench --package tests --no-run
+	for bench in $(BENCHES); do \
+		$(if $(findstring --quick,$(ARGS)),APPENDS=100) cargo bench --quiet --package tests --bench $$bench -- --json \
+			>target/bench/$$bench.jsonl || exit 1; \
+	done
+	cargo bench --quiet --package tests --bench speed -- --with $(CURDIR)/target/bench --docs $(CURDIR)/docs $(ARGS)
 
 # Lists what can be written wrongly, and the tests of what is then said.
 misuse:

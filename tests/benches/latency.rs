@@ -1,7 +1,8 @@
 //! From append to row visible, the service idle before: by LISTEN, by RabbitMQ and by polling, each beside a bare loop
 //! that does the same with nothing around it. `cargo bench -p tests --bench latency`
 //!
-//! The time begins before the append and ends when another connection sees the row. `APPENDS=100` is a shorter run.
+//! The time begins before the append and ends when another connection sees the row. `APPENDS=100` is a shorter run;
+//! `-- --json` prints JSON lines.
 
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,7 @@ use projection_runtime::{
     EventStore, ExpectedVersion, ManagerOptions, PgConnection, ProjectionManager, ProjectionSet, RabbitMqOptions,
     Recorded, projection, projections,
 };
+use serde_json::json;
 use sqlx::postgres::PgListener;
 use sqlx::{Connection as _, PgPool};
 use tests::journal::Happened;
@@ -65,6 +67,13 @@ fn at(took: &[Duration], part: f64) -> f64 {
 
 fn tell(what: &str, took: &[Duration], bare: Option<&[Duration]>) {
     let (p50, p99) = (at(took, 0.5), at(took, 0.99));
+    if std::env::args().any(|argument| argument == "--json") {
+        let of = |part, time: f64| bare.map(|bare| time / at(bare, part));
+        let (p50_of, p99_of) = (of(0.5, p50), of(0.99, p99));
+        let line = json!({ "what": what, "p50_ms": p50, "p99_ms": p99, "p50_of_bare": p50_of, "p99_of_bare": p99_of });
+        println!("{line}");
+        return;
+    }
     let ratio =
         bare.map(|bare| format!("   {:.2} and {:.2} of the bare loop", p50 / at(bare, 0.5), p99 / at(bare, 0.99)));
     println!("{what:<44} p50 {p50:>6.2} ms   p99 {p99:>6.2} ms{}", ratio.unwrap_or_default());

@@ -1,7 +1,18 @@
+//! How fast the runtime is beside a bare loop and beside the database's own limit, all in one run on a private
+//! PostgreSQL: `make bench`, or `cargo bench -p tests --bench speed -- --help`.
+
 mod bare;
+mod chart;
 mod events;
+mod idle;
+mod live;
+mod machine;
+mod memory;
 mod mix;
+mod rare;
+mod reading;
 mod rebuild;
+mod report;
 mod runtime;
 mod server;
 mod set_based;
@@ -10,23 +21,167 @@ mod slices;
 mod statements;
 mod tables;
 
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use clap::{Parser, ValueEnum};
+use rebuild::{Rebuilt, Variant};
+use report::{Section, amount};
+use server::{Database, Server};
+
+#[derive(Parser)]
+struct Args {
+    /// A minute instead of a quarter of an hour: small, once, and nothing is written.
+    #[arg(long)]
+    quick: bool,
+    /// Only these parts.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<Part>,
+    /// Only these variants of the rebuild.
+    #[arg(long, value_delimiter = ',')]
+    variants: Vec<Variant>,
+    /// The sizes of the rebuild.
+    #[arg(long, value_delimiter = ',')]
+    events: Vec<usize>,
+    /// Rounds of the rebuild.
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// A folder of other benchmarks' results, which join the tables: files of JSON lines.
+    #[arg(long)]
+    with: Option<PathBuf>,
+    /// Where `benchmarks.md` and the chart are written, if nothing is left out.
+    #[arg(long)]
+    docs: Option<PathBuf>,
+    /// The process whose memory is measured.
+    #[arg(long, hide = true)]
+    rebuild_in: Option<String>,
+    /// Given by cargo.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    Rebuild,
+    Reading,
+    Live,
+    Memory,
+    Rare,
+    Idle,
+}
+
+impl Args {
+    /// Nothing is left out: what is written down is of one run.
+    fn is_full(&self) -> bool {
+        !self.quick
+            && self.only.is_empty()
+            && self.variants.is_empty()
+            && self.events.is_empty()
+            && self.rounds.is_none()
+    }
+
+    fn has(&self, part: Part) -> bool {
+        self.only.is_empty() || self.only.contains(&part)
+    }
+
+    /// How many events, and how many rounds.
+    fn sizes(&self) -> Vec<(usize, usize)> {
+        let sizes = match (&self.events[..], self.quick) {
+            ([], true) => vec![(SMALL, 1)],
+            ([], false) => vec![(SMALL, 5), (1_000_000, 2)],
+            (events, _) => events.iter().map(|&events| (events, 3)).collect(),
+        };
+        sizes.into_iter().map(|(events, rounds)| (events, self.rounds.unwrap_or(rounds))).collect()
+    }
+}
+
+const SMALL: usize = 100_000;
+
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let events = std::env::var("N").map_or(100_000, |n| n.parse().unwrap());
-    let server = server::Server::start().await?;
-    let db = server.database("bench").await?;
-    let t = std::time::Instant::now();
-    mix::fill(&db.pool, events, 0).await?;
-    println!("filled {:?}", t.elapsed());
-    let head = tables::head(&db.pool).await?;
-    for _ in 0..3 {
-        for (variant, name, _) in rebuild::VARIANTS {
-            if variant == rebuild::Variant::Textbook {
-                continue;
+    let args = Args::parse();
+    if let Some(url) = &args.rebuild_in {
+        return memory::child(url).await;
+    }
+    let began = Instant::now();
+    let server = Server::start().await?;
+    let small = store(&server, SMALL, 0).await?;
+    let machine = machine::describe(&small.pool).await?;
+    println!("{machine}");
+
+    let (mut sections, mut rebuilt): (Vec<Section>, Vec<Rebuilt>) = (Vec::new(), Vec::new());
+    if args.has(Part::Rebuild) {
+        for (events, rounds) in args.sizes() {
+            let db = if events == SMALL { small.clone() } else { store(&server, events, 0).await? };
+            eprintln!("rebuilding, {} events", amount(events));
+            rebuilt.push(rebuild::measure(&db, events, rounds, &args.variants).await?);
+            if events != SMALL {
+                db.pool.close().await;
+                server.drop(&name(events)).await?;
             }
-            let took = variant.rebuild(&db, head).await?;
-            println!("{name} {took:?} {:.0}/s {}", events as f64 / took.as_secs_f64(), tables::hash(&db.pool).await?);
+        }
+        sections.extend(rebuilt.iter().map(Rebuilt::section));
+    }
+    if args.has(Part::Reading) {
+        eprintln!("reading");
+        sections.push(reading::measure(&small.pool, SMALL).await?);
+    }
+    if args.has(Part::Live) {
+        eprintln!("appending and applying at once");
+        sections.push(live::measure(&server, if args.quick { 3 } else { 10 }).await?);
+    }
+    if args.has(Part::Memory) || args.has(Part::Rare) {
+        let events = if args.quick { 300_000 } else { 3_000_000 };
+        let large = store(&server, events, rare::EVENTS).await?;
+        if args.has(Part::Memory) {
+            eprintln!("memory");
+            sections.push(memory::measure(&[(SMALL, &small), (events, &large)]).await?);
+        }
+        if args.has(Part::Rare) {
+            eprintln!("rare events");
+            sections.push(rare::measure(&large.pool, events).await?);
         }
     }
+    if args.has(Part::Idle) {
+        eprintln!("doing nothing");
+        sections.push(idle::measure(&server, &small, if args.quick { 5 } else { 15 }).await?);
+    }
+    if let Some(folder) = &args.with {
+        sections.extend(report::others(folder)?);
+    }
+
+    for section in &sections {
+        println!("\n{section}");
+    }
+    if let Some(docs) = args.docs.as_deref().filter(|_| args.is_full()) {
+        write(docs, &machine, &sections, &rebuilt)?;
+    }
+    eprintln!("{} s", began.elapsed().as_secs());
+    Ok(())
+}
+
+fn name(events: usize) -> String {
+    format!("events_{events}")
+}
+
+async fn store(server: &Server, events: usize, rare: usize) -> anyhow::Result<Database> {
+    let began = Instant::now();
+    let db = server.database(&name(events)).await?;
+    mix::fill(&db.pool, events, rare).await?;
+    eprintln!("wrote {} events in {:.1?}", amount(events), began.elapsed());
+    Ok(db)
+}
+
+fn write(docs: &Path, machine: &str, sections: &[Section], rebuilt: &[Rebuilt]) -> anyhow::Result<()> {
+    std::fs::create_dir_all(docs)?;
+    chart::draw(rebuilt, &docs.join("rebuild.svg"))?;
+    let tables: Vec<String> = sections.iter().map(Section::to_string).collect();
+    let text = format!(
+        "# Benchmarks\n\nWritten by `make bench`. Compare within this page only: all of it was measured in one run, and \
+         another machine, or another hour, has other numbers.\n\n{machine}\n![Events a second](rebuild.svg)\n\n{}",
+        tables.join("\n"),
+    );
+    std::fs::write(docs.join("benchmarks.md"), text)?;
+    eprintln!("written to {}", docs.display());
     Ok(())
 }

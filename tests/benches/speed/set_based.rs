@@ -2,7 +2,6 @@
 
 use sqlx::PgPool;
 
-/// Enough that no sort goes to disk; the events are read once a table.
 const BAND: &str = "INSERT INTO band (name, id)
      SELECT DISTINCT ON (name) name, id
      FROM (SELECT data->>'name' AS name, aggregate_id AS id, tstamp FROM events WHERE name = 'BandCreated') created
@@ -29,6 +28,7 @@ const EVENT: &str = "INSERT INTO event (id, date, band_id, dance_hall_id)
 
 pub async fn rebuild(pool: &PgPool) -> sqlx::Result<()> {
     let mut tx = pool.begin().await?;
+    // So that no sort goes to disk.
     sqlx::raw_sql("SET LOCAL work_mem = '256MB'").execute(&mut *tx).await?;
     for statement in [BAND, DANCE_HALL, EVENT] {
         sqlx::raw_sql(statement).execute(&mut *tx).await?;

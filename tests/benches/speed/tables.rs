@@ -28,24 +28,32 @@ pub async fn reset(pool: &PgPool) -> sqlx::Result<()> {
     sqlx::raw_sql("CHECKPOINT").execute(pool).await.map(drop)
 }
 
-/// Returns when all projections have passed `position`.
-pub async fn reached(pool: &PgPool, position: i64) -> sqlx::Result<()> {
+/// Returns when all these projections have passed `position`.
+pub async fn reached(pool: &PgPool, projections: &[&str], position: i64) -> sqlx::Result<()> {
     let mut connection = pool.acquire().await?;
     loop {
         let (passed, failed): (i64, i64) = sqlx::query_as(
             "SELECT (SELECT COUNT(*) FROM readviews WHERE name = ANY($1) AND position >= $2),
                     (SELECT COUNT(*) FROM readview_failures)",
         )
-        .bind(PROJECTIONS)
+        .bind(projections)
         .bind(position)
         .fetch_one(&mut *connection)
         .await?;
         assert_eq!(failed, 0, "a projection stopped at a failing event");
-        if passed == PROJECTIONS.len() as i64 {
+        if passed == projections.len() as i64 {
             return Ok(());
         }
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
+}
+
+/// The position of the event that has so many before it and itself.
+pub async fn nth(pool: &PgPool, events: usize) -> sqlx::Result<i64> {
+    sqlx::query_scalar("SELECT tstamp FROM events ORDER BY tstamp OFFSET $1 LIMIT 1")
+        .bind(events as i64 - 1)
+        .fetch_one(pool)
+        .await
 }
 
 /// The position of the newest event.
