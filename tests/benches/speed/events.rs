@@ -11,7 +11,7 @@ pub struct BandCreated {
     pub name: String,
 }
 
-#[derive(Debug, Serialize, Deserialize, DomainEvent)]
+#[derive(Debug, Clone, Serialize, Deserialize, DomainEvent)]
 #[event(aggregate = "domain.DanceHall")]
 pub struct DanceHallCreated {
     pub name: String,

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use projection_runtime::{EventStore, ExpectedVersion, ProjectionSet};
+use projection_runtime::{EventStore, ExpectedVersion};
 use sqlx::PgPool;
 use tokio::task::JoinSet;
 
@@ -17,11 +17,9 @@ const WRITERS: u64 = 8;
 pub async fn measure(server: &Server, seconds: u64) -> anyhow::Result<Section> {
     let head = ["beside the writers", "appended/s", "applied/s", "behind at the end, events", "then caught up in"];
     let mut section = Section::new(&format!("Live: {WRITERS} writers, an event an append, {seconds} s"), &head);
-    for (what, set) in [
-        ("no projections", ProjectionSet::new()),
-        (Variant::Single.name(), Variant::Single.projections().unwrap_or_default()),
-        (Variant::Slices.name(), Variant::Slices.projections().unwrap_or_default()),
-    ] {
+    for variant in [None, Some(Variant::Single), Some(Variant::Slices), Some(Variant::Rows)] {
+        let (what, set) = (variant.map_or("no projections", Variant::name), variant.and_then(Variant::projections));
+        let set = set.unwrap_or_default();
         let db = server.database("live").await?;
         let projections: Vec<&str> = set.definitions().map(|definition| definition.name).collect();
         let measured =

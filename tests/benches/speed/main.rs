@@ -13,6 +13,7 @@ mod rare;
 mod reading;
 mod rebuild;
 mod report;
+mod rows;
 mod runtime;
 mod server;
 mod set_based;

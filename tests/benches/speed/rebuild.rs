@@ -7,7 +7,7 @@ use projection_runtime::ProjectionSet;
 
 use crate::report::{Section, amount, rate};
 use crate::server::Database;
-use crate::{bare, runtime, set_based, single, slices, tables};
+use crate::{bare, rows, runtime, set_based, single, slices, tables};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Variant {
@@ -19,12 +19,14 @@ pub enum Variant {
     Single,
     /// The runtime, handlers of a slice.
     Slices,
+    /// The runtime, handlers of a row.
+    Rows,
     /// `INSERT .. SELECT` of the final rows.
     SetBased,
 }
 
 /// The runtime's fastest: what memory and liveness are measured with.
-pub const FASTEST: Variant = Variant::Slices;
+pub const FASTEST: Variant = Variant::Rows;
 
 /// One event a transaction is the same at any size, and slow: so many tell its speed.
 const TEXTBOOK_EVENTS: usize = 3000;
@@ -36,6 +38,7 @@ impl Variant {
             Variant::Bare => "bare sqlx loops, a statement an event",
             Variant::Single => "runtime, single-event handlers",
             Variant::Slices => "runtime, slice handlers",
+            Variant::Rows => "runtime, row handlers",
             Variant::SetBased => "set-based SQL: the limit",
         }
     }
@@ -45,6 +48,7 @@ impl Variant {
         match self {
             Variant::Single => Some((0.9, Variant::Bare)),
             Variant::Slices => Some((0.35, Variant::SetBased)),
+            Variant::Rows => Some((0.7, Variant::SetBased)),
             Variant::Textbook | Variant::Bare | Variant::SetBased => None,
         }
     }
@@ -54,6 +58,7 @@ impl Variant {
         match self {
             Variant::Single => Some(single::projections()),
             Variant::Slices => Some(slices::projections()),
+            Variant::Rows => Some(rows::projections()),
             Variant::Textbook | Variant::Bare | Variant::SetBased => None,
         }
     }

@@ -41,7 +41,8 @@ impl fmt::Display for Section {
     }
 }
 
-/// What the other benchmarks measured: each file of a folder is a table, each of its lines a row, a flat JSON object.
+/// What the other benchmarks measured: each file of a folder is a table, each of its lines a row, a JSON
+/// object, or an object of rows by their names.
 pub fn others(folder: &Path) -> anyhow::Result<Vec<Section>> {
     let mut files = std::fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<anyhow::Result<Vec<_>>>()?;
     files.retain(|file| file.extension().is_some_and(|extension| extension == "jsonl"));
@@ -52,7 +53,8 @@ pub fn others(folder: &Path) -> anyhow::Result<Vec<Section>> {
 fn other(file: &Path) -> anyhow::Result<Section> {
     let text = std::fs::read_to_string(file)?;
     let lines = text.lines().filter(|line| !line.trim().is_empty());
-    let rows = lines.map(serde_json::from_str).collect::<Result<Vec<Map<String, Value>>, _>>()?;
+    let objects = lines.map(serde_json::from_str).collect::<Result<Vec<Map<String, Value>>, _>>()?;
+    let rows: Vec<Map<String, Value>> = objects.into_iter().flat_map(rows).collect();
     let mut keys: Vec<&String> = Vec::new();
     for key in rows.iter().flat_map(Map::keys) {
         if !keys.contains(&key) {
@@ -66,6 +68,20 @@ fn other(file: &Path) -> anyhow::Result<Section> {
     let mut section = Section::new(&title, &head.iter().map(String::as_str).collect::<Vec<_>>());
     section.rows = rows.iter().map(|row| keys.iter().map(|&key| cell(row.get(key))).collect()).collect();
     Ok(section)
+}
+
+fn rows(object: Map<String, Value>) -> Vec<Map<String, Value>> {
+    if !object.values().all(Value::is_object) {
+        return vec![object];
+    }
+    let named = object.into_iter().filter_map(|(name, row)| match row {
+        Value::Object(mut row) => {
+            row.insert("what".to_owned(), name.into());
+            Some(row)
+        }
+        _ => None,
+    });
+    named.collect()
 }
 
 fn cell(value: Option<&Value>) -> String {

@@ -1,22 +1,11 @@
 //! The projections with handlers that take a run of events and apply it by one statement.
 
-use std::collections::HashMap;
-
-use projection_runtime::{PgConnection, ProjectionSet, Recorded, projection, projections};
-use uuid::Uuid;
+use projection_runtime::{Columns, PgConnection, ProjectionSet, Recorded, projection, projections};
 
 use crate::events::{BandCreated, DanceHallCreated, DanceHallGeocoded, EventCreated, EventDeleted, EventUpdated};
 
 pub fn projections() -> ProjectionSet {
     projections![Bands, DanceHalls, Events]
-}
-
-fn ids<E>(events: &[Recorded<E>]) -> Vec<Uuid> {
-    events.iter().map(|event| event.aggregate_id).collect()
-}
-
-fn each<'a, E, T>(events: &'a [Recorded<E>], field: impl Fn(&'a E) -> T) -> Vec<T> {
-    events.iter().map(|event| field(&event.data)).collect()
 }
 
 struct Bands;
@@ -27,15 +16,13 @@ impl Bands {
     #[on(BandCreated)]
     async fn created(events: &[Recorded<BandCreated>], tx: &mut PgConnection) -> sqlx::Result<()> {
         // A statement must not touch a row twice; the last one of a name wins.
-        let last: HashMap<&str, Uuid> =
-            events.iter().map(|event| (event.data.name.as_str(), event.aggregate_id)).collect();
-        let (names, ids): (Vec<&str>, Vec<Uuid>) = last.into_iter().unzip();
+        let events = events.last_of_each(|event| &event.data.name);
         sqlx::query(
             "INSERT INTO band (name, id) SELECT * FROM UNNEST($1::text[], $2::uuid[])
              ON CONFLICT (name) DO UPDATE SET id = EXCLUDED.id",
         )
-        .bind(names)
-        .bind(ids)
+        .bind(events.column(|event| event.data.name.as_str()))
+        .bind(events.column(|event| event.aggregate_id))
         .execute(tx)
         .await
         .map(drop)
@@ -55,11 +42,11 @@ impl DanceHalls {
              SET name = EXCLUDED.name, city = EXCLUDED.city, municipality = EXCLUDED.municipality,
                  state = EXCLUDED.state",
         )
-        .bind(ids(events))
-        .bind(each(events, |hall| hall.name.as_str()))
-        .bind(each(events, |hall| hall.city.as_str()))
-        .bind(each(events, |hall| hall.municipality.as_str()))
-        .bind(each(events, |hall| hall.state.as_str()))
+        .bind(events.column(|event| event.aggregate_id))
+        .bind(events.column(|event| event.data.name.as_str()))
+        .bind(events.column(|event| event.data.city.as_str()))
+        .bind(events.column(|event| event.data.municipality.as_str()))
+        .bind(events.column(|event| event.data.state.as_str()))
         .execute(tx)
         .await
         .map(drop)
@@ -71,9 +58,9 @@ impl DanceHalls {
             "UPDATE dance_hall SET lat = new.lat, lon = new.lon
              FROM UNNEST($1::uuid[], $2::float8[], $3::float8[]) AS new (id, lat, lon) WHERE dance_hall.id = new.id",
         )
-        .bind(ids(events))
-        .bind(each(events, |place| place.latitude))
-        .bind(each(events, |place| place.longitude))
+        .bind(events.column(|event| event.aggregate_id))
+        .bind(events.column(|event| event.data.latitude))
+        .bind(events.column(|event| event.data.longitude))
         .execute(tx)
         .await
         .map(drop)
@@ -92,10 +79,10 @@ impl Events {
              ON CONFLICT (id) DO UPDATE
              SET date = EXCLUDED.date, band_id = EXCLUDED.band_id, dance_hall_id = EXCLUDED.dance_hall_id",
         )
-        .bind(ids(events))
-        .bind(each(events, |event| event.date))
-        .bind(each(events, |event| event.band_id))
-        .bind(each(events, |event| event.dance_hall_id))
+        .bind(events.column(|event| event.aggregate_id))
+        .bind(events.column(|event| event.data.date))
+        .bind(events.column(|event| event.data.band_id))
+        .bind(events.column(|event| event.data.dance_hall_id))
         .execute(tx)
         .await
         .map(drop)
@@ -108,10 +95,10 @@ impl Events {
              FROM UNNEST($1::uuid[], $2::date[], $3::uuid[], $4::uuid[]) AS new (id, date, band_id, dance_hall_id)
              WHERE event.id = new.id",
         )
-        .bind(ids(events))
-        .bind(each(events, |event| event.date))
-        .bind(each(events, |event| event.band_id))
-        .bind(each(events, |event| event.dance_hall_id))
+        .bind(events.column(|event| event.aggregate_id))
+        .bind(events.column(|event| event.data.date))
+        .bind(events.column(|event| event.data.band_id))
+        .bind(events.column(|event| event.data.dance_hall_id))
         .execute(tx)
         .await
         .map(drop)
@@ -119,6 +106,10 @@ impl Events {
 
     #[on(EventDeleted)]
     async fn deleted(events: &[Recorded<EventDeleted>], tx: &mut PgConnection) -> sqlx::Result<()> {
-        sqlx::query("DELETE FROM event WHERE id = ANY($1)").bind(ids(events)).execute(tx).await.map(drop)
+        sqlx::query("DELETE FROM event WHERE id = ANY($1)")
+            .bind(events.column(|event| event.aggregate_id))
+            .execute(tx)
+            .await
+            .map(drop)
     }
 }
