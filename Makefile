@@ -1,4 +1,4 @@
-# The two commands of the README, and what a developer needs beside them.
+# The three commands of the README, and what a developer needs beside them.
 
 .PHONY: bench demo test misuse sqlx
 
@@ -18,7 +18,7 @@ test:
 	cargo test --workspace
 
 # How fast it is beside a bare loop and the database's own limit, in a quarter of an hour: writes docs/benchmarks.md and its
-# chart. `make bench ARGS=--quick` takes a minute and writes nothing. Each benchmark of one file adds a table.
+# chart. `make bench ARGS=--quick` takes two minutes and writes nothing. Each benchmark of one file adds a table.
 bench: BENCHES = $(basename $(notdir $(wildcard tests/benches/*.rs)))
 bench:
 	@$(call postgres,TEST_DATABASE_URL)

@@ -119,7 +119,9 @@ pub async fn measure(db: &Database, events: usize, rounds: usize, only: &[Varian
 impl Rebuilt {
     /// The median of each, in the order of the table.
     pub fn medians(&self) -> impl Iterator<Item = (Variant, f64)> {
-        self.rates.iter().map(|(variant, rates)| (*variant, rates[rates.len() / 2]))
+        self.rates
+            .iter()
+            .map(|(variant, rates)| (*variant, f64::midpoint(rates[(rates.len() - 1) / 2], rates[rates.len() / 2])))
     }
 
     fn median(&self, of: Variant) -> Option<f64> {
