@@ -1,5 +1,9 @@
 //! The errors of this crate. A message says what happened, to what, and what to do.
 
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use sqlx::error::{DatabaseError, ErrorKind};
 use uuid::Uuid;
 
 use crate::store::ExpectedVersion;
@@ -140,6 +144,71 @@ pub(crate) fn describe(error: &sqlx::Error) -> String {
         }
     }
     text
+}
+
+/// One error of the database for several callers, each of whom gets it as if it were its own.
+#[derive(Debug, Clone)]
+pub(crate) struct SharedError(Arc<sqlx::Error>);
+
+impl SharedError {
+    pub(crate) fn new(error: sqlx::Error) -> Self {
+        SharedError(Arc::new(error))
+    }
+
+    pub(crate) fn again(&self) -> sqlx::Error {
+        match &*self.0 {
+            sqlx::Error::Database(_) => sqlx::Error::Database(Box::new(self.clone())),
+            sqlx::Error::Io(error) => sqlx::Error::Io(std::io::Error::new(error.kind(), self.clone())),
+            sqlx::Error::Tls(_) => sqlx::Error::Tls(Box::new(self.clone())),
+            sqlx::Error::Protocol(error) => sqlx::Error::Protocol(error.clone()),
+            sqlx::Error::PoolTimedOut => sqlx::Error::PoolTimedOut,
+            sqlx::Error::PoolClosed => sqlx::Error::PoolClosed,
+            sqlx::Error::WorkerCrashed => sqlx::Error::WorkerCrashed,
+            _ => sqlx::Error::Decode(Box::new(self.clone())),
+        }
+    }
+
+    fn database(&self) -> Option<&dyn DatabaseError> {
+        self.0.as_database_error()
+    }
+}
+
+impl std::fmt::Display for SharedError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &*self.0 {
+            sqlx::Error::Database(error) => error.fmt(f),
+            sqlx::Error::Io(error) => error.fmt(f),
+            error => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for SharedError {}
+
+impl DatabaseError for SharedError {
+    fn message(&self) -> &str {
+        self.database().map_or("", |error| error.message())
+    }
+
+    fn code(&self) -> Option<Cow<'_, str>> {
+        self.database().and_then(DatabaseError::code)
+    }
+
+    fn kind(&self) -> ErrorKind {
+        self.database().map_or(ErrorKind::Other, DatabaseError::kind)
+    }
+
+    fn as_error(&self) -> &(dyn std::error::Error + Send + Sync + 'static) {
+        self
+    }
+
+    fn as_error_mut(&mut self) -> &mut (dyn std::error::Error + Send + Sync + 'static) {
+        self
+    }
+
+    fn into_error(self: Box<Self>) -> Box<dyn std::error::Error + Send + Sync + 'static> {
+        self
+    }
 }
 
 /// A foreign key that ties a table of one projection to another's.

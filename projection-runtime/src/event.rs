@@ -313,6 +313,11 @@ impl NewEvent {
         })
     }
 
+    /// Bytes that it takes, about.
+    pub(crate) fn size(&self) -> usize {
+        self.data.get().len() + size_of::<Self>()
+    }
+
     /// The event's name.
     #[must_use]
     pub fn name(&self) -> &'static str {

@@ -6,18 +6,20 @@
 //! What must hold: a batch of lines is appended wholly or not at all; an event that the store has, by its id, is not
 //! appended again; memory doesn't grow with the file.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use sqlx::{Acquire, PgConnection, PgPool};
+use sqlx::PgPool;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
 use uuid::Uuid;
 
 use crate::error::Error;
 use crate::incoming::{self, Incoming};
 use crate::projection::ProjectionSet;
+use crate::store;
 
 /// Longest line that is read, in bytes.
 const LONGEST_LINE: usize = 16 << 20;
@@ -102,6 +104,22 @@ pub enum ImportError {
 ///
 /// The kind of the aggregate, where a line leaves it out, is that of the event's type in `projections`.
 pub async fn import(
+    pool: &PgPool,
+    projections: &ProjectionSet,
+    source: impl AsyncBufRead + Unpin,
+    file: &str,
+    options: ImportOptions,
+    progress: impl FnMut(ImportProgress),
+) -> Result<Imported, Error> {
+    let imported = import_lines(pool, projections, source, file, options, progress).await;
+    // Also after an invalid line: the message says which lines are imported.
+    if !matches!(imported, Err(Error::Database { .. })) {
+        store::flush(pool).await.map_err(Error::database(format!("importing {file}")))?;
+    }
+    imported
+}
+
+async fn import_lines(
     pool: &PgPool,
     projections: &ProjectionSet,
     source: impl AsyncBufRead + Unpin,
@@ -284,7 +302,7 @@ impl Batch {
     }
 }
 
-/// Appends the batch in one transaction, and empties it.
+/// Appends the batch in one transaction, flushed by the end of the import, and empties it.
 async fn append(
     pool: &PgPool,
     batch: &mut Batch,
@@ -293,58 +311,21 @@ async fn append(
     file: &str,
 ) -> Result<(), Error> {
     let doing = || Error::database(format!("importing {file}"));
-    let Batch { mut events, lines, .. } = std::mem::take(batch);
+    let Batch { events, lines, .. } = std::mem::take(batch);
+    let mut refused = HashSet::new();
     if events.is_empty() {
         return Ok(());
     }
-    let mut tx = pool.begin().await.map_err(doing())?;
     let all: Vec<&Incoming> = events.iter().map(|event| &event.incoming).collect();
-    let appended = match incoming::insert(&mut tx, &all).await {
-        Ok(appended) => appended,
-        Err(error) if incoming::is_refusal(&error) => {
-            tx.rollback().await.map_err(doing())?;
-            tx = pool.begin().await.map_err(doing())?;
-            let (valid, appended) = one_by_one(&mut tx, events, &lines, imported, options, file).await?;
-            events = valid;
-            appended
-        }
-        Err(error) => return Err(doing()(error)),
-    };
-    tx.commit().await.map_err(doing())?;
-    imported.appended += appended;
-    imported.already_there += events.len() as u64 - appended;
-    imported.without_identity += events.iter().filter(|event| !event.identity).count() as u64;
-    Ok(())
-}
-
-/// Appends the events of a batch of which the database refused at least one: tells which, and why.
-/// Returns the others, and how many of them are new.
-async fn one_by_one(
-    tx: &mut PgConnection,
-    events: Vec<Event>,
-    lines: &[u64],
-    imported: &mut Imported,
-    options: ImportOptions,
-    file: &str,
-) -> Result<(Vec<Event>, u64), Error> {
-    let doing = || Error::database(format!("importing {file}"));
-    let mut valid = Vec::new();
-    let mut appended = 0;
-    for (event, &line) in events.into_iter().zip(lines) {
-        let mut savepoint = tx.begin().await.map_err(doing())?;
-        match incoming::insert(&mut savepoint, &[&event.incoming]).await {
-            Ok(new) => {
-                savepoint.commit().await.map_err(doing())?;
-                appended += new;
-                valid.push(event);
-            }
-            Err(error) if incoming::is_refusal(&error) => {
-                savepoint.rollback().await.map_err(doing())?;
-                let invalid = InvalidLine { line, reason: incoming::refusal(&error, &event.incoming) };
-                imported.invalid(invalid, options, file, lines[0])?;
-            }
-            Err(error) => return Err(doing()(error)),
-        }
+    let outcome = incoming::append(pool, &all, !options.skip_invalid).await.map_err(doing())?;
+    for (place, reason) in outcome.refused {
+        let invalid = InvalidLine { line: lines[place], reason };
+        imported.invalid(invalid, options, file, lines[0])?;
+        refused.insert(place);
     }
-    Ok((valid, appended))
+    let valid = events.iter().enumerate().filter(|(place, _)| !refused.contains(place));
+    imported.appended += outcome.appended;
+    imported.already_there += (events.len() - refused.len()) as u64 - outcome.appended;
+    imported.without_identity += valid.filter(|(_, event)| !event.identity).count() as u64;
+    Ok(())
 }

@@ -2,8 +2,8 @@
 
 use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
-use sqlx::PgConnection;
 use sqlx::types::Json;
+use sqlx::{Acquire, PgConnection, PgPool};
 use uuid::Uuid;
 
 use crate::error::describe;
@@ -21,8 +21,58 @@ pub(crate) struct Incoming {
     pub(crate) metadata: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
-/// Inserts the events whose id is not there, in this order; returns how many.
-pub(crate) async fn insert(tx: &mut PgConnection, events: &[&Incoming]) -> sqlx::Result<u64> {
+/// What became of events that were to be appended.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    /// How many are new.
+    pub(crate) appended: u64,
+    /// Which the database refuses, by their place, and why.
+    pub(crate) refused: Vec<(usize, String)>,
+}
+
+/// Appends the events whose id is not there, in this order and in one transaction: those that the database doesn't
+/// refuse, or none where it refuses one and `all` is said.
+///
+/// The transaction doesn't wait for its flush, so that nobody waits for the disk under the lock. Before anyone is told
+/// of it: [`store::flush`](crate::store::flush).
+pub(crate) async fn append(pool: &PgPool, events: &[&Incoming], all: bool) -> sqlx::Result<Outcome> {
+    const BEGIN: &str = "BEGIN; SET LOCAL synchronous_commit = off";
+    let mut tx = pool.begin_with(BEGIN).await?;
+    match insert(&mut tx, events).await {
+        Ok(appended) => {
+            tx.commit().await?;
+            return Ok(Outcome { appended, refused: Vec::new() });
+        }
+        Err(error) if is_refusal(&error) => tx.rollback().await?,
+        Err(error) => return Err(error),
+    }
+    let mut tx = pool.begin_with(BEGIN).await?;
+    let mut outcome = Outcome::default();
+    for (place, event) in events.iter().enumerate() {
+        let mut savepoint = tx.begin().await?;
+        match insert(&mut savepoint, &[event]).await {
+            Ok(new) => {
+                savepoint.commit().await?;
+                outcome.appended += new;
+            }
+            Err(error) if is_refusal(&error) => {
+                savepoint.rollback().await?;
+                outcome.refused.push((place, refusal(&error, event)));
+                if all {
+                    tx.rollback().await?;
+                    return Ok(Outcome { appended: 0, ..outcome });
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    tx.commit().await?;
+    Ok(outcome)
+}
+
+/// Inserts the events whose id is not there, in this order; returns how many. By UNNEST: COPY would insert row by row as
+/// well, since the table has a row trigger, and only into a table beside, since it knows no ON CONFLICT.
+async fn insert(tx: &mut PgConnection, events: &[&Incoming]) -> sqlx::Result<u64> {
     /// The values of one column.
     fn column<'a, T>(events: &[&'a Incoming], value: impl Fn(&'a Incoming) -> T) -> Vec<T> {
         events.iter().map(|event| value(event)).collect()
@@ -52,12 +102,12 @@ pub(crate) async fn insert(tx: &mut PgConnection, events: &[&Incoming]) -> sqlx:
 }
 
 /// The database says no to what it was given, and will again.
-pub(crate) fn is_refusal(error: &sqlx::Error) -> bool {
+fn is_refusal(error: &sqlx::Error) -> bool {
     error.as_database_error().is_some() && !crate::passing::is_passing(error)
 }
 
 /// Why it said no.
-pub(crate) fn refusal(error: &sqlx::Error, event: &Incoming) -> String {
+fn refusal(error: &sqlx::Error, event: &Incoming) -> String {
     let constraint = error.as_database_error().and_then(|error| error.constraint());
     match (constraint, event.sequence_no) {
         (Some("events_aggregate_id_sequence_no_key"), Some(sequence_no)) => format!(

@@ -3,16 +3,17 @@
 //! # Reading order
 //!
 //! An event's way through the code: `event` says what an event is, `versions` carries an older one up, `store` keeps and
-//! reads them, `projection` is what the macros implement, `position` locks and moves a projection's place, `runs` forms
-//! what is handed over together, `read_model` changes the rows of handlers that take rows and `columns` is for those that
-//! take runs, `runner` is the loop of one projection, `manager` runs them all. Beside the way: `handler` and
-//! `contradiction` are for the compiler's messages, `passing` tells passing trouble from failure, `wake`
-//! wakes the loops, `rabbitmq` publishes and is woken, `schema`, `reset`, `status` and `import` are what an operator asks
-//! for, `service` is the command line.
+//! reads them, `append` gathers what is appended, `projection` is what the macros implement, `position` locks and moves a
+//! projection's place, `runs` forms what is handed over together, `read_model` changes the rows of handlers that take
+//! rows, `columns` is for those that take runs, `runner` is the loop of one projection, `manager` runs them all. Beside
+//! the way: `handler` and `contradiction` are for the compiler's messages, `passing` tells passing trouble from failure,
+//! `wake` wakes the loops, `rabbitmq` publishes and is woken, `schema`, `reset`, `status` and `import` are what an
+//! operator asks for, `service` is the command line.
 
 // The macros say `::projection_runtime`, also in this crate's own tests and examples.
 extern crate self as projection_runtime;
 
+mod append;
 mod columns;
 mod contradiction;
 mod error;

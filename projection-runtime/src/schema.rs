@@ -208,7 +208,8 @@ const KEYS: &[(&str, &[&str], &str)] = &[
 
 /// Triggers of `events`, and what hangs on them.
 const TRIGGERS: &[(&str, &str)] = &[
-    ("events_before_insert", "events would get no place in the order"),
+    ("events_before_statement", "events would become visible out of order, and be missed"),
+    ("events_before_insert", "an event could be given another place in the order, or no sequence_no"),
     ("events_after_insert", "nothing would wake the projections"),
     ("events_refuse_change", "events could be changed and removed"),
 ];
@@ -281,9 +282,16 @@ async fn event_store(connection: &mut PgConnection, rabbitmq: bool) -> sqlx::Res
                 "events",
                 Some(trigger),
                 format!("`events` has no trigger `{trigger}`: {otherwise}"),
-                format!("{MIGRATE}, or take it from the first migration"),
+                format!("{MIGRATE}, or take it from the migrations"),
             ),
         }
+    }
+
+    let append: bool =
+        sqlx::query_scalar("SELECT to_regproc('events_append') IS NOT NULL").fetch_one(connection).await?;
+    if !append {
+        let what = "there is no procedure `events_append`: the store could not append";
+        problem("events", Some("events_append"), what.to_owned(), MIGRATE.to_owned());
     }
     Ok(problems)
 }

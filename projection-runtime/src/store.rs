@@ -2,12 +2,15 @@
 //!
 //! What must hold: an event is given its `tstamp` by the database under a lock that the appending transaction
 //! holds to its end, so whoever has seen `t` never later finds an event at or below `t`. All of it lives in the
-//! trigger of `migrations/0001_event_store.sql`, so that it holds for every writer, not only for this one.
+//! triggers of `migrations/0005_append.sql`, so that it holds for every writer, not only for this one.
+
+use std::sync::Arc;
 
 use futures_util::TryStreamExt;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool, Row};
 use uuid::Uuid;
 
+use crate::append::Gathering;
 use crate::error::Error;
 use crate::event::{NewEvent, StoredEvent};
 
@@ -30,6 +33,7 @@ use crate::event::{NewEvent, StoredEvent};
 #[derive(Debug, Clone)]
 pub struct EventStore {
     pool: PgPool,
+    gathering: Arc<Gathering>,
 }
 
 /// What an append expects of the aggregate: optimistic concurrency.
@@ -87,21 +91,26 @@ impl EventStore {
     /// The store in the database that the pool connects to.
     #[must_use]
     pub fn new(pool: PgPool) -> Self {
-        EventStore { pool }
+        EventStore { gathering: Arc::new(Gathering::new(pool.clone())), pool }
     }
 
-    /// Appends events of one aggregate, all or none, in a transaction of its own.
+    /// Appends events of one aggregate, all or none. When it returns, they are as safe as the database keeps its commits.
+    ///
+    /// Appends that are made at the same time, by this store and its clones, share a transaction and a flush: a process
+    /// should have one store, and clone it. Each is told its own outcome, as if it were alone.
+    ///
+    /// Others may see the events, and rows that projections made of them, a moment before this returns, and before they
+    /// are flushed. Dropped before it returns, it may have appended or not, as when a connection is lost.
     pub async fn append(
         &self,
         aggregate_id: Uuid,
         expected: ExpectedVersion,
         events: &[NewEvent],
     ) -> Result<Appended, Error> {
-        let doing = || Error::database(format!("appending to aggregate {aggregate_id}"));
-        let mut tx = self.pool.begin().await.map_err(doing())?;
-        let appended = Self::append_in(&mut tx, aggregate_id, expected, events).await?;
-        tx.commit().await.map_err(doing())?;
-        Ok(appended)
+        if events.is_empty() {
+            return append_alone(&self.pool, aggregate_id, expected, events).await;
+        }
+        self.gathering.append(aggregate_id, expected, events).await
     }
 
     /// Appends events of one aggregate inside of the caller's transaction, which also decides whether they stay.
@@ -114,7 +123,7 @@ impl EventStore {
         expected: ExpectedVersion,
         events: &[NewEvent],
     ) -> Result<Appended, Error> {
-        let doing = || Error::database(format!("appending to aggregate {aggregate_id}"));
+        let doing = || Error::database(appending(aggregate_id));
         // Under the ordering lock nobody else appends, so the version read is the version found by the insert.
         sqlx::query("SELECT events_lock_order()").execute(&mut *tx).await.map_err(doing())?;
         let (actual, position): (i64, i64) = sqlx::query_as(
@@ -182,6 +191,44 @@ impl EventStore {
     }
 }
 
+/// Appends in a transaction of its own.
+pub(crate) async fn append_alone(
+    pool: &PgPool,
+    aggregate_id: Uuid,
+    expected: ExpectedVersion,
+    events: &[NewEvent],
+) -> Result<Appended, Error> {
+    let doing = || Error::database(appending(aggregate_id));
+    let mut tx = pool.begin().await.map_err(doing())?;
+    let appended = EventStore::append_in(&mut tx, aggregate_id, expected, events).await?;
+    tx.commit().await.map_err(doing())?;
+    Ok(appended)
+}
+
+/// The position of the newest event, flushed with all before it: no crash of the server takes it back any more. Others'
+/// commits may be visible before that; see `append`.
+pub(crate) async fn flushed_head(pool: &PgPool) -> sqlx::Result<i64> {
+    // An event's commit is in the write-ahead log before the event is visible, so what is logged when this looks, after
+    // its snapshot, holds that of every event it sees. Where it is not flushed, this statement's own commit flushes it.
+    sqlx::query_scalar(
+        "SELECT head FROM (SELECT COALESCE(MAX(tstamp), 0) AS head FROM events) newest
+         WHERE CASE WHEN pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn()
+                    THEN pg_logical_emit_message(true, 'events', '') IS NOT NULL ELSE true END",
+    )
+    .fetch_one(pool)
+    .await
+}
+
+/// Waits until everything that was committed is flushed.
+pub(crate) async fn flush(pool: &PgPool) -> sqlx::Result<()> {
+    flushed_head(pool).await.map(drop)
+}
+
+/// What is being done, for an error.
+pub(crate) fn appending(aggregate_id: Uuid) -> String {
+    format!("appending to aggregate {aggregate_id}")
+}
+
 /// What the database refused, in the store's words.
 fn refusal(error: sqlx::Error, aggregate_id: Uuid, expected: ExpectedVersion, actual: i64) -> Error {
     let constraint = error.as_database_error().and_then(|error| error.constraint());
@@ -197,7 +244,7 @@ fn refusal(error: sqlx::Error, aggregate_id: Uuid, expected: ExpectedVersion, ac
                 .unwrap_or("of this append");
             Error::DuplicateEvent { id: id.to_owned() }
         }
-        _ => Error::database(format!("appending to aggregate {aggregate_id}"))(error),
+        _ => Error::database(appending(aggregate_id))(error),
     }
 }
 

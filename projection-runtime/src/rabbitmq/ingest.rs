@@ -1,6 +1,6 @@
 //! Appends the messages to the store, for a deployment whose store is fed by the broker.
 //!
-//! What must hold: a message is acknowledged only after its event is committed, and the same message makes one event,
+//! What must hold: a message is acknowledged only after its event is committed and flushed, and the same message makes one event,
 //! however often it comes. One that is no event goes to the dead-letter queue with the reason, and stops nothing.
 //! Trouble with the database makes no dead letter: the connection is given up, and the broker delivers again.
 
@@ -12,12 +12,13 @@ use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOpti
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use lapin::{BasicProperties, Channel, Confirmation};
 use serde_json::value::RawValue;
-use sqlx::{Acquire, PgPool};
+use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::error::BoxError;
 use crate::incoming::{self, Incoming};
 use crate::projection::EventType;
+use crate::store;
 
 /// Longest body of an event, in bytes.
 const LONGEST: usize = 16 << 20;
@@ -85,33 +86,10 @@ impl Ingest {
             return Ok(0);
         }
         let all: Vec<&Incoming> = events.iter().map(|(_, event)| event).collect();
-        let mut tx = self.pool.begin().await?;
-        match incoming::insert(&mut tx, &all).await {
-            Ok(appended) => {
-                tx.commit().await?;
-                return Ok(appended);
-            }
-            Err(error) if incoming::is_refusal(&error) => tx.rollback().await?,
-            Err(error) => return Err(error),
-        }
-        let mut tx = self.pool.begin().await?;
-        let mut appended = 0;
-        for (message, event) in events {
-            let mut savepoint = tx.begin().await?;
-            match incoming::insert(&mut savepoint, &[event]).await {
-                Ok(new) => {
-                    savepoint.commit().await?;
-                    appended += new;
-                }
-                Err(error) if incoming::is_refusal(&error) => {
-                    savepoint.rollback().await?;
-                    dead.push((message, incoming::refusal(&error, event)));
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        tx.commit().await?;
-        Ok(appended)
+        let outcome = incoming::append(&self.pool, &all, false).await?;
+        store::flush(&self.pool).await?;
+        dead.extend(outcome.refused.into_iter().map(|(place, reason)| (events[place].0, reason)));
+        Ok(outcome.appended)
     }
 
     /// The event of a message, or why it is none. What the headers leave out, the body's mapped fields say.

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! loop {
+//!     flushed up to?     what is published, a crash can't take back
 //!     one transaction:   lock the relay's row -> read a page -> publish it -> all confirmed -> move the position -> commit
 //!     nothing to do?     wait for a wake-up
 //!     confirms late?     roll back; wait for them without a transaction; then move the position, if it is where it was
@@ -10,7 +11,7 @@
 //! ```
 //!
 //! What must hold: the position moves only past events that the broker confirmed, so each is published at least once,
-//! and in order but for repeats; the row's lock lets one process publish at a time.
+//! and in order but for repeats; the row's lock lets one process publish at a time; only what is flushed is published.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
@@ -130,6 +131,8 @@ impl Relay {
             late.confirmed().await?;
         }
         let late = self.late.take();
+        // An event may be visible before it is flushed, and is not to be in the broker if a crash takes it back.
+        let flushed = store::flushed_head(&self.pool).await?;
         let mut tx = self.pool.begin().await?;
         let Some(place) = position::lock(&mut tx, &self.row, Mode::default()).await? else {
             let created = position::create(&mut tx, &self.row).await?;
@@ -141,11 +144,13 @@ impl Relay {
             tx.commit().await?;
             return Ok(Step::Again);
         }
-        if place.head <= place.position {
+        // What is newer wakes us again.
+        let head = place.head.min(flushed);
+        if head <= place.position {
             return Ok(Step::Rest);
         }
-        let page = store::read_all(&mut tx, place.position, place.head, self.limit).await?;
-        let to = page.events.last().filter(|_| !page.complete).map_or(place.head, |event| event.tstamp);
+        let page = store::read_all(&mut tx, place.position, head, self.limit).await?;
+        let to = page.events.last().filter(|_| !page.complete).map_or(head, |event| event.tstamp);
         let messages: Vec<Message> = page.events.iter().map(|event| self.message(event)).collect();
         let mut sent = Sent { from: place.position, to, confirms: JoinSet::new() };
         sent.confirms.spawn(send(channel.clone(), messages, self.rabbitmq.status.clone()));

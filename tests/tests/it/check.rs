@@ -62,8 +62,25 @@ const CASES: &[Case] = &[
         None,
         "events",
         Some("events_before_insert"),
-        "trigger `events_before_insert` of `events` is disabled: events would get no place in the order",
+        "trigger `events_before_insert` of `events` is disabled: an event could be given another place in the order, or \
+         no sequence_no",
         "ALTER TABLE events ENABLE TRIGGER events_before_insert;",
+    ),
+    (
+        "ALTER TABLE events DISABLE TRIGGER events_before_statement",
+        None,
+        "events",
+        Some("events_before_statement"),
+        "trigger `events_before_statement` of `events` is disabled: events would become visible out of order, and be missed",
+        "ALTER TABLE events ENABLE TRIGGER events_before_statement;",
+    ),
+    (
+        "DROP PROCEDURE events_append",
+        None,
+        "events",
+        Some("events_append"),
+        "there is no procedure `events_append`: the store could not append",
+        "run `migrate`",
     ),
     (
         "ALTER TABLE events DROP CONSTRAINT events_tstamp_key",
@@ -103,7 +120,7 @@ const CASES: &[Case] = &[
         "events",
         Some("events_refuse_change"),
         "`events` has no trigger `events_refuse_change`: events could be changed and removed",
-        "run `migrate`, or take it from the first migration",
+        "run `migrate`, or take it from the migrations",
     ),
     (
         "ALTER TABLE events DROP COLUMN metadata",

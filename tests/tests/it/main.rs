@@ -1,5 +1,6 @@
 //! The runtime and the service on a real PostgreSQL. One binary, so that there is one server.
 
+mod append;
 mod check;
 mod failures;
 mod faults;

@@ -13,6 +13,7 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, ExchangeKind};
+use projection_runtime::postgres_server::PostgresServer;
 use projection_runtime::{
     EventStore, ExpectedVersion, ManagerOptions, ProjectionManager, ProjectionSet, RabbitMqOptions, RabbitMqStatus,
     projections,
@@ -369,6 +370,51 @@ async fn two_processes_never_relay_at_once() {
     assert_eq!(messages.len(), 5000, "a repeat without a reason");
     assert_all_in_order_but_for_repeats(&db, &messages).await;
     assert!(published.iter().all(|published| *published > 0), "one did it all, which shows nothing: {published:?}");
+}
+
+/// What another session sees before it is flushed is not in the broker before that.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_what_is_flushed_is_published() {
+    let exchange = Exchange::new().await;
+    exchange.audit().await;
+    // The server flushes nothing by itself while this lasts.
+    let start = || PostgresServer::start_with("TEST_DATABASE_URL", &["wal_writer_delay=10s"]);
+    let server = tokio::task::spawn_blocking(start).await.unwrap().unwrap();
+    let pool = PgPool::connect(&server.url("postgres")).await.unwrap();
+    dancefinder_projections::service().migrations.run(&pool).await.unwrap();
+    let manager = ProjectionManager::new(pool.clone(), ProjectionSet::new()).unwrap();
+    let manager = manager.with_rabbitmq(exchange.options.clone());
+    let running = tokio::spawn(async move { manager.run(std::future::pending()).await });
+    eventually("the relay has its row", LONG, || async {
+        sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM readviews)").fetch_one(&pool).await.unwrap()
+    })
+    .await;
+    // The relay's own commit comes late.
+    sqlx::raw_sql(
+        "CREATE FUNCTION late() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(3); RETURN NEW; END';
+         CREATE TRIGGER late BEFORE UPDATE ON readviews FOR EACH ROW EXECUTE FUNCTION late()",
+    )
+    .execute(&pool)
+    .await
+    .unwrap();
+    let (_connection, channel) = exchange.channel().await;
+    let (options, none) = (BasicConsumeOptions { no_ack: true, ..Default::default() }, FieldTable::default());
+    let mut messages = channel.basic_consume(exchange.audit_queue(), "".into(), options, none).await.unwrap();
+    let mut writer = pool.acquire().await.unwrap();
+    sqlx::raw_sql(
+        "SET synchronous_commit = off;
+         INSERT INTO events (aggregate_id, aggregate_name, name, data)
+         VALUES (gen_random_uuid(), 'test.Thing', 'Happened', '{\"n\": 1}')",
+    )
+    .execute(&mut *writer)
+    .await
+    .unwrap();
+    let committed: String =
+        sqlx::query_scalar("SELECT pg_current_wal_insert_lsn()::text").fetch_one(&mut *writer).await.unwrap();
+    tokio::time::timeout(LONG, messages.next()).await.unwrap().unwrap().unwrap();
+    let flushed = sqlx::query_scalar::<_, bool>("SELECT pg_current_wal_flush_lsn() >= $1::pg_lsn").bind(&committed);
+    assert!(flushed.fetch_one(&mut *writer).await.unwrap(), "a crash would take back what is published");
+    running.abort();
 }
 
 /// Events that no queue wants are counted, and stop nothing.

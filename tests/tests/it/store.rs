@@ -87,9 +87,9 @@ async fn a_clock_that_is_set_back_gives_no_tstamp_twice() {
         "SELECT setval('events_tstamp', (extract(epoch FROM clock_timestamp()) * 1000000)::bigint + 3600000000)";
     let ahead: i64 = sqlx::query_scalar(ahead).fetch_one(&db.pool).await.unwrap();
     let first = store.append(Uuid::new_v4(), ExpectedVersion::Any, &[happened(1), happened(2)]).await.unwrap();
-    assert_eq!(first.position, ahead + 2);
+    assert!((ahead + 2..ahead + 10).contains(&first.position), "{}", first.position - ahead);
     let next = store.append(Uuid::new_v4(), ExpectedVersion::Any, &[happened(3)]).await.unwrap();
-    assert_eq!(next.position, ahead + 3);
+    assert!((first.position + 1..first.position + 10).contains(&next.position), "{}", next.position - ahead);
 }
 
 #[tokio::test]

@@ -1,0 +1,284 @@
+//! Appends that are gathered: each has its own outcome, what returned is flushed, and whoever listens is told.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use projection_runtime::postgres_server::{PostgresServer, StopMode};
+use projection_runtime::{Appended, Error, EventStore, ExpectedVersion, NewEvent};
+use sqlx::PgPool;
+use sqlx::postgres::{PgListener, PgPoolCopyExt, PgPoolOptions};
+use tests::journal::Happened;
+use tests::{TestDatabase, eventually};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+fn happened(n: i64) -> NewEvent {
+    Happened::new(n).event()
+}
+
+async fn stored(pool: &PgPool, aggregate: Uuid) -> Vec<(i64, i64)> {
+    sqlx::query_as("SELECT sequence_no, tstamp FROM events WHERE aggregate_id = $1 ORDER BY sequence_no")
+        .bind(aggregate)
+        .fetch_all(pool)
+        .await
+        .unwrap()
+}
+
+/// What is expected of an append among many.
+#[derive(Debug, Clone, Copy)]
+enum Outcome {
+    Appended,
+    Conflict,
+    Duplicate,
+    Refused,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_of_many_has_its_own_outcome() {
+    let db = TestDatabase::new().await;
+    let store = EventStore::new(db.pool.clone());
+    let (there, id) = (Uuid::new_v4(), Uuid::new_v4());
+    store.append(there, ExpectedVersion::Exact(0), &[happened(0).with_id(id), happened(0)]).await.unwrap();
+    let mut tasks = JoinSet::new();
+    for round in 0..30 {
+        for outcome in [Outcome::Appended, Outcome::Conflict, Outcome::Duplicate, Outcome::Refused, Outcome::Appended] {
+            if round % 10 != 0 && matches!(outcome, Outcome::Duplicate | Outcome::Refused) {
+                continue;
+            }
+            let store = store.clone();
+            tasks.spawn(async move {
+                let new = Uuid::new_v4();
+                let nul = serde_json::json!({ "text": "\u{0}" });
+                let (aggregate, expected, events) = match outcome {
+                    Outcome::Appended => (new, ExpectedVersion::Exact(0), (0..=round % 3).map(happened).collect()),
+                    Outcome::Conflict => (there, ExpectedVersion::Exact(round % 2), vec![happened(1)]),
+                    Outcome::Duplicate => (new, ExpectedVersion::Any, vec![happened(2), happened(3).with_id(id)]),
+                    Outcome::Refused => (new, ExpectedVersion::Any, vec![happened(4).with_metadata(nul)]),
+                };
+                (outcome, aggregate, events.len(), store.append(aggregate, expected, &events).await)
+            });
+        }
+    }
+    for (outcome, aggregate, events, result) in tasks.join_all().await {
+        let stored = stored(&db.pool, aggregate).await;
+        match (outcome, result) {
+            (Outcome::Appended, Ok(Appended { position, version })) => {
+                assert_eq!(stored.iter().map(|(no, _)| *no).collect::<Vec<_>>(), (1..=version).collect::<Vec<_>>());
+                assert_eq!((stored.len(), stored.last().unwrap().1), (events, position));
+                assert!(stored.is_sorted_by_key(|(_, tstamp)| *tstamp));
+            }
+            (Outcome::Conflict, Err(Error::VersionConflict { actual: 2, .. })) => assert_eq!(stored.len(), 2),
+            (Outcome::Duplicate, Err(Error::DuplicateEvent { id: named })) => {
+                assert_eq!((named, stored.len()), (id.to_string(), 0));
+            }
+            (Outcome::Refused, Err(Error::Database { .. })) => assert!(stored.is_empty()),
+            (outcome, result) => panic!("{outcome:?}: {result:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn appends_of_one_aggregate_come_one_after_the_other() {
+    let db = TestDatabase::new().await;
+    let store = EventStore::new(db.pool.clone());
+    let aggregate = Uuid::new_v4();
+    let mut tasks = JoinSet::new();
+    for n in 0..50 {
+        let store = store.clone();
+        tasks.spawn(async move { store.append(aggregate, ExpectedVersion::Any, &[happened(n), happened(n)]).await });
+    }
+    let appended: Vec<_> = tasks.join_all().await.into_iter().map(Result::unwrap).collect();
+    let told: HashSet<_> = appended.iter().map(|appended| (appended.version, appended.position)).collect();
+    let stored = stored(&db.pool, aggregate).await;
+    assert_eq!(stored.len(), 100);
+    assert_eq!(told, stored.into_iter().filter(|(no, _)| no % 2 == 0).collect());
+    let conflict = store.append(aggregate, ExpectedVersion::Exact(101), &[happened(0)]).await.unwrap_err();
+    assert!(matches!(conflict, Error::VersionConflict { actual: 100, .. }), "{conflict:?}");
+    let next = store.append(aggregate, ExpectedVersion::Exact(100), &[happened(0)]).await.unwrap();
+    assert_eq!(next.version, 101);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_goes_away_disturbs_nobody() {
+    let db = TestDatabase::new().await;
+    let store = EventStore::new(db.pool.clone());
+    let mut other = db.pool.begin().await.unwrap();
+    sqlx::query("SELECT events_lock_order()").execute(&mut *other).await.unwrap();
+    let append = |aggregate| {
+        let store = store.clone();
+        tokio::spawn(async move { store.append(aggregate, ExpectedVersion::Exact(0), &[happened(1)]).await })
+    };
+    let aggregates: Vec<_> = (0..4).map(|_| Uuid::new_v4()).collect();
+    let under_way = append(aggregates[0]);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let (waiting, stays, stays_too) = (append(aggregates[1]), append(aggregates[2]), append(aggregates[3]));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    under_way.abort();
+    waiting.abort();
+    assert!(waiting.await.unwrap_err().is_cancelled());
+    other.rollback().await.unwrap();
+    for append in [stays, stays_too] {
+        let appended = tokio::time::timeout(Duration::from_secs(20), append).await.unwrap();
+        assert_eq!(appended.unwrap().unwrap().version, 1);
+    }
+    assert!(stored(&db.pool, aggregates[1]).await.is_empty(), "nobody waited for it any more when its turn came");
+}
+
+/// Of all that was told to be appended nothing is missing after the server was killed.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_returned_survives_a_kill() {
+    // The server flushes nothing by itself while this lasts.
+    let start = || PostgresServer::start_with("TEST_DATABASE_URL", &["wal_writer_delay=10s"]);
+    let mut server = tokio::task::spawn_blocking(start).await.unwrap().unwrap();
+    let pool = PgPoolOptions::new().max_connections(10).connect(&server.url("postgres")).await.unwrap();
+    dancefinder_projections::service().migrations.run(&pool).await.unwrap();
+    let store = EventStore::new(pool.clone());
+    let mut returned = Vec::new();
+    for _ in 0..5 {
+        let mut tasks = JoinSet::new();
+        for _ in 0..4 {
+            let store = store.clone();
+            tasks.spawn(async move {
+                let mut returned = Vec::new();
+                loop {
+                    let id = Uuid::new_v4();
+                    let event = happened(1).with_id(id);
+                    match store.append(Uuid::new_v4(), ExpectedVersion::Exact(0), &[event]).await {
+                        Ok(_) => returned.push(id),
+                        Err(error) if returned.is_empty() && error.is_passing() => {}
+                        Err(error) => {
+                            assert!(error.is_passing(), "{error:?}");
+                            return returned;
+                        }
+                    }
+                }
+            });
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        server = tokio::task::spawn_blocking(move || {
+            server.stop(StopMode::Kill).unwrap();
+            server
+        })
+        .await
+        .unwrap();
+        returned.extend(tasks.join_all().await.into_iter().flatten());
+        server = tokio::task::spawn_blocking(move || {
+            server.start_again().unwrap();
+            server
+        })
+        .await
+        .unwrap();
+        let there: Vec<Uuid> = sqlx::query_scalar("SELECT id FROM events").fetch_all(&pool).await.unwrap();
+        let there: HashSet<Uuid> = there.into_iter().collect();
+        let lost = returned.iter().filter(|id| !there.contains(id)).count();
+        assert_eq!(lost, 0, "of {} events", returned.len());
+    }
+    assert!(returned.len() > 100, "only {} events", returned.len());
+}
+
+/// Also after appends that did not tell by themselves, because another one had a moment before.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_listens_is_told_after_the_last_append() {
+    let db = TestDatabase::new().await;
+    let store = EventStore::new(db.pool.clone());
+    let mut listener = PgListener::connect_with(&db.pool).await.unwrap();
+    listener.listen("events").await.unwrap();
+    // What each NOTIFY finds, looked at when it comes.
+    let (seen, pool) = (watch::Sender::new((0, 0)), db.pool.clone());
+    let found = seen.subscribe();
+    tokio::spawn(async move {
+        for told in 1.. {
+            listener.recv().await.unwrap();
+            let count: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM events").fetch_one(&pool).await.unwrap();
+            seen.send_replace((count, told));
+        }
+    });
+    let mut count = 0;
+    for round in 0..40 {
+        for _ in 0..=round {
+            if round % 10 == 5 {
+                sqlx::query(
+                    "INSERT INTO events (aggregate_id, aggregate_name, name, data)
+                     VALUES (gen_random_uuid(), 'test.Thing', 'Happened', '{\"n\": 1}')",
+                )
+                .execute(&db.pool)
+                .await
+                .unwrap();
+            } else {
+                store.append(Uuid::new_v4(), ExpectedVersion::Any, &[happened(1)]).await.unwrap();
+            }
+            count += 1;
+        }
+        eventually("told of the last append", Duration::from_secs(5), || async { found.borrow().0 == count }).await;
+    }
+    let told = found.borrow().1;
+    assert!(told < count, "{told} NOTIFYs for {count} appends");
+}
+
+/// Whatever statement inserts, places grow in the order of the rows, and the writer's own are not taken.
+#[tokio::test]
+async fn every_statement_is_ordered() {
+    const VALUES: &str = "'00000000-0000-0000-0000-000000000001', 'test.Thing', 'Happened'";
+    let db = TestDatabase::new().await;
+    let mut tx = db.pool.begin().await.unwrap();
+    let before: i64 = sqlx::query_scalar("SELECT last_value FROM events_tstamp").fetch_one(&mut *tx).await.unwrap();
+    for statement in [
+        format!(
+            "INSERT INTO events (aggregate_id, aggregate_name, name, data, tstamp)
+             VALUES ({VALUES}, '1', DEFAULT), ({VALUES}, '2', 5), ({VALUES}, '3', DEFAULT), ({VALUES}, '4', NULL)"
+        ),
+        format!(
+            "INSERT INTO events (aggregate_id, aggregate_name, name, data)
+             SELECT {VALUES}, i::text::json AS data FROM generate_series(7, 5, -1) i ORDER BY i"
+        ),
+        format!(
+            "INSERT INTO events (id, aggregate_id, aggregate_name, name, data, tstamp)
+             SELECT id, {VALUES}, '0', 9000000000000000 FROM events LIMIT 1 ON CONFLICT (id) DO NOTHING"
+        ),
+        format!(
+            "INSERT INTO events (aggregate_id, aggregate_name, name, data, tstamp)
+             VALUES ({VALUES}, '8', 9000000000000000) RETURNING tstamp"
+        ),
+    ] {
+        sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&mut *tx).await.unwrap();
+    }
+    tx.commit().await.unwrap();
+    for (columns, lines) in [("", ["9", "10", "11"]), (", tstamp", ["12\t5", "13\t6", "14\t9000000000000000"])] {
+        let copy = format!("COPY events (aggregate_id, aggregate_name, name, data{columns}) FROM STDIN");
+        let mut copy = db.pool.copy_in_raw(&copy).await.unwrap();
+        for line in lines {
+            let line = format!("00000000-0000-0000-0000-000000000001\ttest.Thing\tHappened\t{line}\n");
+            copy.send(line.as_bytes()).await.unwrap();
+        }
+        copy.finish().await.unwrap();
+    }
+    let rows: Vec<(i64, i64, i64)> =
+        sqlx::query_as("SELECT data::text::bigint, sequence_no, tstamp FROM events ORDER BY tstamp")
+            .fetch_all(&db.pool)
+            .await
+            .unwrap();
+    let numbers: Vec<i64> = (1..=14).collect();
+    assert_eq!(rows.iter().map(|(n, ..)| *n).collect::<Vec<_>>(), numbers);
+    assert_eq!(rows.iter().map(|(_, no, _)| *no).collect::<Vec<_>>(), numbers);
+    assert!(rows[0].2 > before && rows[13].2 < 9_000_000_000_000_000);
+    let next = EventStore::new(db.pool.clone()).append(Uuid::new_v4(), ExpectedVersion::Any, &[happened(0)]).await;
+    assert!(next.unwrap().position > rows[13].2);
+}
+
+/// A pool of one connection is enough.
+#[tokio::test]
+async fn one_connection_is_enough() {
+    let db = TestDatabase::new().await;
+    let pool = PgPoolOptions::new().max_connections(1).connect(&db.url).await.unwrap();
+    let store = EventStore::new(pool.clone());
+    for n in 0..20 {
+        store.append(Uuid::new_v4(), ExpectedVersion::Any, &[happened(n)]).await.unwrap();
+        sqlx::query("SELECT 1").execute(&pool).await.unwrap();
+    }
+    let many = (0..20).map(|n| (Uuid::new_v4(), [happened(n)]));
+    let many: Vec<_> = many.collect();
+    let appends = many.iter().map(|(aggregate, events)| store.append(*aggregate, ExpectedVersion::Exact(0), events));
+    assert!(futures_util::future::join_all(appends).await.iter().all(Result::is_ok));
+    eventually("the connection is given back", Duration::from_secs(5), || async { pool.num_idle() == 1 }).await;
+}
