@@ -3,7 +3,7 @@
 use proc_macro2::{Span, TokenStream};
 use quote::quote;
 use syn::ext::IdentExt;
-use syn::{Attribute, Data, DeriveInput, Fields, Ident, Meta, Type};
+use syn::{Attribute, Data, DataStruct, DeriveInput, Fields, Ident, Meta, Type};
 
 use crate::keys::Keys;
 use crate::projection::model::check_table;
@@ -82,25 +82,16 @@ fn read(input: &DeriveInput, report: &mut Report) -> Model {
 fn columns(input: &DeriveInput, report: &mut Report) -> Vec<Column> {
     const FORM: &str =
         "a row is a struct with a named field for each column: `struct Band { #[key] id: Uuid, name: String }`";
-    let fields = match &input.data {
-        Data::Struct(data) => match &data.fields {
-            Fields::Named(fields) => &fields.named,
-            _ => {
-                report.error(&input.ident, FORM);
-                return Vec::new();
-            }
-        },
-        Data::Enum(data) => {
-            report.error(data.enum_token, FORM);
-            return Vec::new();
+    let Data::Struct(DataStruct { fields: Fields::Named(fields), .. }) = &input.data else {
+        match &input.data {
+            Data::Enum(data) => report.error(data.enum_token, FORM),
+            Data::Union(data) => report.error(data.union_token, FORM),
+            Data::Struct(_) => report.error(&input.ident, FORM),
         }
-        Data::Union(data) => {
-            report.error(data.union_token, FORM);
-            return Vec::new();
-        }
+        return Vec::new();
     };
     let mut columns = Vec::new();
-    for field in fields {
+    for field in &fields.named {
         let keys: Vec<&Attribute> = field.attrs.iter().filter(|attr| attr.path().is_ident("key")).collect();
         if let Some(key) = keys.iter().find(|key| !matches!(key.meta, Meta::Path(_))) {
             report.error(key, "`#[key]` says all by itself: the field is, or is a part of, the table's key");

@@ -237,6 +237,7 @@ pub trait RowOf<Alias> {
     };
 
     /// For the events of a batch.
+    #[must_use]
     fn changes<'a>() -> Changes<'a, Self::Row> {
         Changes { changes: Vec::new() }
     }
@@ -326,8 +327,10 @@ struct Change<'a, R: ReadModel> {
     /// The event's place in the batch.
     at: usize,
     key: R::Key,
-    handler: Box<dyn FnOnce(&mut Option<R>) -> Result<(), ApplyError> + Send + 'a>,
+    handler: Box<Handler<'a, R>>,
 }
+
+type Handler<'a, R> = dyn FnOnce(&mut Option<R>) -> Result<(), ApplyError> + Send + 'a;
 
 /// A row before and after.
 struct Rewritten<R> {

@@ -221,10 +221,8 @@ fn row_arm(i: usize, handler: &Handler, changes: &Ident, private: &TokenStream) 
         None => moved(ends(&handler.event), quote!(#private::aggregate_key(&#changes, &event))),
     };
     let argument = moved(ends(handler.parameter(1)), quote!(#private::argument(&event)));
-    let outcome = match handler.output() {
-        Some(output) => moved(ends(output), quote!(#private::row_outcome(result))),
-        None => quote!(#private::row_outcome(result)),
-    };
+    let outcome = quote!(#private::row_outcome(result));
+    let outcome = handler.output().map_or(outcome.clone(), |output| moved(ends(output), outcome));
     quote! {
         #(#cfg)*
         name if name == #this::EVENT_NAME => {

@@ -116,7 +116,7 @@ struct On {
 /// `BandCreated` or `key = event.data.name`
 enum Part {
     Event(Path),
-    Key(Ident, Expr),
+    Key(Ident, Box<Expr>),
 }
 
 impl Parse for Part {
@@ -129,7 +129,7 @@ impl Parse for Part {
         if input.is_empty() {
             return Err(syn::Error::new(key.span(), format!("`{key}` needs a value: `{KEY_FORM}`")));
         }
-        Ok(Part::Key(key, input.parse()?))
+        Ok(Part::Key(key, Box::new(input.parse()?)))
     }
 }
 
@@ -171,7 +171,7 @@ fn events(on: &[Attribute], report: &mut Report) -> On {
                     report.error(&name, format!("unknown key `{name}`; `#[on(..)]` knows `{KEY_FORM}`"));
                 }
                 Part::Key(name, _) if found.key.is_some() => report.error(name, "`key` stands twice: keep one"),
-                Part::Key(_, key) => found.key = Some(key),
+                Part::Key(_, key) => found.key = Some(*key),
             }
         }
         if let Some(second) = events.get(1) {
