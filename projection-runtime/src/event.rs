@@ -242,7 +242,7 @@ pub struct StoredEvent {
     pub recorded_at: DateTime<Utc>,
 }
 
-/// By the columns' places, in the order of [`StoredEvent::COLUMNS`]: looking their names up takes longer than reading them.
+// By the columns' places, in the order of `COLUMNS`: looking their names up takes longer than reading them.
 impl FromRow<'_, PgRow> for StoredEvent {
     fn from_row(row: &PgRow) -> sqlx::Result<Self> {
         Ok(StoredEvent {
