@@ -301,6 +301,12 @@ pub enum ApplyError {
         /// The columns of the key.
         key: &'static [&'static str],
     },
+    /// A row was there before the first event of its aggregate. The events are applied again, one at a time.
+    #[error("a row of `{table}` was there before the first event of its aggregate")]
+    Untimely {
+        /// The row's table.
+        table: &'static str,
+    },
     /// PostgreSQL takes two keys for equal which Rust does not.
     #[error(
         "a row of `{table}` was found whose key ({}) is not the one that was looked for: to PostgreSQL they are equal. \

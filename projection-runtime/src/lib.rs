@@ -302,7 +302,7 @@ pub mod __private {
     pub use crate::handler::{Handler, argument, outcome, run, run_name, send};
     pub use crate::projection::{Form, execute, not_handled, run_not_handled, stand_in};
     pub use crate::read_model::{
-        AggregateKey, Changes, Column, Field, PgQuery, RowOf, aggregate_key, key, key_part, row_outcome,
+        AggregateKey, Changes, Column, Field, PgQuery, RowOf, aggregate_key, is_first, key, key_part, row_outcome,
     };
     pub use crate::versions::{newest, oldest, upcast};
     pub use core::result::Result;

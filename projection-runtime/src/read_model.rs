@@ -6,6 +6,11 @@
 //!
 //! What must hold: a row comes to the same as if it were read and written for each event. Only what changed is written,
 //! and a handler that gives a row another key than its event's is an error: the row would be written over another one.
+//!
+//! Where rows are known by their aggregates alone, none is looked for before an aggregate's first event, which saves most
+//! of the reading of a rebuild. Events may come out of their order, as by an import: then the row is there all the same.
+//! It shows when the row is written, or, where it is not written, by a look afterwards; the batch is rolled back and
+//! halved, and an event that is alone always looks.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -279,6 +284,12 @@ pub fn aggregate_key<R: ReadModel<Key: AggregateKey>, E: DomainEvent>(
     R::Key::of(event)
 }
 
+/// Whether it is the first event of its aggregate.
+#[must_use]
+pub fn is_first<E>(event: &Recorded<E>) -> bool {
+    event.sequence_no == 1
+}
+
 /// The key of the row, as the handler says.
 pub fn key<R: ReadModel>(_: &Changes<'_, R>, key: R::Key) -> R::Key {
     key
@@ -327,6 +338,8 @@ struct Change<'a, R: ReadModel> {
     /// The event's place in the batch.
     at: usize,
     key: R::Key,
+    /// There is no row yet, if events come in their order.
+    is_new: bool,
     handler: Box<Handler<'a, R>>,
 }
 
@@ -334,6 +347,8 @@ type Handler<'a, R> = dyn FnOnce(&mut Option<R>) -> Result<(), ApplyError> + Sen
 
 /// A row before and after.
 struct Rewritten<R> {
+    /// It was not looked for.
+    assumed: bool,
     before: Option<R>,
     row: Option<R>,
 }
@@ -344,47 +359,61 @@ impl<'a, R: ReadModel> Changes<'a, R> {
         &mut self,
         at: usize,
         key: R::Key,
+        is_new: bool,
         handler: impl FnOnce(&mut Option<R>) -> Result<(), ApplyError> + Send + 'a,
     ) {
-        self.changes.push(Change { at, key, handler: Box::new(handler) });
+        self.changes.push(Change { at, key, is_new, handler: Box::new(handler) });
     }
 
     /// Reads the rows, changes them, and writes what is changed.
     pub async fn apply(self, tx: &mut PgConnection) -> Result<(), RunError> {
         let mut rows: Vec<Rewritten<R>> = Vec::new();
         let mut places: HashMap<R::Key, usize> = HashMap::with_capacity(self.changes.len());
+        let alone = self.changes.len() == 1;
         for change in &self.changes {
             if let Entry::Vacant(vacant) = places.entry(change.key.clone()) {
                 vacant.insert(rows.len());
-                rows.push(Rewritten { before: None, row: None });
+                rows.push(Rewritten { assumed: change.is_new && !alone, before: None, row: None });
             }
         }
-        read(&places, &mut rows, tx).await?;
-        for Change { at, key, handler } in self.changes {
-            let row = &mut rows[places[&key]].row;
+        read(&places, &mut rows, |row| !row.assumed, tx).await?;
+        for Change { at, key, handler, .. } in self.changes {
+            let Rewritten { assumed, row, .. } = &mut rows[places[&key]];
             let done = std::panic::catch_unwind(AssertUnwindSafe(|| handler(row)));
-            done.unwrap_or_else(|panic| Err(ApplyError::panic(&*panic))).map_err(|error| RunError::at(at, error))?;
-            if row.as_ref().is_some_and(|row| row.key() != key) {
-                return Err(RunError::at(at, ApplyError::OtherKey { table: R::TABLE, key: R::KEY }));
-            }
+            let done = done.unwrap_or_else(|panic| Err(ApplyError::panic(&*panic)));
+            let other_key = row.as_ref().is_some_and(|row| row.key() != key);
+            let done = if other_key { Err(ApplyError::OtherKey { table: R::TABLE, key: R::KEY }) } else { done };
+            // Not to blame for sure where the row may have been another one.
+            done.map_err(|error| RunError { at: (!*assumed).then_some(at), error })?;
+        }
+        // Those of which nothing is left: if they were there, the handlers should have seen them.
+        read(&places, &mut rows, |row| row.assumed && row.row.is_none(), tx).await?;
+        if rows.iter().any(|row| row.assumed && row.before.is_some()) {
+            return Err(ApplyError::Untimely { table: R::TABLE }.into());
         }
         write(&places, &rows, tx).await
     }
 }
 
+/// Reads those rows.
 async fn read<R: ReadModel>(
     places: &HashMap<R::Key, usize>,
     rows: &mut [Rewritten<R>],
+    which: impl Fn(&Rewritten<R>) -> bool,
     tx: &mut PgConnection,
 ) -> Result<(), RunError> {
-    let keys: Vec<&R::Key> = places.keys().collect();
+    let keys: Vec<&R::Key> = places.iter().filter(|&(_, &place)| which(&rows[place])).map(|(key, _)| key).collect();
+    if keys.is_empty() {
+        return Ok(());
+    }
     let mut found = R::bind_keys(sqlx::query(R::SELECT), &keys).fetch(tx);
     while let Some(row) = found.try_next().await? {
         // Read twice: a row needs no `Clone`.
         let before = R::read(&row)?;
         // Equal to PostgreSQL, but not to Rust, as with a collation or type that ignores the case.
         let place = places.get(&before.key()).ok_or(ApplyError::UnlikeKey { table: R::TABLE, key: R::KEY })?;
-        rows[*place] = Rewritten { before: Some(before), row: Some(R::read(&row)?) };
+        let assumed = rows[*place].assumed;
+        rows[*place] = Rewritten { assumed, before: Some(before), row: Some(R::read(&row)?) };
     }
     Ok(())
 }
@@ -401,7 +430,7 @@ async fn write<R: ReadModel>(
         R::bind_keys(sqlx::query(R::DELETE), &gone).execute(&mut *tx).await?;
     }
     let (mut new, mut changed) = (Vec::new(), Vec::new());
-    for Rewritten { before, row } in rows {
+    for Rewritten { before, row, .. } in rows {
         match (before, row) {
             (None, Some(row)) => new.push(row),
             (Some(before), Some(row)) if !before.is_same(row) => changed.push(row),

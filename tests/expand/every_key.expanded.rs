@@ -129,7 +129,8 @@ const _: () = {
                     name if name == <ThisProjection as __private::Handler<__Event3>>::EVENT_NAME => {
                         let event = __private::at(at, <ThisProjection as __private::Handler<__Event3>>::decode(event))?;
                         let key = __private::aggregate_key(&rows0, &event);
-                        rows0.add(at, key, move |row| {
+                        let is_new = false;
+                        rows0.add(at, key, is_new, move |row| {
                             let result = Self::named(row, __private::argument(&event));
                             __private::row_outcome(result)
                         });
@@ -141,7 +142,8 @@ const _: () = {
                             let key = (__private::key_part(&event.aggregate_id), __private::key_part(&event.data.day));
                             __private::key(&rows0, key)
                         };
-                        rows0.add(at, key, move |row| {
+                        let is_new = false;
+                        rows0.add(at, key, is_new, move |row| {
                             let result = Self::moved(self, row, __private::argument(&event));
                             __private::row_outcome(result)
                         });

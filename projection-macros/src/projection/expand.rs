@@ -110,6 +110,8 @@ pub(crate) fn projection(projection: &Projection, block: &ItemImpl) -> TokenStre
 /// A row's type and the handlers that take it.
 struct RowType<'a> {
     ty: &'a Type,
+    /// Its rows come of their aggregates' events alone: before the first of them there is none.
+    by_aggregate: bool,
     /// Where all these handlers have a `#[cfg(..)]`.
     cfg: Option<TokenStream>,
     handlers: Vec<&'a Handler>,
@@ -122,10 +124,13 @@ fn row_types(handlers: &[Handler]) -> Vec<RowType<'_>> {
         let Some(ty) = handler.row() else { continue };
         match rows.iter_mut().find(|row| crate::is_same(row.ty, ty)) {
             Some(row) => row.handlers.push(handler),
-            None => rows.push(RowType { ty, cfg: None, handlers: vec![handler] }),
+            None => rows.push(RowType { ty, by_aggregate: true, cfg: None, handlers: vec![handler] }),
         }
     }
-    for RowType { cfg, handlers, .. } in &mut rows {
+    // SQL may write to any of the projection's tables.
+    let all_take_rows = handlers.iter().all(|handler| handler.row().is_some());
+    for RowType { by_aggregate, cfg, handlers, .. } in &mut rows {
+        *by_aggregate = all_take_rows && handlers.iter().all(|handler| handler.key.is_none());
         if handlers.iter().all(|handler| !handler.cfg.is_empty()) {
             let each = handlers.iter().map(|handler| {
                 let conditions = handler.cfg.iter().filter_map(|cfg| cfg.meta.require_list().ok());
@@ -184,7 +189,7 @@ fn apply_rows(
     let arms = handlers.iter().enumerate().filter_map(|(i, handler)| {
         let row = handler.row()?;
         let r = rows.iter().position(|known| crate::is_same(known.ty, row))?;
-        Some(row_arm(i, handler, &changes(r), private))
+        Some(row_arm(i, handler, &changes(r), rows[r].by_aggregate, private))
     });
     quote! {
         async fn apply_rows(
@@ -206,7 +211,7 @@ fn apply_rows(
 }
 
 /// The arm of an event whose handler takes a row.
-fn row_arm(i: usize, handler: &Handler, changes: &Ident, private: &TokenStream) -> TokenStream {
+fn row_arm(i: usize, handler: &Handler, changes: &Ident, by_aggregate: bool, private: &TokenStream) -> TokenStream {
     let Handler { cfg, sig, .. } = handler;
     let (this, function) = (as_handler(i, private), &sig.ident);
     let receiver = sig.receiver().map(|_| quote!(self,));
@@ -221,6 +226,7 @@ fn row_arm(i: usize, handler: &Handler, changes: &Ident, private: &TokenStream) 
         None => moved(ends(&handler.event), quote!(#private::aggregate_key(&#changes, &event))),
     };
     let argument = moved(ends(handler.parameter(1)), quote!(#private::argument(&event)));
+    let is_new = if by_aggregate { quote!(#private::is_first(&event)) } else { quote!(false) };
     let outcome = quote!(#private::row_outcome(result));
     let outcome = handler.output().map_or(outcome.clone(), |output| moved(ends(output), outcome));
     quote! {
@@ -228,7 +234,8 @@ fn row_arm(i: usize, handler: &Handler, changes: &Ident, private: &TokenStream) 
         name if name == #this::EVENT_NAME => {
             let event = #private::at(at, #this::decode(event))?;
             let key = #key;
-            #changes.add(at, key, move |row| {
+            let is_new = #is_new;
+            #changes.add(at, key, is_new, move |row| {
                 let result = Self::#function(#receiver row, #argument);
                 #outcome
             });

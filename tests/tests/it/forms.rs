@@ -353,3 +353,69 @@ async fn a_row_is_written_only_where_it_changed() {
     let error = &status.projection("touched").unwrap().failure.as_ref().unwrap().error;
     assert!(error.starts_with("the handler gave a row of `balance` another key (id) than its event's"), "{error}");
 }
+
+/// No row is looked for before an aggregate's first event; where that one comes late, the row is found all the same.
+#[tokio::test]
+async fn a_first_event_that_comes_late_finds_its_row() {
+    struct IfThere;
+
+    #[projection(name = "if_there", tables = ["balance"])]
+    impl IfThere {
+        #[on(Added)]
+        fn added(row: &mut Option<Balance>, event: &Recorded<Added>) {
+            change(row, event, |balance| *balance += event.data.amount);
+        }
+
+        #[on(Doubled)]
+        fn doubled(row: &mut Option<Balance>, _: &Recorded<Doubled>) {
+            if let Some(row) = row {
+                row.balance *= 2;
+            }
+        }
+
+        #[on(Cleared)]
+        fn cleared(row: &mut Option<Balance>, _: &Recorded<Cleared>) -> Result<()> {
+            row.take().map(drop).ok_or("there is no row".into())
+        }
+    }
+
+    let (added, doubled, cleared) = (r#"{"amount": 3}"#, r#"{"bad": null}"#, "{}");
+    // Written by the late event; changed by it; removed by it, which fails without a row.
+    for (late, data, expected) in [("Added", added, Some(6)), ("Doubled", doubled, Some(6)), ("Cleared", cleared, None)]
+    {
+        let db = database().await;
+        let account = Uuid::new_v4();
+        let append = async |aggregate: Uuid, sequence_no: i64, name: &str, data: &str| {
+            sqlx::query(
+                "INSERT INTO events (aggregate_id, aggregate_name, sequence_no, name, data)
+                 VALUES ($1, 'test.Account', $2, $3, $4::json)",
+            )
+            .bind(aggregate)
+            .bind(sequence_no)
+            .bind(name)
+            .bind(data)
+            .execute(&db.pool)
+            .await
+            .unwrap();
+        };
+        let manager = manager(&db, projections![IfThere], 1000);
+        append(account, 2, "Added", added).await;
+        manager.catch_up(|_| {}).await.unwrap();
+        for i in 0..20 {
+            if i == 11 {
+                append(account, 1, late, data).await;
+            }
+            append(Uuid::new_v4(), 1, "Added", added).await;
+        }
+        let status = manager.catch_up(|_| {}).await.unwrap();
+        let failure = status.projection("if_there").unwrap().failure.clone();
+        assert!(failure.is_none(), "{late}: {failure:?}");
+        let balance: Option<i64> = sqlx::query_scalar("SELECT balance FROM balance WHERE id = $1")
+            .bind(account)
+            .fetch_optional(&db.pool)
+            .await
+            .unwrap();
+        assert_eq!(balance, expected, "{late}");
+        assert_eq!(actual(&db.pool).await.len(), 20 + usize::from(expected.is_some()), "{late}");
+    }
+}
