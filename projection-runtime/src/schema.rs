@@ -208,9 +208,11 @@ const KEYS: &[(&str, &[&str], &str)] = &[
 
 /// Triggers of `events`, and what hangs on them.
 const TRIGGERS: &[(&str, &str)] = &[
-    ("events_before_statement", "events would become visible out of order, and be missed"),
+    (
+        "events_before_statement",
+        "events would become visible out of order and be missed, and nothing would wake projections",
+    ),
     ("events_before_insert", "an event could be given another place in the order, or no sequence_no"),
-    ("events_after_insert", "nothing would wake the projections"),
     ("events_refuse_change", "events could be changed and removed"),
 ];
 
@@ -287,11 +289,13 @@ async fn event_store(connection: &mut PgConnection, rabbitmq: bool) -> sqlx::Res
         }
     }
 
-    let append: bool =
-        sqlx::query_scalar("SELECT to_regproc('events_append') IS NOT NULL").fetch_one(connection).await?;
-    if !append {
-        let what = "there is no procedure `events_append`: the store could not append";
-        problem("events", Some("events_append"), what.to_owned(), MIGRATE.to_owned());
+    for procedure in ["events_append_one", "events_append"] {
+        let there: bool =
+            sqlx::query_scalar("SELECT to_regproc($1) IS NOT NULL").bind(procedure).fetch_one(&mut *connection).await?;
+        if !there {
+            let what = format!("there is no procedure `{procedure}`: the store could not append");
+            problem("events", Some(procedure), what, MIGRATE.to_owned());
+        }
     }
     Ok(problems)
 }

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use futures_util::TryStreamExt;
-use sqlx::{AssertSqlSafe, PgConnection, PgPool, Row};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, Row};
 use uuid::Uuid;
 
 use crate::append::Gathering;
@@ -43,6 +43,15 @@ pub enum ExpectedVersion {
     Any,
     /// The aggregate's last event has this `sequence_no`; 0: it has no events.
     Exact(i64),
+}
+
+impl ExpectedVersion {
+    pub(crate) fn allows(self, actual: i64) -> bool {
+        match self {
+            ExpectedVersion::Any => true,
+            ExpectedVersion::Exact(version) => version == actual,
+        }
+    }
 }
 
 impl std::fmt::Display for ExpectedVersion {
@@ -108,7 +117,8 @@ impl EventStore {
         events: &[NewEvent],
     ) -> Result<Appended, Error> {
         if events.is_empty() {
-            return append_alone(&self.pool, aggregate_id, expected, events).await;
+            let mut connection = self.pool.acquire().await.map_err(Error::database(appending(aggregate_id)))?;
+            return append_alone(&mut connection, aggregate_id, expected, events).await;
         }
         self.gathering.append(aggregate_id, expected, events).await
     }
@@ -133,9 +143,7 @@ impl EventStore {
         .fetch_one(&mut *tx)
         .await
         .map_err(doing())?;
-        if let ExpectedVersion::Exact(version) = expected
-            && version != actual
-        {
+        if !expected.allows(actual) {
             return Err(Error::VersionConflict { aggregate_id, expected, actual });
         }
         if events.is_empty() {
@@ -191,15 +199,15 @@ impl EventStore {
     }
 }
 
-/// Appends in a transaction of its own.
+/// Appends in a transaction of its own, and waits for the lock and the flush as any transaction does.
 pub(crate) async fn append_alone(
-    pool: &PgPool,
+    connection: &mut PgConnection,
     aggregate_id: Uuid,
     expected: ExpectedVersion,
     events: &[NewEvent],
 ) -> Result<Appended, Error> {
     let doing = || Error::database(appending(aggregate_id));
-    let mut tx = pool.begin().await.map_err(doing())?;
+    let mut tx = connection.begin().await.map_err(doing())?;
     let appended = EventStore::append_in(&mut tx, aggregate_id, expected, events).await?;
     tx.commit().await.map_err(doing())?;
     Ok(appended)

@@ -111,12 +111,13 @@ async fn a_caller_that_goes_away_disturbs_nobody() {
     };
     let aggregates: Vec<_> = (0..4).map(|_| Uuid::new_v4()).collect();
     let under_way = append(aggregates[0]);
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    one_waits_for_the_lock(&db).await;
     let (waiting, stays, stays_too) = (append(aggregates[1]), append(aggregates[2]), append(aggregates[3]));
+    // Nothing shows that they are in the queue.
     tokio::time::sleep(Duration::from_millis(100)).await;
-    under_way.abort();
     waiting.abort();
     assert!(waiting.await.unwrap_err().is_cancelled());
+    under_way.abort();
     other.rollback().await.unwrap();
     for append in [stays, stays_too] {
         let appended = tokio::time::timeout(Duration::from_secs(20), append).await.unwrap();
@@ -125,13 +126,46 @@ async fn a_caller_that_goes_away_disturbs_nobody() {
     assert!(stored(&db.pool, aggregates[1]).await.is_empty(), "nobody waited for it any more when its turn came");
 }
 
+async fn one_waits_for_the_lock(db: &TestDatabase) {
+    const WAITING: &str = "SELECT EXISTS (SELECT FROM pg_locks JOIN pg_database d ON d.oid = database
+                           WHERE datname = current_database() AND locktype = 'advisory' AND NOT granted)";
+    eventually("an append waits for the lock", Duration::from_secs(20), || async {
+        sqlx::query_scalar(WAITING).fetch_one(&db.pool).await.unwrap()
+    })
+    .await;
+}
+
+/// What the server was sent it does, and it is told of.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_listens_is_told_of_what_a_caller_left_behind() {
+    let db = TestDatabase::new().await;
+    let store = EventStore::new(db.pool.clone());
+    let told = told(&db).await;
+    for round in 0..10 {
+        // It tells, so the next one does not by itself.
+        store.append(Uuid::new_v4(), ExpectedVersion::Exact(0), &[happened(1)]).await.unwrap();
+        let mut other = db.pool.begin().await.unwrap();
+        sqlx::query("SELECT events_lock_order()").execute(&mut *other).await.unwrap();
+        let again = store.clone();
+        let append =
+            tokio::spawn(async move { again.append(Uuid::new_v4(), ExpectedVersion::Exact(0), &[happened(2)]).await });
+        one_waits_for_the_lock(&db).await;
+        append.abort();
+        other.rollback().await.unwrap();
+        let found = || async { told.borrow().events == 2 * (round + 1) };
+        eventually("told of both", Duration::from_secs(5), found).await;
+    }
+}
+
 /// Of all that was told to be appended nothing is missing after the server was killed.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_returned_survives_a_kill() {
     // The server flushes nothing by itself while this lasts.
     let start = || PostgresServer::start_with("TEST_DATABASE_URL", &["wal_writer_delay=10s"]);
     let mut server = tokio::task::spawn_blocking(start).await.unwrap().unwrap();
-    let pool = PgPoolOptions::new().max_connections(10).connect(&server.url("postgres")).await.unwrap();
+    // Whoever needs a new connection waits for the server no longer than this.
+    let options = PgPoolOptions::new().max_connections(10).acquire_timeout(Duration::from_secs(1));
+    let pool = options.connect(&server.url("postgres")).await.unwrap();
     dancefinder_projections::service().migrations.run(&pool).await.unwrap();
     let store = EventStore::new(pool.clone());
     let mut returned = Vec::new();
@@ -177,23 +211,35 @@ async fn what_returned_survives_a_kill() {
     assert!(returned.len() > 100, "only {} events", returned.len());
 }
 
+/// What each NOTIFY finds.
+#[derive(Debug, Clone, Copy, Default)]
+struct Told {
+    events: i64,
+    notifies: i64,
+}
+
+/// Looked at when it comes.
+async fn told(db: &TestDatabase) -> watch::Receiver<Told> {
+    let mut listener = PgListener::connect_with(&db.pool).await.unwrap();
+    listener.listen("events").await.unwrap();
+    let (told, pool) = (watch::Sender::new(Told::default()), db.pool.clone());
+    let found = told.subscribe();
+    tokio::spawn(async move {
+        for notifies in 1.. {
+            listener.recv().await.unwrap();
+            let events: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM events").fetch_one(&pool).await.unwrap();
+            told.send_replace(Told { events, notifies });
+        }
+    });
+    found
+}
+
 /// Also after appends that did not tell by themselves, because another one had a moment before.
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_listens_is_told_after_the_last_append() {
     let db = TestDatabase::new().await;
     let store = EventStore::new(db.pool.clone());
-    let mut listener = PgListener::connect_with(&db.pool).await.unwrap();
-    listener.listen("events").await.unwrap();
-    // What each NOTIFY finds, looked at when it comes.
-    let (seen, pool) = (watch::Sender::new((0, 0)), db.pool.clone());
-    let found = seen.subscribe();
-    tokio::spawn(async move {
-        for told in 1.. {
-            listener.recv().await.unwrap();
-            let count: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM events").fetch_one(&pool).await.unwrap();
-            seen.send_replace((count, told));
-        }
-    });
+    let told = told(&db).await;
     let mut count = 0;
     for round in 0..40 {
         for _ in 0..=round {
@@ -210,10 +256,10 @@ async fn whoever_listens_is_told_after_the_last_append() {
             }
             count += 1;
         }
-        eventually("told of the last append", Duration::from_secs(5), || async { found.borrow().0 == count }).await;
+        eventually("told of the last append", Duration::from_secs(5), || async { told.borrow().events == count }).await;
     }
-    let told = found.borrow().1;
-    assert!(told < count, "{told} NOTIFYs for {count} appends");
+    let notifies = told.borrow().notifies;
+    assert!(notifies < count, "{notifies} NOTIFYs for {count} appends");
 }
 
 /// Whatever statement inserts, places grow in the order of the rows, and the writer's own are not taken.
@@ -280,5 +326,11 @@ async fn one_connection_is_enough() {
     let many: Vec<_> = many.collect();
     let appends = many.iter().map(|(aggregate, events)| store.append(*aggregate, ExpectedVersion::Exact(0), events));
     assert!(futures_util::future::join_all(appends).await.iter().all(Result::is_ok));
+    eventually("the connection is given back", Duration::from_secs(5), || async { pool.num_idle() == 1 }).await;
+
+    // Of several, one is kept for the next append, but not for long.
+    let pool = PgPoolOptions::new().max_connections(3).connect(&db.url).await.unwrap();
+    EventStore::new(pool.clone()).append(Uuid::new_v4(), ExpectedVersion::Any, &[happened(0)]).await.unwrap();
+    assert_eq!((pool.size(), pool.num_idle()), (1, 0));
     eventually("the connection is given back", Duration::from_secs(5), || async { pool.num_idle() == 1 }).await;
 }

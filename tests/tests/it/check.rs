@@ -71,8 +71,17 @@ const CASES: &[Case] = &[
         None,
         "events",
         Some("events_before_statement"),
-        "trigger `events_before_statement` of `events` is disabled: events would become visible out of order, and be missed",
+        "trigger `events_before_statement` of `events` is disabled: events would become visible out of order and be \
+         missed, and nothing would wake projections",
         "ALTER TABLE events ENABLE TRIGGER events_before_statement;",
+    ),
+    (
+        "DROP PROCEDURE events_append_one",
+        None,
+        "events",
+        Some("events_append_one"),
+        "there is no procedure `events_append_one`: the store could not append",
+        "run `migrate`",
     ),
     (
         "DROP PROCEDURE events_append",
