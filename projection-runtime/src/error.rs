@@ -327,6 +327,11 @@ pub enum ApplyError {
 }
 
 impl ApplyError {
+    /// The event could not be handed over, whatever the rows are.
+    pub(crate) fn is_of_decoding(&self) -> bool {
+        matches!(self, ApplyError::Payload { .. } | ApplyError::NewerVersion { .. } | ApplyError::Upcast { .. })
+    }
+
     pub(crate) fn panic(panic: &(dyn std::any::Any + Send)) -> Self {
         let text = panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
         ApplyError::Panic(text.unwrap_or("with a value that is no text").to_owned())

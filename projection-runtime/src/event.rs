@@ -1,5 +1,7 @@
 //! What an event is: its type, as it is stored, and as a handler gets it.
 
+use std::sync::Arc;
+
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -177,8 +179,8 @@ pub struct Recorded<E> {
     pub id: Uuid,
     /// The aggregate that it happened to.
     pub aggregate_id: Uuid,
-    /// The aggregate's kind, like `domain.Band`.
-    pub aggregate_name: String,
+    /// The aggregate's kind, like `domain.Band`. Shared, as there are few of them.
+    pub aggregate_name: Arc<str>,
     /// 1, 2, 3 .. within the aggregate.
     pub sequence_no: i64,
     /// The place in the whole stream: microseconds since the epoch, strictly growing in commit order.
@@ -199,7 +201,7 @@ impl<E: DomainEvent> Recorded<E> {
     /// # #[event(aggregate = "domain.Band")]
     /// # struct BandCreated { name: String }
     /// let event = Recorded::example(BandCreated { name: "Torvaldzons".into() });
-    /// assert_eq!((event.sequence_no, event.aggregate_name.as_str()), (1, "domain.Band"));
+    /// assert_eq!((event.sequence_no, &*event.aggregate_name), (1, "domain.Band"));
     /// ```
     pub fn example(data: E) -> Self {
         let now = Utc::now();
@@ -207,7 +209,7 @@ impl<E: DomainEvent> Recorded<E> {
             data,
             id: Uuid::new_v4(),
             aggregate_id: Uuid::new_v4(),
-            aggregate_name: E::AGGREGATE.to_owned(),
+            aggregate_name: E::AGGREGATE.into(),
             sequence_no: 1,
             tstamp: now.timestamp_micros(),
             recorded_at: now,
@@ -227,11 +229,11 @@ pub struct StoredEvent {
     /// The aggregate that it happened to.
     pub aggregate_id: Uuid,
     /// The aggregate's kind.
-    pub aggregate_name: String,
+    pub aggregate_name: Arc<str>,
     /// 1, 2, 3 .. within the aggregate.
     pub sequence_no: i64,
     /// The event's name.
-    pub name: String,
+    pub name: Arc<str>,
     /// The version of the payload's form.
     pub version: i32,
     /// The payload.
@@ -242,16 +244,37 @@ pub struct StoredEvent {
     pub recorded_at: DateTime<Utc>,
 }
 
-// By the columns' places, in the order of `COLUMNS`: looking their names up takes longer than reading them.
+/// The names of events and aggregates that were read: few, and each is kept once.
+#[derive(Debug, Default)]
+pub(crate) struct Names(Vec<Arc<str>>);
+
+impl Names {
+    fn get(&mut self, name: &str) -> Arc<str> {
+        if let Some(known) = self.0.iter().find(|known| &***known == name) {
+            return Arc::clone(known);
+        }
+        let name = Arc::from(name);
+        self.0.push(Arc::clone(&name));
+        name
+    }
+}
+
 impl FromRow<'_, PgRow> for StoredEvent {
     fn from_row(row: &PgRow) -> sqlx::Result<Self> {
+        StoredEvent::read(row, &mut Names::default())
+    }
+}
+
+impl StoredEvent {
+    /// By the columns' places, in the order of `COLUMNS`: looking their names up takes longer than reading them.
+    pub(crate) fn read(row: &PgRow, names: &mut Names) -> sqlx::Result<Self> {
         Ok(StoredEvent {
             id: row.try_get(0)?,
             tstamp: row.try_get(1)?,
             aggregate_id: row.try_get(2)?,
-            aggregate_name: row.try_get(3)?,
+            aggregate_name: names.get(row.try_get(3)?),
             sequence_no: row.try_get(4)?,
-            name: row.try_get(5)?,
+            name: names.get(row.try_get(5)?),
             version: row.try_get(6)?,
             data: row.try_get::<Json<_>, _>(7)?.0,
             metadata: row.try_get::<Json<_>, _>(8)?.0,

@@ -131,7 +131,7 @@ pub(crate) async fn record_failure(
     )
     .bind(definition.name)
     .bind(event.id)
-    .bind(&event.name)
+    .bind(&*event.name)
     .bind(event.tstamp)
     .bind(definition.handler(&event.name))
     // PostgreSQL's text holds no NUL, and an error's text may hold what the event held.

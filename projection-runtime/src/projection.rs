@@ -254,7 +254,7 @@ impl<P: Projection> AnyProjection for P {
 /// The last arm of a dispatch: the store was asked for the events of the definition and gave another.
 #[doc(hidden)]
 pub fn not_handled(projection: &'static str, event: &StoredEvent) -> Result<(), ApplyError> {
-    Err(ApplyError::NotHandled { projection, event: event.name.clone() })
+    Err(ApplyError::NotHandled { projection, event: event.name.to_string() })
 }
 
 /// The same for a run of events.

@@ -21,9 +21,10 @@ use futures_util::TryStreamExt;
 use sqlx::postgres::{PgArguments, PgHasArrayType, PgRow};
 use sqlx::query::Query;
 use sqlx::{Decode, Encode, PgConnection, Postgres, Row, Type};
+use uuid::Uuid;
 
 use crate::error::{ApplyError, BoxError, RunError};
-use crate::event::{DomainEvent, Recorded};
+use crate::event::StoredEvent;
 
 /// A row of a projection's table; derive it, and write handlers that are functions of a row and an event.
 ///
@@ -241,10 +242,10 @@ pub trait RowOf<Alias> {
         columns: <Self::Row as ReadModel>::COLUMNS,
     };
 
-    /// For the events of a batch.
+    /// For a batch of so many events.
     #[must_use]
-    fn changes<'a>() -> Changes<'a, Self::Row> {
-        Changes { changes: Vec::new() }
+    fn changes<'a>(events: usize) -> Changes<'a, Self::Row> {
+        Changes { changes: Vec::with_capacity(events) }
     }
 }
 
@@ -267,26 +268,23 @@ pub struct RowTable {
 )]
 pub trait AggregateKey {
     /// The key.
-    fn of<E>(event: &Recorded<E>) -> Self;
+    fn of(aggregate_id: Uuid) -> Self;
 }
 
-impl AggregateKey for uuid::Uuid {
-    fn of<E>(event: &Recorded<E>) -> Self {
-        event.aggregate_id
+impl AggregateKey for Uuid {
+    fn of(aggregate_id: Uuid) -> Self {
+        aggregate_id
     }
 }
 
 /// The key of the row, where the handler says nothing else.
-pub fn aggregate_key<R: ReadModel<Key: AggregateKey>, E: DomainEvent>(
-    _: &Changes<'_, R>,
-    event: &Recorded<E>,
-) -> R::Key {
-    R::Key::of(event)
+pub fn aggregate_key<R: ReadModel<Key: AggregateKey>>(_: &Changes<'_, R>, event: &StoredEvent) -> R::Key {
+    R::Key::of(event.aggregate_id)
 }
 
 /// Whether it is the first event of its aggregate.
 #[must_use]
-pub fn is_first<E>(event: &Recorded<E>) -> bool {
+pub fn is_first(event: &StoredEvent) -> bool {
     event.sequence_no == 1
 }
 
@@ -349,7 +347,7 @@ type Handler<'a, R> = dyn FnOnce(&mut Option<R>) -> Result<(), ApplyError> + Sen
 struct Rewritten<R> {
     /// It was not looked for.
     assumed: bool,
-    before: Option<R>,
+    before: Option<Box<R>>,
     row: Option<R>,
 }
 
@@ -367,7 +365,7 @@ impl<'a, R: ReadModel> Changes<'a, R> {
 
     /// Reads the rows, changes them, and writes what is changed.
     pub async fn apply(self, tx: &mut PgConnection) -> Result<(), RunError> {
-        let mut rows: Vec<Rewritten<R>> = Vec::new();
+        let mut rows: Vec<Rewritten<R>> = Vec::with_capacity(self.changes.len());
         let mut places: HashMap<R::Key, usize> = HashMap::with_capacity(self.changes.len());
         let alone = self.changes.len() == 1;
         for change in &self.changes {
@@ -384,7 +382,7 @@ impl<'a, R: ReadModel> Changes<'a, R> {
             let other_key = row.as_ref().is_some_and(|row| row.key() != key);
             let done = if other_key { Err(ApplyError::OtherKey { table: R::TABLE, key: R::KEY }) } else { done };
             // Not to blame for sure where the row may have been another one.
-            done.map_err(|error| RunError { at: (!*assumed).then_some(at), error })?;
+            done.map_err(|error| RunError { at: (!*assumed || error.is_of_decoding()).then_some(at), error })?;
         }
         // Those of which nothing is left: if they were there, the handlers should have seen them.
         read(&places, &mut rows, |row| row.assumed && row.row.is_none(), tx).await?;
@@ -409,7 +407,7 @@ async fn read<R: ReadModel>(
     let mut found = R::bind_keys(sqlx::query(R::SELECT), &keys).fetch(tx);
     while let Some(row) = found.try_next().await? {
         // Read twice: a row needs no `Clone`.
-        let before = R::read(&row)?;
+        let before = Box::new(R::read(&row)?);
         // Equal to PostgreSQL, but not to Rust, as with a collation or type that ignores the case.
         let place = places.get(&before.key()).ok_or(ApplyError::UnlikeKey { table: R::TABLE, key: R::KEY })?;
         let assumed = rows[*place].assumed;

@@ -331,7 +331,7 @@ impl Runner {
         tx.commit().await?;
         self.plan = Plan::default();
         tracing::error!(
-            event = event.name,
+            event = &*event.name,
             id = %event.id,
             position = event.tstamp,
             handler = self.definition.handler(&event.name),

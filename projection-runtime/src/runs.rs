@@ -29,7 +29,7 @@ pub(crate) struct Run<'a> {
 impl Run<'_> {
     /// Whether an event of this form and name may join.
     fn takes(&self, form: Form, name: &str) -> bool {
-        self.form == form && (form == Form::Row || self.events[0].name == name)
+        self.form == form && (form == Form::Row || *self.events[0].name == *name)
     }
 }
 
@@ -42,7 +42,7 @@ pub(crate) fn runs<'a>(definition: &Definition, page: &'a [StoredEvent]) -> Vec<
     for event in page {
         let form = definition.event(&event.name).map_or(Form::Event, |known| known.form);
         // Rows are joined whatever the name.
-        let name = if form == Form::Row { "" } else { event.name.as_str() };
+        let name = if form == Form::Row { "" } else { &event.name };
         let open = match definition.order {
             _ if form == Form::Event => None,
             Order::Stream => runs.len().checked_sub(1).filter(|&run| runs[run].takes(form, name)),

@@ -45,7 +45,7 @@ pub async fn apply<E: DomainEvent, P: Projection>(
         aggregate_id: event.aggregate_id,
         aggregate_name: event.aggregate_name.clone(),
         sequence_no: event.sequence_no,
-        name: E::NAME.to_owned(),
+        name: E::NAME.into(),
         version: E::VERSION,
         data,
         metadata: event.metadata.clone(),

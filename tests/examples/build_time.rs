@@ -133,8 +133,8 @@ fn by_hand() -> String {
              const DEFINITION: &'static Definition = &Definition {{ name: \"p{projection}\", \
              tables: &[\"t{projection}\"], after: &[], order: Order::Stream, events: &[{events}], ignores: &[] }};\n\
              async fn apply(&self, event: &StoredEvent, tx: &mut PgConnection) -> Result<(), ApplyError> {{\n\
-             match event.name.as_str() {{\n{arms}\
-             _ => Err(ApplyError::NotHandled {{ projection: \"p{projection}\", event: event.name.clone() }}),\n}}\n}}\n\
+             match &*event.name {{\n{arms}\
+             _ => Err(ApplyError::NotHandled {{ projection: \"p{projection}\", event: event.name.to_string() }}),\n}}\n}}\n\
              async fn reset(tx: &mut PgConnection) -> Result<(), sqlx::Error> {{\n\
              sqlx::query(\"TRUNCATE TABLE t{projection}\").execute(tx).await.map(drop)\n}}\n}}"
         )

@@ -86,7 +86,7 @@ const _: () = {
             event: &::projection_runtime::StoredEvent,
             tx: &mut ::projection_runtime::PgConnection,
         ) -> __private::Result<(), ::projection_runtime::ApplyError> {
-            match event.name.as_str() {
+            match &*event.name {
                 name if name == <ThisProjection as __private::Handler<__Event0>>::EVENT_NAME => {
                     let event = <ThisProjection as __private::Handler<__Event0>>::decode(event)?;
                     let future = Self::planned(self, __private::argument(&event), &mut *tx);
@@ -125,7 +125,7 @@ const _: () = {
         ) -> __private::Result<(), __private::RunError> {
             let mut rows0 = <ThisProjection as __private::RowOf<__Row0>>::changes();
             for (at, event) in events.iter().enumerate() {
-                match event.name.as_str() {
+                match &*event.name {
                     name if name == <ThisProjection as __private::Handler<__Event3>>::EVENT_NAME => {
                         let event = __private::at(at, <ThisProjection as __private::Handler<__Event3>>::decode(event))?;
                         let key = __private::aggregate_key(&rows0, &event);

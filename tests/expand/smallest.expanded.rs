@@ -27,7 +27,7 @@ const _: () = {
             event: &::projection_runtime::StoredEvent,
             tx: &mut ::projection_runtime::PgConnection,
         ) -> __private::Result<(), ::projection_runtime::ApplyError> {
-            match event.name.as_str() {
+            match &*event.name {
                 name if name == <ThisProjection as __private::Handler<__Event0>>::EVENT_NAME => {
                     let event = <ThisProjection as __private::Handler<__Event0>>::decode(event)?;
                     let future = Self::created(__private::argument(&event), &mut *tx);

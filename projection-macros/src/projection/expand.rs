@@ -85,7 +85,7 @@ pub(crate) fn projection(projection: &Projection, block: &ItemImpl) -> TokenStre
                     event: &#runtime::StoredEvent,
                     tx: &mut #runtime::PgConnection,
                 ) -> #private::Result<(), #runtime::ApplyError> {
-                    match event.name.as_str() {
+                    match &*event.name {
                         #(#one)*
                         _ => #private::not_handled(#name, event),
                     }
@@ -180,7 +180,7 @@ fn apply_rows(
     let changes = |r: usize| format_ident!("rows{r}");
     let begin = rows.iter().enumerate().map(|(r, RowType { cfg, .. })| {
         let (changes, row) = (changes(r), as_row(r, private));
-        quote!(#cfg let mut #changes = #row::changes();)
+        quote!(#cfg let mut #changes = #row::changes(events.len());)
     });
     let end = rows.iter().enumerate().map(|(r, RowType { cfg, .. })| {
         let changes = changes(r);
@@ -199,7 +199,7 @@ fn apply_rows(
         ) -> #private::Result<(), #private::RunError> {
             #(#begin)*
             for (at, event) in events.iter().enumerate() {
-                match event.name.as_str() {
+                match &*event.name {
                     #(#arms)*
                     _ => #private::at(at, #private::not_handled(#name, event))?,
                 }
@@ -215,27 +215,34 @@ fn row_arm(i: usize, handler: &Handler, changes: &Ident, by_aggregate: bool, pri
     let Handler { cfg, sig, .. } = handler;
     let (this, function) = (as_handler(i, private), &sig.ident);
     let receiver = sig.receiver().map(|_| quote!(self,));
-    let key = match &handler.key {
+    let decode = quote!(#this::decode(event));
+    // A key of the handler's own is in the payload. Otherwise that is decoded when its turn comes: decoded events take more
+    // room than those that were read.
+    let (early, late, key) = match &handler.key {
         Some(key) => {
             // As the user's tokens see it, also where they come out of a macro.
             let event = Ident::new("event", ends(key).0);
             let value = key_value(key, private);
             let checked = moved(ends(key), quote!(#private::key(&#changes, key)));
-            quote!({ let #event = &event; let key = #value; #checked })
+            let early = quote!(let event = #private::at(at, #decode)?;);
+            (Some(early), None, quote!({ let #event = &event; let key = #value; #checked }))
         }
-        None => moved(ends(&handler.event), quote!(#private::aggregate_key(&#changes, &event))),
+        None => {
+            let late = quote!(let event = #decode?;);
+            (None, Some(late), moved(ends(&handler.event), quote!(#private::aggregate_key(&#changes, event))))
+        }
     };
     let argument = moved(ends(handler.parameter(1)), quote!(#private::argument(&event)));
-    let is_new = if by_aggregate { quote!(#private::is_first(&event)) } else { quote!(false) };
+    let is_new = if by_aggregate { quote!(#private::is_first(event)) } else { quote!(false) };
     let outcome = quote!(#private::row_outcome(result));
     let outcome = handler.output().map_or(outcome.clone(), |output| moved(ends(output), outcome));
     quote! {
         #(#cfg)*
         name if name == #this::EVENT_NAME => {
-            let event = #private::at(at, #this::decode(event))?;
+            #early
             let key = #key;
-            let is_new = #is_new;
-            #changes.add(at, key, is_new, move |row| {
+            #changes.add(at, key, #is_new, move |row| {
+                #late
                 let result = Self::#function(#receiver row, #argument);
                 #outcome
             });

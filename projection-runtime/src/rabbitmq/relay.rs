@@ -166,7 +166,7 @@ impl Relay {
     }
 
     fn message(&self, event: &StoredEvent) -> Message {
-        let key = self.keys.get(event.name.as_str()).copied().unwrap_or(&event.name);
+        let key = self.keys.get(&*event.name).copied().unwrap_or(&event.name);
         Message {
             exchange: short(&self.rabbitmq.options.exchange),
             routing_key: short(key),
@@ -220,7 +220,7 @@ fn properties(service: &str, event: &StoredEvent) -> BasicProperties {
     };
     text("service", service.to_owned());
     text("aggregate_id", event.aggregate_id.to_string());
-    text("aggregate_name", event.aggregate_name.clone());
+    text("aggregate_name", event.aggregate_name.to_string());
     text("recorded_at", event.recorded_at.to_rfc3339());
     text("metadata", event.metadata.to_string());
     headers.insert("sequence_no".into(), AMQPValue::LongLongInt(event.sequence_no));

@@ -82,7 +82,7 @@ async fn step(
 
 async fn apply(event: &Row, tx: &mut PgConnection) -> sqlx::Result<()> {
     let id = event.aggregate_id;
-    match event.name.as_str() {
+    match &*event.name {
         BandCreated::NAME => statements::band_created(id, &event.data(), tx).await,
         DanceHallCreated::NAME => statements::hall_created(id, &event.data(), tx).await,
         DanceHallGeocoded::NAME => statements::hall_geocoded(id, &event.data(), tx).await,

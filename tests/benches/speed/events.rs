@@ -71,7 +71,7 @@ pub const NAMES: [&str; 6] = [
 /// Decodes to the event's own type, as the runtime does before a handler; the length of something in it, so that it is
 /// not left out.
 pub fn decoded(event: &StoredEvent) -> Result<usize, ApplyError> {
-    Ok(match event.name.as_str() {
+    Ok(match &*event.name {
         BandCreated::NAME => event.decode::<BandCreated>()?.data.name.len(),
         DanceHallCreated::NAME => event.decode::<DanceHallCreated>()?.data.name.len(),
         DanceHallGeocoded::NAME => event.decode::<DanceHallGeocoded>()?.data.source.len(),
