@@ -278,6 +278,7 @@ impl AggregateKey for Uuid {
 }
 
 /// The key of the row, where the handler says nothing else.
+#[must_use]
 pub fn aggregate_key<R: ReadModel<Key: AggregateKey>>(_: &Changes<'_, R>, event: &StoredEvent) -> R::Key {
     R::Key::of(event.aggregate_id)
 }

@@ -123,14 +123,13 @@ const _: () = {
             events: &[&::projection_runtime::StoredEvent],
             tx: &mut ::projection_runtime::PgConnection,
         ) -> __private::Result<(), __private::RunError> {
-            let mut rows0 = <ThisProjection as __private::RowOf<__Row0>>::changes();
+            let mut rows0 = <ThisProjection as __private::RowOf<__Row0>>::changes(events.len());
             for (at, event) in events.iter().enumerate() {
                 match &*event.name {
                     name if name == <ThisProjection as __private::Handler<__Event3>>::EVENT_NAME => {
-                        let event = __private::at(at, <ThisProjection as __private::Handler<__Event3>>::decode(event))?;
-                        let key = __private::aggregate_key(&rows0, &event);
-                        let is_new = false;
-                        rows0.add(at, key, is_new, move |row| {
+                        let key = __private::aggregate_key(&rows0, event);
+                        rows0.add(at, key, false, move |row| {
+                            let event = <ThisProjection as __private::Handler<__Event3>>::decode(event)?;
                             let result = Self::named(row, __private::argument(&event));
                             __private::row_outcome(result)
                         });
@@ -142,8 +141,7 @@ const _: () = {
                             let key = (__private::key_part(&event.aggregate_id), __private::key_part(&event.data.day));
                             __private::key(&rows0, key)
                         };
-                        let is_new = false;
-                        rows0.add(at, key, is_new, move |row| {
+                        rows0.add(at, key, false, move |row| {
                             let result = Self::moved(self, row, __private::argument(&event));
                             __private::row_outcome(result)
                         });

@@ -218,19 +218,16 @@ fn row_arm(i: usize, handler: &Handler, changes: &Ident, by_aggregate: bool, pri
     let decode = quote!(#this::decode(event));
     // A key of the handler's own is in the payload. Otherwise that is decoded when its turn comes: decoded events take more
     // room than those that were read.
-    let (early, late, key) = match &handler.key {
-        Some(key) => {
-            // As the user's tokens see it, also where they come out of a macro.
-            let event = Ident::new("event", ends(key).0);
-            let value = key_value(key, private);
-            let checked = moved(ends(key), quote!(#private::key(&#changes, key)));
-            let early = quote!(let event = #private::at(at, #decode)?;);
-            (Some(early), None, quote!({ let #event = &event; let key = #value; #checked }))
-        }
-        None => {
-            let late = quote!(let event = #decode?;);
-            (None, Some(late), moved(ends(&handler.event), quote!(#private::aggregate_key(&#changes, event))))
-        }
+    let (early, late, key) = if let Some(key) = &handler.key {
+        // As the user's tokens see it, also where they come out of a macro.
+        let event = Ident::new("event", ends(key).0);
+        let value = key_value(key, private);
+        let checked = moved(ends(key), quote!(#private::key(&#changes, key)));
+        let early = quote!(let event = #private::at(at, #decode)?;);
+        (Some(early), None, quote!({ let #event = &event; let key = #value; #checked }))
+    } else {
+        let late = quote!(let event = #decode?;);
+        (None, Some(late), moved(ends(&handler.event), quote!(#private::aggregate_key(&#changes, event))))
     };
     let argument = moved(ends(handler.parameter(1)), quote!(#private::argument(&event)));
     let is_new = if by_aggregate { quote!(#private::is_first(event)) } else { quote!(false) };
