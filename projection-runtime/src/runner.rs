@@ -217,8 +217,8 @@ impl Runner {
                     self.plan.bound = Some(bound * 2).filter(|bound| *bound < self.plan.events);
                 } else if took > self.options.batch_time {
                     self.plan.events = (size / 2).max(SMALLEST_BATCH);
-                } else if took < self.options.batch_time / 2 && !page.complete {
-                    self.plan.events = (self.plan.events * 2).min(most);
+                } else if took < self.options.batch_time / 4 && !page.complete {
+                    self.plan.events = (self.plan.events * 4).min(most);
                 }
                 if events == page.events.len() {
                     self.plan.ahead = ahead;

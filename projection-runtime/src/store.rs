@@ -305,7 +305,7 @@ pub(crate) async fn read_all(
 }
 
 /// Room for so many events is made before any is read.
-const MOST_AT_ONCE: usize = 5000;
+const MOST_AT_ONCE: usize = 2500;
 
 async fn fetch(
     connection: &mut PgConnection,
