@@ -1,6 +1,7 @@
 //! The errors of this crate. A message says what happened, to what, and what to do.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::sync::Arc;
 
 use sqlx::error::{DatabaseError, ErrorKind};
@@ -90,6 +91,48 @@ pub enum Error {
         /// The projection.
         projection: &'static str,
     },
+    /// A rebuild, or a verification, of the projection is under way already.
+    #[error("a rebuild or verification of `{projection}` is under way already: wait for it, or end it")]
+    RebuildUnderWay {
+        /// The projection.
+        projection: &'static str,
+    },
+    /// A rebuild would get something wrong that hangs on the tables.
+    #[error(
+        "rebuild of `{projection}` refused: {}; nothing was changed",
+        refusals.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    )]
+    RebuildRefused {
+        /// The projection.
+        projection: &'static str,
+        /// What, each with its cure.
+        refusals: Vec<Refusal>,
+    },
+    /// The handlers could not make the rows anew.
+    #[error(
+        "{projection} cannot be rebuilt: handler `{handler}` failed at {event} {id} (tstamp {tstamp}): {error}; the live \
+         tables are untouched"
+    )]
+    RebuildFailed {
+        /// The projection.
+        projection: &'static str,
+        /// The event's name.
+        event: String,
+        /// The event's id.
+        id: Uuid,
+        /// The event's place in the stream.
+        tstamp: i64,
+        /// The function that failed.
+        handler: String,
+        /// Why.
+        error: String,
+    },
+    /// No rows were kept that a rebuild has replaced.
+    #[error("no rows of `{projection}` from before a rebuild are kept: `rebuild --keep-old` keeps them")]
+    NothingKept {
+        /// The projection.
+        projection: &'static str,
+    },
     /// The URL of the broker is none. It is not repeated: it may hold a password.
     #[error("AMQP_URL (or --amqp-url): {reason}; it reads amqp://user@host/vhost or amqps://user@host/vhost")]
     AmqpUrl {
@@ -121,6 +164,13 @@ impl Error {
         matches!(self, Error::VersionConflict { .. })
     }
 
+    /// Others hold a lock that was wanted, or wanted one that this held.
+    pub(crate) fn is_locked(&self) -> bool {
+        let Error::Database { source, .. } = self else { return false };
+        let code = source.as_database_error().and_then(DatabaseError::code);
+        code.is_some_and(|code| ["55P03", "40P01"].contains(&&*code))
+    }
+
     /// Trouble that passes by itself: a lost connection, a server that restarts, a lock held by others.
     #[must_use]
     pub fn is_passing(&self) -> bool {
@@ -129,6 +179,21 @@ impl Error {
             Error::Locked { .. } => true,
             _ => false,
         }
+    }
+}
+
+/// Something that hangs on a projection's tables and that a rebuild would get wrong.
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+pub struct Refusal {
+    /// What, in a sentence without its stop.
+    pub what: String,
+    /// The statement that cures it.
+    pub cure: String,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (cure: {})", self.what, self.cure)
     }
 }
 
@@ -318,6 +383,15 @@ pub enum ApplyError {
         table: &'static str,
         /// The columns of the key.
         key: &'static [&'static str],
+    },
+    /// What the handler did wrote to tables that its projection does not own.
+    #[error(
+        "it wrote to {}, which is not of the projection's tables: name it in `tables`, leave it alone, or, where it is one \
+         of them, leave the schema out of the statement", tables.join(", ")
+    )]
+    NotItsTables {
+        /// The tables.
+        tables: Vec<String>,
     },
     /// The handler returned `Ok`, but the transaction cannot be committed.
     #[error(

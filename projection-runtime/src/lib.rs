@@ -27,6 +27,7 @@ mod position;
 mod projection;
 mod rabbitmq;
 mod read_model;
+mod rebuild;
 mod reset;
 mod runner;
 mod runs;
@@ -35,13 +36,14 @@ mod status;
 mod store;
 mod versions;
 mod wake;
+mod written;
 
 pub mod postgres_server;
 pub mod service;
 pub mod testing;
 
 pub use columns::Columns;
-pub use error::{ApplyError, BoxError, Error};
+pub use error::{ApplyError, BoxError, Error, Refusal};
 pub use event::{DomainEvent, EventSet, MessageFields, NewEvent, Recorded, StoredEvent};
 pub use import::{ImportError, ImportOptions, ImportProgress, Imported, import};
 pub use manager::{ManagerOptions, ProjectionManager};
@@ -283,6 +285,10 @@ pub use rabbitmq::{
     ConnectionStatus, ConsumerStatus, EXCHANGE, RabbitMqOptions, RabbitMqProcess, RabbitMqStatus, RelayStatus, Trouble,
 };
 pub use read_model::{ReadModel, RowTable};
+pub use rebuild::{
+    ColumnDifference, Difference, KeyColumn, RebuildOptions, RebuildProgress, RebuildStage, RowDifference, Side,
+    TableDifference,
+};
 pub use schema::{Check, Problem};
 pub use sqlx::PgConnection;
 pub use status::{Failure, ProjectionStatus, RelayProgress, State, Status};

@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::position;
 use crate::projection::ProjectionSet;
 use crate::rabbitmq::{RabbitMq, RabbitMqOptions, RabbitMqStatus};
+use crate::rebuild::{Difference, Rebuild, RebuildOptions, RebuildProgress, Task};
 use crate::runner::Runner;
 use crate::schema::{self, Check};
 use crate::status::{self, Status};
@@ -29,6 +30,9 @@ pub struct ManagerOptions {
     /// Whether a projection's commit waits until it is on the disk. It need not: its rows and its position are written
     /// together, so a crash of the server that loses the last commits loses both, and the events are applied again.
     pub synchronous_commit: bool,
+    /// Whether each transaction is looked at for tables that it wrote to and that are not its projection's; the event then
+    /// fails. Rebuilds and verifications always do.
+    pub check_tables: bool,
     /// How often the process asks, in one query, whether there are events that nobody told it of.
     pub poll: Duration,
     /// Hear of new events by LISTEN. Off, where a pooler stands between that passes no NOTIFY on: then RabbitMQ's
@@ -47,6 +51,7 @@ impl Default for ManagerOptions {
             batch: PageLimit { events: 2500, ..PageLimit::default() },
             batch_time: Duration::from_millis(500),
             synchronous_commit: false,
+            check_tables: false,
             poll: Duration::from_secs(5),
             listen: true,
             shutdown_grace: Duration::from_secs(5),
@@ -137,6 +142,7 @@ impl ProjectionManager {
         if self.options.listen {
             beside.spawn(wake::listen(self.pool.clone(), wake));
         }
+        beside.spawn(crate::rebuild::sweep_at_start(self.pool.clone()));
         beside.spawn(schema::warn_of_unknown_events(self.pool.clone(), self.projections.clone()));
         shutdown.await;
         stop.cancel();
@@ -193,6 +199,54 @@ impl ProjectionManager {
     pub async fn reset_projection(&self, name: &str) -> Result<(), Error> {
         let projection = self.projections.get(name)?;
         crate::reset::reset(&self.pool, &self.projections, projection, self.options.reset_patience).await
+    }
+
+    /// Makes the projection's rows anew beside the live ones, by the same handlers, while the projection goes on, and
+    /// then makes the live rows those, in one transaction. Readers see the rows before or the rows after, and nothing in
+    /// between. Returns what that changed. `progress` is told how far it has come.
+    ///
+    /// Refused where something hangs on the tables that this would get wrong. However it ends before that transaction
+    /// is committed, the live rows are untouched.
+    pub async fn rebuild(
+        &self,
+        name: &str,
+        options: RebuildOptions,
+        progress: &mut (dyn FnMut(RebuildProgress) + Send),
+    ) -> Result<Difference, Error> {
+        self.beside(name, progress)?.run(Task::Rebuild(options)).await
+    }
+
+    /// Makes the projection's rows anew beside the live ones, up to the live position, and compares them. The live
+    /// tables and the projection's loop are not disturbed.
+    pub async fn verify(
+        &self,
+        name: &str,
+        progress: &mut (dyn FnMut(RebuildProgress) + Send),
+    ) -> Result<Difference, Error> {
+        self.beside(name, progress)?.run(Task::Verify).await
+    }
+
+    fn beside<'a>(
+        &'a self,
+        name: &str,
+        progress: &'a mut (dyn FnMut(RebuildProgress) + Send),
+    ) -> Result<Rebuild<'a>, Error> {
+        let projection = self.projections.get(name)?;
+        Ok(Rebuild { pool: &self.pool, projection, options: self.options, progress })
+    }
+
+    /// Puts the rows back that the last rebuild with [`keep_old`](RebuildOptions::keep_old) replaced. The projection then
+    /// goes on from where it was when they were replaced. Returns what that changed.
+    pub async fn undo_rebuild(&self, name: &str) -> Result<Difference, Error> {
+        crate::rebuild::undo(&self.pool, self.projections.definition(name)?).await
+    }
+
+    /// Removes what rebuilds and verifications have left that were killed. [`run`](Self::run) does so at its start.
+    pub async fn sweep(&self) -> Result<(), Error> {
+        crate::rebuild::sweep(&self.pool)
+            .await
+            .map(drop)
+            .map_err(Error::database("removing what interrupted rebuilds have left"))
     }
 
     /// Has a projection that stopped at a failing event try it again. Running loops are woken.

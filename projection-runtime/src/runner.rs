@@ -39,6 +39,7 @@ use crate::projection::{AnyProjection, Definition, Form, Order};
 use crate::runs::{Run, runs};
 use crate::store::{self, Page, PageLimit};
 use crate::wake::Wake;
+use crate::written::Written;
 
 pub(crate) struct Runner {
     pool: PgPool,
@@ -52,6 +53,10 @@ pub(crate) struct Runner {
     read_sql: String,
     mode: Mode,
     plan: Plan,
+    /// Where it stops, whatever others have passed: what it fills is a copy of the tables.
+    until: Option<i64>,
+    /// Events that it has applied.
+    applied: u64,
 }
 
 /// The fewest events that a batch is made for: of fewer, each would cost a good part of a transaction.
@@ -94,7 +99,7 @@ enum Applied {
 
 /// What one transaction came to.
 #[derive(Debug, PartialEq, Eq)]
-enum Step {
+pub(crate) enum Step {
     /// Moved, or learnt where to stop: there may be more to do at once.
     Again,
     /// Nothing to do: all passed, stopped at a failure, or waiting for a projection that comes first.
@@ -118,7 +123,39 @@ impl Runner {
             synchronous_commit: options.synchronous_commit,
             custom_plans: definition.events.iter().any(|event| event.form != Form::Event),
         };
-        Runner { pool, projection, definition, options, awaited, wake, names, read_sql, mode, plan: Plan::default() }
+        Runner {
+            pool,
+            projection,
+            definition,
+            options,
+            awaited,
+            wake,
+            names,
+            read_sql,
+            mode,
+            plan: Plan::default(),
+            until: None,
+            applied: 0,
+        }
+    }
+
+    /// One that fills a copy of the projection's tables: the connections of `pool` see that instead of them.
+    pub(crate) fn beside(pool: PgPool, projection: Arc<dyn AnyProjection>, options: ManagerOptions) -> Self {
+        // A crash of the server empties the copy, rows and position. What is written elsewhere may be the live tables.
+        let options = ManagerOptions { synchronous_commit: false, check_tables: true, ..options };
+        Runner { until: Some(0), ..Runner::new(pool, projection, options, false, Wake::new()) }
+    }
+
+    /// Goes on to that position.
+    pub(crate) fn until(&mut self, position: i64) {
+        self.until = Some(position);
+        // It was read up to where it was to stop before.
+        self.plan.ahead = None;
+    }
+
+    /// How many events it has applied.
+    pub(crate) fn applied(&self) -> u64 {
+        self.applied
     }
 
     /// Applies events until `stop`; then the transaction under way is finished, or, where that takes longer than the
@@ -173,7 +210,7 @@ impl Runner {
     }
 
     /// One transaction. An error is passing trouble, or trouble with the database that no event is to blame for.
-    async fn step(&mut self) -> sqlx::Result<Step> {
+    pub(crate) async fn step(&mut self) -> sqlx::Result<Step> {
         let ahead = self.plan.ahead.take();
         let mut tx = self.pool.begin().await?;
         let Some(place) = position::lock(&mut tx, self.definition.name, self.mode).await? else {
@@ -182,7 +219,11 @@ impl Runner {
         if place.failed && !place.retry {
             return Ok(Step::Rest);
         }
-        let end = place.head.min(position::bound(&mut tx, self.definition.after).await?);
+        let bound = match self.until {
+            Some(until) => until,
+            None => position::bound(&mut tx, self.definition.after).await?,
+        };
+        let end = place.head.min(bound);
         if end <= place.position {
             return Ok(Step::Rest);
         }
@@ -212,6 +253,7 @@ impl Runner {
         match applied {
             Applied::Committed(events) => {
                 let took = started.elapsed();
+                self.applied += events as u64;
                 if let Some(bound) = self.plan.bound {
                     // Growing again, not all at once: what could not be told apart may lie just ahead.
                     self.plan.bound = Some(bound * 2).filter(|bound| *bound < self.plan.events);
@@ -239,6 +281,10 @@ impl Runner {
         end: i64,
     ) -> sqlx::Result<Applied> {
         let started = Instant::now();
+        let mut before = None;
+        if self.options.check_tables {
+            before = Some(Written::elsewhere(&mut tx, self.definition).await?);
+        }
         let mut applied = 0;
         for run in runs(self.definition, &page.events) {
             // Only where what is applied so far is what comes first in the stream.
@@ -264,6 +310,13 @@ impl Runner {
             applied += run.events.len();
         }
 
+        if let Some(before) = before
+            && let Some(error) = Written::elsewhere(&mut tx, self.definition).await?.since(&before)
+        {
+            // One of the events is to blame, and halving finds it.
+            tx.rollback().await?;
+            return Ok(Applied::Failed { at: applied / 2, error });
+        }
         let to = if page.complete && applied == page.events.len() { end } else { page.events[applied - 1].tstamp };
         match self.finish(tx, place.failed, to).await {
             Ok(()) => Ok(Applied::Committed(applied)),
@@ -330,6 +383,10 @@ impl Runner {
         position::record_failure(&mut tx, self.definition, from, event, &text, attempts).await?;
         tx.commit().await?;
         self.plan = Plan::default();
+        if self.until.is_some() {
+            // Whoever fills the copy tells of it.
+            return Ok(Step::Rest);
+        }
         tracing::error!(
             event = &*event.name,
             id = %event.id,

@@ -15,6 +15,7 @@ use crate::import::{ImportOptions, import as import_lines};
 use crate::manager::{ManagerOptions, ProjectionManager};
 use crate::passing::Backoff;
 use crate::rabbitmq::RabbitMqOptions;
+use crate::rebuild::{Difference, RebuildOptions, RebuildProgress};
 use crate::schema::{Check, Problem};
 
 impl Service {
@@ -225,6 +226,97 @@ pub(super) async fn reset(service: &Service, database: &Database, names: &[Strin
     for name in names {
         manager.reset_projection(name).await?;
         println!("{name}: tables emptied; running services apply the events again from the first.");
+    }
+    Ok(())
+}
+
+pub(super) async fn rebuild(
+    service: &Service,
+    database: &Database,
+    names: &[String],
+    keep_old: bool,
+    json: bool,
+) -> Result<(), BoxError> {
+    let options = RebuildOptions { keep_old };
+    let manager = service.manager(database)?;
+    let done = each(service, &manager, names, "Rebuilding", async |name, progress| {
+        manager.rebuild(name, options, progress).await
+    });
+    told(&done.await?, json, "replaced")
+}
+
+pub(super) async fn undo(service: &Service, database: &Database, names: &[String], json: bool) -> Result<(), BoxError> {
+    let manager = service.manager(database)?;
+    let done = each(service, &manager, names, "Undoing", async |name, _| manager.undo_rebuild(name).await);
+    told(&done.await?, json, "put back")
+}
+
+pub(super) async fn verify(
+    service: &Service,
+    database: &Database,
+    names: &[String],
+    repair: bool,
+    json: bool,
+) -> Result<(), BoxError> {
+    let manager = service.manager(database)?;
+    let all: Vec<String> = service.projections.definitions().map(|definition| definition.name.to_owned()).collect();
+    let names = if names.is_empty() { &all } else { names };
+    let done = each(service, &manager, names, "Verifying", async |name, progress| {
+        if repair {
+            manager.rebuild(name, RebuildOptions::default(), progress).await
+        } else {
+            manager.verify(name, progress).await
+        }
+    });
+    let done = done.await?;
+    told(&done, json, if repair { "repaired" } else { "" })?;
+    let wrong: Vec<_> =
+        done.iter().filter(|found| !repair && !found.is_none()).map(|found| &*found.projection).collect();
+    match wrong.join(" ") {
+        wrong if wrong.is_empty() => Ok(()),
+        wrong => Err(format!("rows differ; after a look at why: {} verify --repair {wrong}", service.name).into()),
+    }
+}
+
+/// Does it for one projection after the other, with a bar. A signal ends it, and leaves nothing.
+async fn each(
+    service: &Service,
+    manager: &ProjectionManager,
+    names: &[String],
+    what: &str,
+    mut work: impl AsyncFnMut(&str, &mut (dyn FnMut(RebuildProgress) + Send)) -> Result<Difference, Error>,
+) -> Result<Vec<Difference>, BoxError> {
+    for name in names {
+        service.projections.definition(name)?; // all names, before the first is begun
+    }
+    let shutdown = shutdown()?;
+    tokio::pin!(shutdown);
+    let mut done = Vec::new();
+    for name in names {
+        let mut bar = terminal::Progress::new(&format!("{what} {name}"), 0, "events");
+        let mut progress = |progress: RebuildProgress| bar.rebuild(progress);
+        let difference = tokio::select! {
+            difference = work(name, &mut progress) => difference?,
+            () = &mut shutdown => {
+                // The server sees the connection's end a moment later.
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                manager.sweep().await?;
+                return Err(format!("interrupted: the rows of {name} are as they were").into());
+            }
+        };
+        bar.done();
+        done.push(difference);
+    }
+    Ok(done)
+}
+
+fn told(done: &[Difference], json: bool, acted: &str) -> Result<(), BoxError> {
+    if json {
+        println!("{}", serde_json::to_string_pretty(done)?);
+    } else {
+        for difference in done {
+            println!("{}", terminal::difference(difference, acted));
+        }
     }
     Ok(())
 }

@@ -98,8 +98,13 @@ impl Service {
                 demo::demo(&self, database.url, amqp_url.zip(Some(amqp_ca)), keep).await
             }
             Command::Migrate => commands::migrate(&self, &database).await,
-            Command::Run { broker, no_listen, synchronous_commit } => {
-                let options = ManagerOptions { listen: !no_listen, synchronous_commit, ..ManagerOptions::default() };
+            Command::Run { broker, no_listen, synchronous_commit, check_tables } => {
+                let options = ManagerOptions {
+                    listen: !no_listen,
+                    synchronous_commit,
+                    check_tables,
+                    ..ManagerOptions::default()
+                };
                 commands::run(&self, &database, &broker, options).await
             }
             Command::Status { json } => commands::status(&self, &database, json).await,
@@ -107,7 +112,14 @@ impl Service {
             Command::Import { file, skip_invalid, json } => {
                 commands::import(&self, &database, &file, skip_invalid, json).await
             }
-            Command::Reset { names } => commands::reset(&self, &database, &names).await,
+            Command::Reset { names } | Command::Rebuild { names, in_place: true, .. } => {
+                commands::reset(&self, &database, &names).await
+            }
+            Command::Rebuild { names, undo: true, json, .. } => commands::undo(&self, &database, &names, json).await,
+            Command::Rebuild { names, keep_old, json, .. } => {
+                commands::rebuild(&self, &database, &names, keep_old, json).await
+            }
+            Command::Verify { names, repair, json } => commands::verify(&self, &database, &names, repair, json).await,
             Command::Retry { names } => commands::retry(&self, &database, &names).await,
         }
     }
@@ -159,6 +171,14 @@ const IMPORT_HELP: &str = r#"A line:
   {"name": "BandCreated", "aggregate_id": "5f0e8a34-7f0a-4b8e-9f3f-2a61c1f4b902", "data": {"name": "Torvaldzons"}}
 and where known: id, aggregate_name, sequence_no, version, recorded_at, metadata."#;
 
+const REBUILD_HELP: &str = "\
+Example: `rebuild band --keep-old`, then `rebuild band --undo` if the old rows were better.
+While the rows are made the projection goes on; while they are compared and replaced it waits. Killed at any time, it \
+leaves the live rows as they are.";
+
+const VERIFY_HELP: &str = "\
+Example: `verify band`. It finds edits by hand, events that were missed, and handlers that do not always do the same.";
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Show all of it on sample events, in a PostgreSQL of its own
@@ -186,6 +206,9 @@ enum Command {
         /// would be applied again
         #[arg(long)]
         synchronous_commit: bool,
+        /// Stop at an event whose handler writes to tables that are not its projection's; costs two queries a transaction
+        #[arg(long)]
+        check_tables: bool,
     },
     /// Show where each projection stands
     Status {
@@ -216,6 +239,38 @@ enum Command {
         /// The projections
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
+    },
+    /// Make the rows of projections anew beside the live ones, and put them in their place; readers notice nothing
+    #[command(after_help = REBUILD_HELP)]
+    Rebuild {
+        /// The projections
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+        /// Keep the rows before, for `--undo`
+        #[arg(long)]
+        keep_old: bool,
+        /// Put the rows back that the last rebuild with `--keep-old` replaced, and go on from where they were
+        #[arg(long, conflicts_with = "keep_old")]
+        undo: bool,
+        /// Empty the tables and apply the events again, as `reset` does: readers see it
+        #[arg(long, conflicts_with_all = ["keep_old", "undo", "json"])]
+        in_place: bool,
+        /// The result for a program
+        #[arg(long)]
+        json: bool,
+    },
+    /// See whether the rows of projections are what their handlers make of the events; exit code 1 where they differ
+    #[command(after_help = VERIFY_HELP)]
+    Verify {
+        /// The projections; all, where none is named
+        #[arg(value_name = "NAME")]
+        names: Vec<String>,
+        /// Change exactly the rows that differ
+        #[arg(long)]
+        repair: bool,
+        /// The result for a program
+        #[arg(long)]
+        json: bool,
     },
     /// Try the failed event of projections again, after the fix
     Retry {

@@ -10,6 +10,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::projection::ProjectionSet;
 use crate::rabbitmq::{ConnectionStatus, RabbitMqProcess, RabbitMqStatus, Trouble};
+use crate::rebuild::{ColumnDifference, Difference, RebuildProgress, RebuildStage, Side};
 use crate::schema::Check;
 use crate::status::{Failure, ProjectionStatus, RelayProgress, State, Status};
 
@@ -131,6 +132,49 @@ fn rabbitmq(process: &RabbitMqProcess) -> String {
     text + &line("consumer", &consumer.connection, counts)
 }
 
+/// Where rows differ: a line for each table, and the first rows below.
+pub(super) fn difference(difference: &Difference, acted: &str) -> String {
+    let value = |value: &Option<String>| match value {
+        None => "NULL".to_owned(),
+        Some(text) if text.chars().count() > 60 => format!("'{}..'", text.chars().take(60).collect::<String>()),
+        Some(text) => format!("'{text}'"),
+    };
+    let name = &difference.projection;
+    if difference.is_none() {
+        return format!("{name}: {difference}");
+    }
+    let mut text = match acted {
+        "" => format!("{name}: {difference}"),
+        acted => {
+            let (differing, rows) = (count(difference.differing()), count(difference.rows()));
+            format!("{name}: {acted} {differing} of {rows} rows ({})", difference.tables())
+        }
+    };
+    for table in difference.tables.iter().filter(|table| table.differing() > 0) {
+        for row in &table.shown {
+            let key = row.key.iter().map(|key| format!("{} = {}", key.column, value(&key.value)));
+            let key = key.collect::<Vec<_>>().join(", ");
+            let what = match row.side {
+                Side::Live => "a row that the handlers do not make".to_owned(),
+                Side::Rebuilt => "missing among the live rows".to_owned(),
+                Side::Both => {
+                    let columns = row.columns.iter();
+                    let columns = columns.map(|ColumnDifference { column, live, rebuilt }| {
+                        format!("{column} is {} live, {} rebuilt", value(live), value(rebuilt))
+                    });
+                    columns.collect::<Vec<_>>().join("; ")
+                }
+            };
+            text = format!("{text}\n  {} {key}: {what}", table.table);
+        }
+        let more = table.differing() - i64::try_from(table.shown.len()).unwrap_or(i64::MAX);
+        if more > 0 {
+            text = format!("{text}\n  {} and {} more", table.table, count(more));
+        }
+    }
+    text
+}
+
 fn state(projection: &ProjectionStatus) -> String {
     match &projection.state {
         State::Live => "live".to_owned(),
@@ -197,6 +241,18 @@ impl Progress {
         }
         self.bar.set_position(position);
         self.bar.set_message(message);
+    }
+
+    /// A rebuild's, which learns how much there is as it goes.
+    pub(super) fn rebuild(&mut self, progress: RebuildProgress) {
+        let RebuildProgress { stage, events, total } = progress;
+        let message = match stage {
+            RebuildStage::Filling => format!("{} of {} events", count(events), count(total)),
+            RebuildStage::Comparing => "comparing rows".to_owned(),
+            RebuildStage::Replacing => "replacing rows".to_owned(),
+        };
+        self.bar.set_length(total);
+        self.set(events, message);
     }
 
     pub(super) fn done(self) {

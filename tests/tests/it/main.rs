@@ -11,6 +11,7 @@ mod memory;
 mod ordering;
 mod passing;
 mod rabbitmq;
+mod rebuild;
 mod reset;
 mod service;
 mod store;

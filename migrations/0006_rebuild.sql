@@ -1,0 +1,12 @@
+-- Projections that are being rebuilt or verified beside their live tables: one row each, while it goes on.
+CREATE TABLE readview_rebuilds (
+    name       TEXT        NOT NULL PRIMARY KEY,
+    -- Where the copy of the projection's tables is. Whoever finds this row, and nobody at work, removes it.
+    schema     TEXT        NOT NULL,
+    stage      TEXT        NOT NULL,
+    -- Events of the projection that are applied, and how many there are.
+    events     BIGINT      NOT NULL DEFAULT 0,
+    total      BIGINT      NOT NULL DEFAULT 0,
+    started_at TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp(),
+    seen_at    TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp()
+);

@@ -1,0 +1,59 @@
+-- Gives the live tables the rows that `rebuild_pairs` says, and sequences that are at least as far.
+DO $$
+DECLARE
+    beside CONSTANT text := current_setting('rebuild.schema');
+    item     record;
+    sequence record;
+    step     text;
+BEGIN
+    SET CONSTRAINTS ALL DEFERRED;
+    FOREACH step IN ARRAY ARRAY['remove', 'write'] LOOP
+        FOR item IN
+            SELECT t.item AS name, t.item::regclass AS live, format('%I.%I', beside, t.item) AS copy, t.columns,
+                   -- Where an update could meet another row on its way, or is forbidden, the row is removed first.
+                   (SELECT COUNT(*) > 1 FROM pg_index i WHERE i.indrelid = t.item::regclass AND i.indisunique)
+                   OR EXISTS (SELECT FROM pg_index i WHERE i.indrelid = t.item::regclass AND i.indisexclusion)
+                   OR EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = t.item::regclass AND a.attidentity = 'a')
+                   AS replaced
+            FROM rebuild_tables t
+            WHERE t.missing + t.extra + t.changed > 0
+            ORDER BY t.place
+        LOOP
+            IF step = 'remove' THEN
+                EXECUTE format(
+                    'DELETE FROM %s l USING rebuild_pairs p
+                     WHERE p.item = %L AND l.tableoid = p.live_part AND l.ctid = p.live AND (p.copy IS NULL OR %L)',
+                    item.live, item.name, item.replaced);
+                CONTINUE;
+            END IF;
+            IF NOT item.replaced THEN
+                EXECUTE format(
+                    'UPDATE %s l SET (%s) = ROW(%s) FROM rebuild_pairs p JOIN %s c ON c.ctid = p.copy
+                     WHERE p.item = %L AND l.tableoid = p.live_part AND l.ctid = p.live',
+                    item.live,
+                    (SELECT string_agg(quote_ident(c), ', ') FROM UNNEST(item.columns) AS c),
+                    (SELECT string_agg(format('c.%I', c), ', ') FROM UNNEST(item.columns) AS c),
+                    item.copy, item.name);
+            END IF;
+            EXECUTE format(
+                'INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE
+                 SELECT %s FROM rebuild_pairs p JOIN %s c ON c.ctid = p.copy
+                 WHERE p.item = %L AND (p.live IS NULL OR %L) ORDER BY p.copy',
+                item.live,
+                (SELECT string_agg(quote_ident(c), ', ') FROM UNNEST(item.columns) AS c),
+                (SELECT string_agg(format('c.%I', c), ', ') FROM UNNEST(item.columns) AS c),
+                item.copy, item.name, item.replaced);
+        END LOOP;
+    END LOOP;
+    FOR sequence IN
+        SELECT pg_get_serial_sequence(t.item, c)::regclass AS live,
+               to_regclass(pg_get_serial_sequence(format('%I.%I', beside, t.item), c)) AS copy
+        FROM rebuild_tables t CROSS JOIN UNNEST(t.columns) AS c
+        WHERE pg_get_serial_sequence(t.item, c) IS NOT NULL
+    LOOP
+        IF pg_sequence_last_value(sequence.copy) > COALESCE(pg_sequence_last_value(sequence.live), 0) THEN
+            PERFORM setval(sequence.live, pg_sequence_last_value(sequence.copy));
+        END IF;
+    END LOOP;
+END
+$$;

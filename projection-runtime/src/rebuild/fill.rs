@@ -1,0 +1,144 @@
+//! Fills the copy: the runtime's loop, over connections that see the copy's tables, up to a position.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sqlx::PgPool;
+
+use super::{RebuildProgress, RebuildStage};
+use crate::error::Error;
+use crate::manager::ManagerOptions;
+use crate::passing::{Backoff, is_passing};
+use crate::projection::{AnyProjection, Definition};
+use crate::runner::{Runner, Step};
+
+/// Whom progress is told.
+type Progress<'a> = &'a mut (dyn FnMut(RebuildProgress) + Send);
+
+pub(super) struct Filler {
+    live: PgPool,
+    copy: PgPool,
+    definition: &'static Definition,
+    runner: Runner,
+    patience: Duration,
+    told: RebuildProgress,
+    /// When others were told, by `readview_rebuilds`.
+    written: Option<Instant>,
+}
+
+/// With fewer events to go, the live projection is held meanwhile.
+const NEAR: u64 = 1000;
+
+impl Filler {
+    pub(super) fn new(live: PgPool, copy: PgPool, projection: Arc<dyn AnyProjection>, options: ManagerOptions) -> Self {
+        let definition = projection.definition();
+        let runner = Runner::beside(copy.clone(), projection, options);
+        let told = RebuildProgress { stage: RebuildStage::Filling, events: 0, total: 0 };
+        Filler { live, copy, definition, runner, patience: options.reset_patience, told, written: None }
+    }
+
+    /// Until it is near the live position, wherever that goes meanwhile.
+    pub(super) async fn fill(&mut self, progress: Progress<'_>) -> Result<(), Error> {
+        let mut from = 0;
+        loop {
+            let (position, events) = self.ahead(from).await?;
+            if from > 0 && events < NEAR {
+                return Ok(());
+            }
+            self.told.total += events;
+            self.fill_to(position, progress).await?;
+            from = position;
+            if position == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The live position, and how many events of the projection lie before it.
+    async fn ahead(&self, from: i64) -> Result<(i64, u64), Error> {
+        let names: Vec<_> = self.definition.events.iter().map(|event| event.name).collect();
+        let (position, events): (i64, i64) = sqlx::query_as(
+            "WITH live AS (SELECT COALESCE((SELECT position FROM readviews WHERE name = $1), 0) AS position)
+             SELECT position, (SELECT COUNT(*) FROM events WHERE name = ANY($2) AND tstamp > $3 AND tstamp <= position)
+             FROM live",
+        )
+        .bind(self.definition.name)
+        .bind(names)
+        .bind(from)
+        .fetch_one(&self.live)
+        .await
+        .map_err(self.doing())?;
+        Ok((position, u64::try_from(events).unwrap_or(0)))
+    }
+
+    /// Applies the events up to the position.
+    pub(super) async fn fill_to(&mut self, position: i64, progress: Progress<'_>) -> Result<(), Error> {
+        self.runner.until(position);
+        let (mut since, mut backoff) = (Instant::now(), Backoff::default());
+        loop {
+            match self.runner.step().await {
+                Ok(Step::Again) => {
+                    (since, backoff) = (Instant::now(), Backoff::default());
+                    self.told.events = self.runner.applied();
+                    self.told.total = self.told.total.max(self.told.events);
+                    self.tell(RebuildStage::Filling, progress).await;
+                }
+                Ok(Step::Rest) => return self.filled().await,
+                Ok(Step::Elsewhere) => tokio::time::sleep(Duration::from_millis(50)).await,
+                Err(error) if is_passing(&error) && since.elapsed() < self.patience => {
+                    tokio::time::sleep(backoff.next()).await;
+                }
+                Err(error) => return Err(self.doing()(error)),
+            }
+        }
+    }
+
+    /// It came to its end, unless it stopped at an event.
+    async fn filled(&self) -> Result<(), Error> {
+        let failure: Option<(String, uuid::Uuid, i64, String, String)> = sqlx::query_as(
+            "SELECT event_name, event_id, tstamp, handler, error FROM readview_failures WHERE name = $1",
+        )
+        .bind(self.definition.name)
+        .fetch_optional(&self.copy)
+        .await
+        .map_err(self.doing())?;
+        match failure {
+            None => Ok(()),
+            Some((event, id, tstamp, handler, error)) => {
+                Err(Error::RebuildFailed { projection: self.definition.name, event, id, tstamp, handler, error })
+            }
+        }
+    }
+
+    /// Tells whoever asked, and once a second all others.
+    pub(super) async fn tell(&mut self, stage: RebuildStage, progress: Progress<'_>) {
+        let changed = stage != self.told.stage;
+        self.told.stage = stage;
+        progress(self.told);
+        if !changed && self.written.is_some_and(|written| written.elapsed() < Duration::from_secs(1)) {
+            return;
+        }
+        self.written = Some(Instant::now());
+        let RebuildProgress { events, total, .. } = self.told;
+        let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        let written = sqlx::query(
+            "UPDATE readview_rebuilds SET stage = $2, events = $3, total = $4, seen_at = clock_timestamp() WHERE name = $1",
+        )
+        .bind(self.definition.name)
+        .bind(stage.name())
+        .bind(number(events))
+        .bind(number(total))
+        .execute(&self.live);
+        if let Err(error) = written.await {
+            tracing::debug!(%error, "the progress of a rebuild could not be told");
+        }
+    }
+
+    pub(super) async fn close(&self) {
+        self.copy.close().await;
+    }
+
+    fn doing(&self) -> impl FnOnce(sqlx::Error) -> Error {
+        Error::database(format!("filling a copy of the tables of `{}`", self.definition.name))
+    }
+}

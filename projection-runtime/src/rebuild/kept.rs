@@ -1,0 +1,57 @@
+//! The rows that a rebuild replaced, kept for as long as someone may want them back.
+
+use sqlx::{Executor, PgConnection};
+
+use super::copy::Beside;
+use crate::projection::Definition;
+
+/// Keeps the live rows as they are, instead of those that were kept before.
+pub(super) async fn keep(tx: &mut PgConnection, definition: &'static Definition) -> sqlx::Result<()> {
+    let kept = Beside::kept(definition);
+    kept.drop(tx).await?;
+    kept.tell_scripts(tx).await?;
+    tx.execute(
+        "DO $$
+         DECLARE
+             item text;
+         BEGIN
+             EXECUTE format('CREATE SCHEMA %I', current_setting('rebuild.schema'));
+             EXECUTE format('COMMENT ON SCHEMA %I IS %L', current_setting('rebuild.schema'), format(
+                 'Rows of projection %s before its last rebuild. `rebuild --undo` puts them back; DROP it if they are right.',
+                 current_setting('rebuild.name')));
+             FOREACH item IN ARRAY current_setting('rebuild.tables')::text[] || ARRAY['readviews'] LOOP
+                 EXECUTE format('CREATE TABLE %I.%I AS TABLE %s',
+                     current_setting('rebuild.schema'), item, item::regclass);
+             END LOOP;
+         END
+         $$",
+    )
+    .await
+    .map(drop)
+}
+
+/// Where the projection was when its rows were kept; `None` where none are.
+pub(super) async fn position(tx: &mut PgConnection, kept: &Beside) -> sqlx::Result<Option<i64>> {
+    kept.tell_scripts(tx).await?;
+    tx.execute(
+        "DO $$
+         BEGIN
+             PERFORM set_config('rebuild.position', '', true);
+             IF to_regclass(format('%I.readviews', current_setting('rebuild.schema'))) IS NOT NULL THEN
+                 EXECUTE format(
+                     'SELECT set_config(''rebuild.position'', position::text, true) FROM %I.readviews WHERE name = $1',
+                     current_setting('rebuild.schema')) USING current_setting('rebuild.name');
+             END IF;
+         END
+         $$",
+    )
+    .await?;
+    let sql = "SELECT NULLIF(current_setting('rebuild.position'), '')::bigint";
+    sqlx::query_scalar(sql).fetch_one(tx).await
+}
+
+/// The projection goes on from there.
+pub(super) async fn restore_position(tx: &mut PgConnection, kept: &Beside, position: i64) -> sqlx::Result<()> {
+    let sql = "UPDATE readviews SET position = $2 WHERE name = $1";
+    sqlx::query(sql).bind(kept.name()).bind(position).execute(tx).await.map(drop)
+}

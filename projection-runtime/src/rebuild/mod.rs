@@ -1,0 +1,225 @@
+//! Makes a projection's rows anew beside the live ones, and says or mends where they differ.
+//!
+//! The way of the data:
+//!
+//! ```text
+//! live tables --definition--> copy (copy.sql), a schema of its own with a position of its own
+//! events --the same handlers, `runner`--> copy, until it is at the live position
+//! live and copy --compare.sql--> the rows that differ
+//!     verify: they are told
+//!     rebuild: the live ones become those of the copy (apply.sql), in one transaction
+//! ```
+//!
+//! The live tables stay what they are, and with them all that hangs on them: views, grants, comments, triggers,
+//! policies. Readers are never waited for and never wait: they see the old rows, and from the commit on the new ones,
+//! also those whose snapshot is older. That is how PostgreSQL refreshes a materialized view `CONCURRENTLY`. The price is
+//! that the projection stands still while its tables are compared, and that replaced rows leave room for VACUUM.
+//!
+//! `copy` makes and removes the copy, `fill` fills it, `difference` compares and applies, `kept` keeps the rows before.
+
+mod copy;
+mod difference;
+mod fill;
+mod kept;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde::Serialize;
+use sqlx::{Connection, PgConnection, PgPool};
+
+pub(crate) use copy::{sweep, sweep_at_start};
+pub use difference::{ColumnDifference, Difference, KeyColumn, RowDifference, Side, TableDifference};
+
+use crate::error::Error;
+use crate::manager::ManagerOptions;
+use crate::passing::Backoff;
+use crate::position;
+use crate::projection::{AnyProjection, Definition};
+use copy::{Beside, Copy};
+use difference::{apply, compare};
+
+/// How far a rebuild or a verification has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct RebuildProgress {
+    /// What it does.
+    pub stage: RebuildStage,
+    /// Events of the projection that are applied to the copy.
+    pub events: u64,
+    /// How many there are, as far as is known.
+    pub total: u64,
+}
+
+/// What a rebuild or a verification does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum RebuildStage {
+    /// Applies the events to the copy.
+    Filling,
+    /// Looks for rows that differ.
+    Comparing,
+    /// Makes the live rows those of the copy.
+    Replacing,
+}
+
+impl RebuildStage {
+    fn name(self) -> &'static str {
+        match self {
+            RebuildStage::Filling => "filling",
+            RebuildStage::Comparing => "comparing",
+            RebuildStage::Replacing => "replacing",
+        }
+    }
+}
+
+/// How a projection is rebuilt.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RebuildOptions {
+    /// The rows before are kept, so that [`undo_rebuild`](crate::ProjectionManager::undo_rebuild) can put them back.
+    pub keep_old: bool,
+}
+
+impl RebuildOptions {
+    /// The same, and the rows before are kept.
+    #[must_use]
+    pub fn keep_old(mut self) -> Self {
+        self.keep_old = true;
+        self
+    }
+}
+
+/// A rebuild or a verification.
+pub(crate) struct Rebuild<'a> {
+    pub(crate) pool: &'a PgPool,
+    pub(crate) projection: &'a Arc<dyn AnyProjection>,
+    pub(crate) options: ManagerOptions,
+    pub(crate) progress: &'a mut (dyn FnMut(RebuildProgress) + Send),
+}
+
+/// What is done with the copy.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Task {
+    /// It is compared with the live rows.
+    Verify,
+    /// The live rows become those of the copy.
+    Rebuild(RebuildOptions),
+}
+
+impl Rebuild<'_> {
+    /// Returns where the live rows differ, or differed, from what the handlers make of the events.
+    pub(crate) async fn run(mut self, task: Task) -> Result<Difference, Error> {
+        let mut copy = Copy::make(self.pool, self.projection, self.options).await?;
+        let done = self.run_with(&mut copy, task).await;
+        copy.remove().await;
+        done
+    }
+
+    async fn run_with(&mut self, copy: &mut Copy, task: Task) -> Result<Difference, Error> {
+        copy.filler.fill(self.progress).await?;
+        let (started, mut backoff) = (Instant::now(), Backoff::default());
+        loop {
+            let attempt = match task {
+                Task::Verify => self.verify(copy).await,
+                Task::Rebuild(options) => self.rebuild(copy, options).await,
+            };
+            let error = match attempt {
+                Ok(difference) => return Ok(difference),
+                Err(error) => error,
+            };
+            // Others hold locks: meanwhile the projection goes on.
+            if !error.is_locked() {
+                return Err(error);
+            }
+            if started.elapsed() >= self.options.reset_patience {
+                return Err(Error::Locked { doing: doing(copy.beside.name()), tries: backoff.tries() + 1 });
+            }
+            tracing::debug!(%error, "rebuild: trying again");
+            tokio::time::sleep(backoff.next()).await;
+        }
+    }
+
+    async fn verify(&mut self, copy: &mut Copy) -> Result<Difference, Error> {
+        let Copy { connection, filler, beside } = copy;
+        let doing = || Error::database(format!("verifying `{}`", beside.name()));
+        // The live position is held for the moment that the last events and a snapshot take; then it moves on.
+        let mut hold = connection.begin().await.map_err(doing())?;
+        let position = hold_position(&mut hold, beside.name()).await.map_err(doing())?;
+        filler.fill_to(position, self.progress).await?;
+        let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ";
+        let mut look = self.pool.begin_with(begin).await.map_err(doing())?;
+        sqlx::query("SELECT 1").execute(&mut *look).await.map_err(doing())?;
+        hold.rollback().await.map_err(doing())?;
+        wake(connection, beside.name()).await.map_err(doing())?;
+        filler.tell(RebuildStage::Comparing, self.progress).await;
+        let difference = compare(&mut look, beside, position, false).await.map_err(doing())?;
+        look.rollback().await.map_err(doing())?;
+        Ok(difference)
+    }
+
+    async fn rebuild(&mut self, copy: &mut Copy, options: RebuildOptions) -> Result<Difference, Error> {
+        let Copy { connection, filler, beside } = copy;
+        let doing = || Error::database(doing(beside.name()));
+        let mut tx = connection.begin().await.map_err(doing())?;
+        let position = hold_position(&mut tx, beside.name()).await.map_err(doing())?;
+        filler.fill_to(position, self.progress).await?;
+        filler.tell(RebuildStage::Comparing, self.progress).await;
+        let difference = compare(&mut tx, beside, position, true).await.map_err(doing())?;
+        filler.tell(RebuildStage::Replacing, self.progress).await;
+        if options.keep_old {
+            kept::keep(&mut tx, beside.definition).await.map_err(doing())?;
+        }
+        apply(&mut tx, beside).await.map_err(doing())?;
+        settle(&mut tx, beside.name()).await.map_err(doing())?;
+        // With the rows, so that nothing of it is left whenever this ends.
+        beside.drop(&mut tx).await.map_err(doing())?;
+        tx.commit().await.map_err(doing())?;
+        tracing::info!(projection = beside.name(), position, differed = difference.tables(), "rebuilt");
+        Ok(difference)
+    }
+}
+
+fn doing(name: &str) -> String {
+    format!("rebuild of `{name}`")
+}
+
+/// Puts the rows back that the last rebuild with `keep_old` replaced; the projection goes on from where it was then.
+pub(crate) async fn undo(pool: &PgPool, definition: &'static Definition) -> Result<Difference, Error> {
+    let doing = || Error::database(format!("undoing the rebuild of `{}`", definition.name));
+    let mut tx = pool.begin().await.map_err(doing())?;
+    let kept = Beside::kept(definition);
+    hold_position(&mut tx, definition.name).await.map_err(doing())?;
+    let Some(position) = kept::position(&mut tx, &kept).await.map_err(doing())? else {
+        return Err(Error::NothingKept { projection: definition.name });
+    };
+    let difference = compare(&mut tx, &kept, position, true).await.map_err(doing())?;
+    apply(&mut tx, &kept).await.map_err(doing())?;
+    kept::restore_position(&mut tx, &kept, position).await.map_err(doing())?;
+    settle(&mut tx, definition.name).await.map_err(doing())?;
+    kept.drop(&mut tx).await.map_err(doing())?;
+    tx.commit().await.map_err(doing())?;
+    tracing::info!(projection = definition.name, position, differed = difference.tables(), "rebuild undone");
+    Ok(difference)
+}
+
+/// Locks the live position, and returns it. As in [`position`], but it waits for whoever applies events just now.
+async fn hold_position(tx: &mut PgConnection, name: &str) -> sqlx::Result<i64> {
+    position::create(tx, name).await?;
+    sqlx::query("SET LOCAL lock_timeout = '10s'").execute(&mut *tx).await?;
+    sqlx::query_scalar("SELECT position FROM readviews WHERE name = $1 FOR NO KEY UPDATE")
+        .bind(name)
+        .fetch_one(tx)
+        .await
+}
+
+/// The rows are others now: an event that the projection stopped at may pass.
+async fn settle(tx: &mut PgConnection, name: &str) -> sqlx::Result<()> {
+    sqlx::query("UPDATE readview_failures SET retry = true WHERE name = $1").bind(name).execute(&mut *tx).await?;
+    wake(tx, name).await
+}
+
+/// Wakes the projection's loop, which passed by while its row was held.
+async fn wake(connection: &mut PgConnection, name: &str) -> sqlx::Result<()> {
+    sqlx::query("SELECT pg_notify('readviews', $1)").bind(name).execute(connection).await.map(drop)
+}
