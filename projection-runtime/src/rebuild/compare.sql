@@ -44,10 +44,11 @@ BEGIN
             LIMIT 1
         );
         IF key IS NOT NULL THEN
-            -- Compared as they are stored, so that all types can be, and 1.0 is not 1.00.
+            -- Compared as they are stored, so that all types can be, and 1.0 is not 1.00. Where a row is not there, its
+            -- key is NULL.
             pairs := format(
                 'SELECT %L, l.tableoid, l.ctid, c.ctid FROM %s l FULL JOIN %s c ON %s
-                 WHERE l.ctid IS NULL OR c.ctid IS NULL OR record_image_ne(ROW(%s), ROW(%s))',
+                 WHERE record_image_ne(ROW(%s), ROW(%s))',
                 item, live, copy,
                 (SELECT string_agg(format('l.%1$I = c.%1$I', k), ' AND ') FROM UNNEST(key) AS k),
                 (SELECT string_agg(format('l.%I', c), ', ') FROM UNNEST(columns) AS c),

@@ -359,6 +359,24 @@ async fn one_cell() {
     assert_eq!(text.lines().filter(|line| line.contains("identical")).count(), 4, "{text}");
 }
 
+/// Rows that change places under a unique key.
+#[tokio::test(flavor = "multi_thread")]
+async fn values_that_change_places() {
+    let (db, manager) = filled(4, 500).await;
+    let before = fold::actual(&db.pool).await;
+    execute(
+        &db.pool,
+        "CREATE TABLE two AS SELECT id, name, row_number() OVER (ORDER BY id) AS n FROM band ORDER BY id LIMIT 2;
+         UPDATE band SET name = 'between' WHERE id = (SELECT id FROM two WHERE n = 1);
+         UPDATE band SET name = (SELECT name FROM two WHERE n = 1) WHERE id = (SELECT id FROM two WHERE n = 2);
+         UPDATE band SET name = (SELECT name FROM two WHERE n = 2) WHERE id = (SELECT id FROM two WHERE n = 1)",
+    )
+    .await;
+    let difference = manager.rebuild("band", RebuildOptions::default(), &mut nobody).await.unwrap();
+    assert_eq!(difference.tables[0].changed, 2, "{difference}");
+    assert_eq!(fold::actual(&db.pool).await, before);
+}
+
 /// What hangs on a table is there afterwards, because the table is.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_hangs_on_a_table() {
