@@ -1,3 +1,6 @@
+-- Which code and which tables the rows were made with; NULL: not known.
+ALTER TABLE readviews ADD COLUMN made_by JSONB;
+
 -- Projections that are being rebuilt or verified beside their live tables: one row each, while it goes on.
 CREATE TABLE readview_rebuilds (
     name       TEXT        NOT NULL PRIMARY KEY,

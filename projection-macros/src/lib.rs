@@ -11,6 +11,7 @@
 
 mod event;
 mod event_set;
+mod fingerprint;
 mod keys;
 mod projection;
 mod read_model;

@@ -17,13 +17,15 @@ pub trait Handler<Alias> {
     type Event: DomainEvent;
     /// The function's name.
     const FUNCTION: &'static str;
+    /// A number that changes with its code.
+    const FINGERPRINT: u64;
     /// What it takes.
     const FORM: Form = Form::Event;
 
     /// The event's name in the store.
     const EVENT_NAME: &'static str = Self::Event::NAME;
     /// The event and its handler, for the definition.
-    const EVENT_TYPE: EventType = EventType::of::<Self::Event>(Self::FUNCTION, Self::FORM);
+    const EVENT_TYPE: EventType = EventType::of::<Self::Event>(Self::FUNCTION, Self::FORM, Self::FINGERPRINT);
 
     /// The event with its payload.
     fn decode(event: &StoredEvent) -> Result<Recorded<Self::Event>, ApplyError> {

@@ -1,19 +1,21 @@
 //! Runs a set of projections, and answers and acts on their operator's behalf.
 
 use std::future::Future;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::PgPool;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::Error;
+use crate::fingerprint::{self, Stale, WhenStale};
+use crate::passing::Backoff;
 use crate::position;
 use crate::projection::ProjectionSet;
 use crate::rabbitmq::{RabbitMq, RabbitMqOptions, RabbitMqStatus};
 use crate::rebuild::{Difference, Rebuild, RebuildOptions, RebuildProgress, Task};
 use crate::runner::Runner;
-use crate::schema::{self, Check};
+use crate::schema::{self, Check, Problem};
 use crate::status::{self, Status};
 use crate::store::{EventStore, PageLimit};
 use crate::wake::{self, Wake};
@@ -33,6 +35,8 @@ pub struct ManagerOptions {
     /// Whether each transaction is looked at for tables that it wrote to and that are not its projection's; the event then
     /// fails. Rebuilds and verifications always do.
     pub check_tables: bool,
+    /// What to do with a projection whose rows were made by other code, or for other tables.
+    pub when_stale: WhenStale,
     /// How often the process asks, in one query, whether there are events that nobody told it of.
     pub poll: Duration,
     /// Hear of new events by LISTEN. Off, where a pooler stands between that passes no NOTIFY on: then RabbitMQ's
@@ -52,6 +56,7 @@ impl Default for ManagerOptions {
             batch_time: Duration::from_millis(500),
             synchronous_commit: false,
             check_tables: false,
+            when_stale: WhenStale::Warn,
             poll: Duration::from_secs(5),
             listen: true,
             shutdown_grace: Duration::from_secs(5),
@@ -143,6 +148,7 @@ impl ProjectionManager {
             beside.spawn(wake::listen(self.pool.clone(), wake));
         }
         beside.spawn(crate::rebuild::sweep_at_start(self.pool.clone()));
+        beside.spawn(self.clone().settle_stale());
         beside.spawn(schema::warn_of_unknown_events(self.pool.clone(), self.projections.clone()));
         shutdown.await;
         stop.cancel();
@@ -151,6 +157,55 @@ impl ProjectionManager {
                 tracing::error!(%error, "a loop ended by itself: a mistake in projection-runtime");
             }
         }
+    }
+
+    /// Tells of the projections that are stale, or rebuilds them.
+    async fn settle_stale(self) {
+        let mut backoff = Backoff::default();
+        let stale = loop {
+            match fingerprint::settle(&self.pool, &self.projections).await {
+                Ok(stale) => break stale,
+                // The loops of the projections tell of trouble with the database.
+                Err(_) => tokio::time::sleep(backoff.next()).await,
+            }
+        };
+        for stale in stale {
+            let name = &*stale.projection;
+            if self.options.when_stale == WhenStale::Rebuild {
+                tracing::info!(projection = name, "{stale}: rebuilding");
+                let mut told = Instant::now();
+                let mut progress = |RebuildProgress { events, total, .. }: RebuildProgress| {
+                    if told.elapsed() > Duration::from_secs(10) {
+                        tracing::info!(projection = name, events, total, "rebuilding");
+                        told = Instant::now();
+                    }
+                };
+                if let Err(error) = self.rebuild(name, RebuildOptions::default(), &mut progress).await {
+                    tracing::error!(projection = name, %error, "not rebuilt: its rows are those of before");
+                }
+            } else {
+                tracing::warn!(
+                    projection = name,
+                    "{stale}: its rows may be others than a rebuild would make; `rebuild {name}`, or, where they are \
+                     right, `accept {name}`"
+                );
+            }
+        }
+    }
+
+    /// The projections whose rows were made by other code, or for other tables.
+    pub async fn stale(&self) -> Result<Vec<Stale>, Error> {
+        let doing = || Error::database("comparing what made the rows");
+        let mut connection = self.pool.acquire().await.map_err(doing())?;
+        fingerprint::all_stale(&mut connection, &self.projections).await.map_err(doing())
+    }
+
+    /// Writes down that the rows of the projection are right, although what made them has changed.
+    pub async fn accept(&self, name: &str) -> Result<(), Error> {
+        let definition = self.projections.definition(name)?;
+        let doing = || Error::database(format!("accepting the rows of `{name}`"));
+        let mut connection = self.pool.acquire().await.map_err(doing())?;
+        fingerprint::record(&mut connection, definition).await.map_err(doing())
     }
 
     /// Runs all projections until each has passed what is in the store now, or has stopped at a failing event.
@@ -162,7 +217,7 @@ impl ProjectionManager {
             // However it ends, the loops are told to stop.
             let _guard = stop.clone().drop_guard();
             loop {
-                let status = self.status().await?;
+                let status = self.positions().await?;
                 progress(&status);
                 if status.is_settled(target) {
                     return Ok(status);
@@ -177,11 +232,26 @@ impl ProjectionManager {
     /// Whether the database is what the projections need. Look at it before [`run`](Self::run): a projection of which a
     /// table is missing would stop at its first event.
     pub async fn check(&self) -> Result<Check, Error> {
-        schema::check(&self.pool, &self.projections, self.rabbitmq.is_some()).await
+        let mut check = schema::check(&self.pool, &self.projections, self.rabbitmq.is_some()).await?;
+        if self.options.when_stale == WhenStale::Refuse && check.problems.is_empty() {
+            let stale = self.stale().await?;
+            check.problems.extend(stale.iter().filter(|stale| stale.matters()).map(|stale| Problem {
+                projection: self.projections.definition(&stale.projection).ok().map(|definition| definition.name),
+                table: "readviews".to_owned(),
+                constraint: None,
+                problem: format!("its rows may be others than a rebuild would make: {stale}"),
+                cure: format!("`rebuild {0}`, or, where they are right, `accept {0}`", stale.projection),
+            }));
+        }
+        Ok(check)
     }
 
     /// Where each projection stands.
     pub async fn status(&self) -> Result<Status, Error> {
+        Ok(Status { stale: self.stale().await?, ..self.positions().await? })
+    }
+
+    async fn positions(&self) -> Result<Status, Error> {
         let doing = || Error::database("reading the positions");
         let mut connection = self.pool.acquire().await.map_err(doing())?;
         let names: Vec<_> = self.projections.definitions().map(|definition| definition.name).collect();

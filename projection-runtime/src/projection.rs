@@ -68,6 +68,8 @@ pub struct Definition {
     pub ignores: &'static [&'static str],
     /// The tables whose rows its row handlers change.
     pub rows: &'static [RowTable],
+    /// A number that changes with the code that stands beside the handlers in the impl block.
+    pub fingerprint: u64,
 }
 
 /// The order in which a projection needs its events.
@@ -99,6 +101,8 @@ pub struct EventType {
     pub handler: &'static str,
     /// What the function takes.
     pub form: Form,
+    /// A number that changes with the function's code: not with comments, formatting or documentation.
+    pub fingerprint: u64,
 }
 
 /// What a handler takes.
@@ -115,7 +119,7 @@ pub enum Form {
 impl EventType {
     /// The event `E`, handled by the function of that name.
     #[must_use]
-    pub const fn of<E: DomainEvent>(handler: &'static str, form: Form) -> Self {
+    pub const fn of<E: DomainEvent>(handler: &'static str, form: Form, fingerprint: u64) -> Self {
         EventType {
             name: E::NAME,
             aggregate: E::AGGREGATE,
@@ -125,6 +129,7 @@ impl EventType {
             ty: E::TYPE,
             handler,
             form,
+            fingerprint,
         }
     }
 }
@@ -267,7 +272,16 @@ pub fn run_not_handled(projection: &'static str, events: &[&StoredEvent]) -> Res
 #[doc(hidden)]
 #[must_use]
 pub const fn stand_in(name: &'static str) -> Definition {
-    Definition { name, tables: &[], after: &[], order: Order::Stream, events: &[], ignores: &[], rows: &[] }
+    Definition {
+        name,
+        tables: &[],
+        after: &[],
+        order: Order::Stream,
+        events: &[],
+        ignores: &[],
+        rows: &[],
+        fingerprint: 0,
+    }
 }
 
 /// Runs a statement that the macros wrote.

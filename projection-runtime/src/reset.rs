@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use sqlx::PgPool;
 
 use crate::error::{Error, ForeignKey};
+use crate::fingerprint;
 use crate::passing::{Backoff, is_passing};
 use crate::position;
 use crate::projection::{AnyProjection, ProjectionSet};
@@ -69,6 +70,7 @@ async fn attempt(
         .bind(definition.name)
         .execute(&mut *tx)
         .await?;
+    fingerprint::record(&mut tx, definition).await?;
     tx.commit().await?;
     Ok(Vec::new())
 }

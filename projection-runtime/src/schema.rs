@@ -177,6 +177,13 @@ const COLUMNS: &[(&str, &str, &str)] = &[
     ("events", "recorded_at", "timestamp with time zone"),
     ("readviews", "name", "text"),
     ("readviews", "position", "bigint"),
+    ("readviews", "made_by", "jsonb"),
+    ("readview_rebuilds", "name", "text"),
+    ("readview_rebuilds", "schema", "text"),
+    ("readview_rebuilds", "stage", "text"),
+    ("readview_rebuilds", "events", "bigint"),
+    ("readview_rebuilds", "total", "bigint"),
+    ("readview_rebuilds", "seen_at", "timestamp with time zone"),
     ("readview_failures", "name", "text"),
     ("readview_failures", "event_id", "uuid"),
     ("readview_failures", "event_name", "text"),
@@ -225,7 +232,8 @@ async fn event_store(connection: &mut PgConnection, rabbitmq: bool) -> sqlx::Res
         problems.push(Problem { projection: None, table: table.to_owned(), constraint, problem, cure });
     };
 
-    let tables = ["events", "readviews", "readview_failures", "rabbitmq_bindings", "rabbitmq_processes"];
+    let tables =
+        ["events", "readviews", "readview_failures", "readview_rebuilds", "rabbitmq_bindings", "rabbitmq_processes"];
     let columns = columns(&mut *connection, &tables).await?;
     let mut missing = HashSet::new();
     for &(table, column, expected) in COLUMNS.iter().chain(RABBITMQ_COLUMNS.iter().filter(|_| rabbitmq)) {

@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use uuid::Uuid;
 
+use crate::fingerprint::Stale;
 use crate::position::Row;
 use crate::projection::ProjectionSet;
 use crate::rabbitmq::{RabbitMqProcess, relayed_to};
@@ -17,6 +18,8 @@ pub struct Status {
     pub projections: Vec<ProjectionStatus>,
     /// The names of events in the store that no projection handles or ignores.
     pub unknown_events: Vec<String>,
+    /// The projections whose rows were made by other code, or for other tables.
+    pub stale: Vec<Stale>,
     /// How far the events have gone to RabbitMQ.
     pub relays: Vec<RelayProgress>,
     /// What the running processes last said of their connections to RabbitMQ.
@@ -190,6 +193,7 @@ pub(crate) fn status(
         latest_event: rows.first().map_or(0, |row| row.latest_event),
         projections,
         unknown_events,
+        stale: Vec::new(),
         relays: relays.collect(),
         rabbitmq,
     }

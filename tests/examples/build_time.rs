@@ -119,7 +119,7 @@ fn by_hand() -> String {
             writeln!(source, "{}", handler_of(projection, handler, event)).unwrap();
         }
         let events = handled(projection).fold(String::new(), |events, (handler, event)| {
-            events + &format!("EventType::of::<Event{event}>(\"handler{handler}\", false), ")
+            events + &format!("EventType::of::<Event{event}>(\"handler{handler}\", Form::Event, 0), ")
         });
         let arms = handled(projection).fold(String::new(), |arms, (handler, event)| {
             arms + &format!(
@@ -131,7 +131,7 @@ fn by_hand() -> String {
             source,
             "}}\nimpl Projection for Projection{projection} {{\n\
              const DEFINITION: &'static Definition = &Definition {{ name: \"p{projection}\", \
-             tables: &[\"t{projection}\"], after: &[], order: Order::Stream, events: &[{events}], ignores: &[] }};\n\
+             tables: &[\"t{projection}\"], after: &[], order: Order::Stream, events: &[{events}], ignores: &[], rows: &[], fingerprint: 0 }};\n\
              async fn apply(&self, event: &StoredEvent, tx: &mut PgConnection) -> Result<(), ApplyError> {{\n\
              match &*event.name {{\n{arms}\
              _ => Err(ApplyError::NotHandled {{ projection: \"p{projection}\", event: event.name.to_string() }}),\n}}\n}}\n\

@@ -32,11 +32,13 @@ const _: () = {
     impl __private::Handler<__Event0> for ThisProjection {
         type Event = __Event0;
         const FUNCTION: &'static str = "planned";
+        const FINGERPRINT: u64 = 402800027103377798u64;
     }
     type __Event1 = events::StopAdded;
     impl __private::Handler<__Event1> for ThisProjection {
         type Event = __Event1;
         const FUNCTION: &'static str = "stops";
+        const FINGERPRINT: u64 = 10765966318665013423u64;
         const FORM: __private::Form = __private::Form::Run;
     }
     #[cfg(feature = "cancel")]
@@ -45,17 +47,20 @@ const _: () = {
     impl __private::Handler<__Event2> for ThisProjection {
         type Event = __Event2;
         const FUNCTION: &'static str = "cancelled";
+        const FINGERPRINT: u64 = 4495167497731100634u64;
     }
     type __Event3 = TourNamed;
     impl __private::Handler<__Event3> for ThisProjection {
         type Event = __Event3;
         const FUNCTION: &'static str = "named";
+        const FINGERPRINT: u64 = 7545713779811308621u64;
         const FORM: __private::Form = __private::Form::Row;
     }
     type __Event4 = TourMoved;
     impl __private::Handler<__Event4> for ThisProjection {
         type Event = __Event4;
         const FUNCTION: &'static str = "moved";
+        const FINGERPRINT: u64 = 13267157970347746309u64;
         const FORM: __private::Form = __private::Form::Row;
     }
     type __Row0 = Tour;
@@ -80,6 +85,7 @@ const _: () = {
             ],
             ignores: &[<TourPraised as ::projection_runtime::DomainEvent>::NAME],
             rows: &[<ThisProjection as __private::RowOf<__Row0>>::TABLE],
+            fingerprint: 10404266849842254207u64,
         };
         async fn apply(
             &self,

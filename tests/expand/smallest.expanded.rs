@@ -10,6 +10,7 @@ const _: () = {
     impl __private::Handler<__Event0> for ThisProjection {
         type Event = __Event0;
         const FUNCTION: &'static str = "created";
+        const FINGERPRINT: u64 = 3987295483811220650u64;
     }
     #[automatically_derived]
     impl ::projection_runtime::Projection for BandProjection {
@@ -21,6 +22,7 @@ const _: () = {
             events: &[<ThisProjection as __private::Handler<__Event0>>::EVENT_TYPE],
             ignores: &[],
             rows: &[],
+            fingerprint: 0u64,
         };
         async fn apply(
             &self,

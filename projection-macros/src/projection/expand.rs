@@ -14,7 +14,7 @@ pub(crate) fn projection(projection: &Projection, block: &ItemImpl) -> TokenStre
     // A name for it, so that what comes out can be read.
     let private = quote!(__private);
     let self_ty = &block.self_ty;
-    let Projection { name, tables, cascade, after, by_aggregate, covers, ignores, handlers } = projection;
+    let Projection { name, tables, cascade, after, by_aggregate, covers, ignores, handlers, others } = projection;
 
     let order = if *by_aggregate { quote!(Aggregate) } else { quote!(Stream) };
     let truncate = truncate(tables, *cascade);
@@ -78,6 +78,7 @@ pub(crate) fn projection(projection: &Projection, block: &ItemImpl) -> TokenStre
                     events: &[#(#events),*],
                     ignores: &[#(#ignored),*],
                     rows: &[#(#row_tables),*],
+                    fingerprint: #others,
                 };
 
                 async fn apply(
@@ -316,7 +317,7 @@ fn event_alias(i: usize) -> Ident {
 /// implementations, and rustc points to both. Not the projection's own type has them: of that there may be a second
 /// projection by mistake, which is one mistake.
 fn registration(i: usize, handler: &Handler, private: &TokenStream) -> TokenStream {
-    let Handler { cfg, event, sig, .. } = handler;
+    let Handler { cfg, event, sig, fingerprint, .. } = handler;
     let (alias, function) = (event_alias(i), sig.ident.to_string());
     let head = moved(ends(event), quote!(impl #private::Handler<#alias> for ThisProjection));
     let bound = moved(ends(event), quote!(#alias));
@@ -331,6 +332,7 @@ fn registration(i: usize, handler: &Handler, private: &TokenStream) -> TokenStre
         quote! {
             type Event = #bound;
             const FUNCTION: &'static str = #function;
+            const FINGERPRINT: u64 = #fingerprint;
             #form
         },
     );

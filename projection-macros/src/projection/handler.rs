@@ -8,6 +8,7 @@ use syn::{
     ReceiverKind, ReturnType, Safety, Signature, Stmt, Token, Type, TypeReference, parse_quote,
 };
 
+use crate::fingerprint;
 use crate::report::Report;
 
 pub(crate) struct Handler {
@@ -17,6 +18,8 @@ pub(crate) struct Handler {
     /// Which row it changes, an expression of `event`, where that is not the one of the event's aggregate.
     pub(crate) key: Option<Expr>,
     pub(crate) sig: Signature,
+    /// Of what it does: of its event, key, parameters and body.
+    pub(crate) fingerprint: u64,
 }
 
 /// What a handler takes: its signature decides.
@@ -90,7 +93,11 @@ fn is_row(sig: &Signature) -> bool {
 pub(crate) fn read(on: &[Attribute], function: &mut ImplItemFn, report: &mut Report) -> Vec<Handler> {
     let cfg: Vec<Attribute> = function.attrs.iter().filter(|attr| attr.path().is_ident("cfg")).cloned().collect();
     let On { events, key } = events(on, report);
-    let handler = |event| Handler { cfg: cfg.clone(), event, key: key.clone(), sig: function.sig.clone() };
+    let handler = |event| {
+        let (inputs, block) = (&function.sig.inputs, &function.block);
+        let fingerprint = fingerprint::of(quote!(#event, #key, (#inputs) #block));
+        Handler { cfg: cfg.clone(), event, key: key.clone(), sig: function.sig.clone(), fingerprint }
+    };
     let handlers: Vec<Handler> = events.iter().cloned().map(handler).collect();
     let is_row = is_row(&function.sig);
     if is_row {

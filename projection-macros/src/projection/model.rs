@@ -5,6 +5,7 @@ use quote::ToTokens;
 use syn::{Attribute, Generics, Ident, ImplItem, ItemImpl, LitStr, Path};
 
 use super::handler::{self, Handler};
+use crate::fingerprint;
 use crate::keys::Keys;
 use crate::report::Report;
 
@@ -24,6 +25,8 @@ pub(crate) struct Projection {
     pub(crate) covers: Vec<Path>,
     pub(crate) ignores: Vec<Path>,
     pub(crate) handlers: Vec<Handler>,
+    /// Of whatever else stands in the impl block, in any order.
+    pub(crate) others: u64,
 }
 
 /// The item as an impl block; anything else is a mistake.
@@ -67,6 +70,7 @@ pub(crate) fn read(attr: TokenStream, block: &mut ItemImpl, report: &mut Report)
         report.error(second, "`#[projection(..)]` stands twice: a type is one projection");
     }
     let mut projection = attributes(&mut Keys::read(syn::parse2(attr), report), report);
+    projection.others = others(block);
     projection.handlers = handlers(block, report);
     check_ignored(&projection, report);
     projection
@@ -140,6 +144,7 @@ fn attributes(keys: &mut Keys, report: &mut Report) -> Projection {
         covers,
         ignores,
         handlers: Vec::new(),
+        others: 0,
     }
 }
 
@@ -188,6 +193,16 @@ fn snake_case(name: &str) -> String {
         snake.push(if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' });
     }
     snake
+}
+
+/// Handlers may call what stands beside them.
+fn others(block: &ItemImpl) -> u64 {
+    let is_handler = |item: &&ImplItem| match item {
+        ImplItem::Fn(function) => function.attrs.iter().any(|attr| is(attr, "on")),
+        _ => false,
+    };
+    let others = block.items.iter().filter(|item| !is_handler(item));
+    others.fold(0, |sum, item| sum.wrapping_add(fingerprint::of(item.to_token_stream())))
 }
 
 fn handlers(block: &mut ItemImpl, report: &mut Report) -> Vec<Handler> {

@@ -50,8 +50,19 @@ pub(super) async fn position(tx: &mut PgConnection, kept: &Beside) -> sqlx::Resu
     sqlx::query_scalar(sql).fetch_one(tx).await
 }
 
-/// The projection goes on from there.
-pub(super) async fn restore_position(tx: &mut PgConnection, kept: &Beside, position: i64) -> sqlx::Result<()> {
-    let sql = "UPDATE readviews SET position = $2 WHERE name = $1";
-    sqlx::query(sql).bind(kept.name()).bind(position).execute(tx).await.map(drop)
+/// The projection goes on from there, as what it was.
+pub(super) async fn restore(tx: &mut PgConnection, kept: &Beside) -> sqlx::Result<()> {
+    kept.tell_scripts(tx).await?;
+    tx.execute(
+        "DO $$
+         BEGIN
+             EXECUTE format(
+                 'UPDATE readviews r SET position = k.position, made_by = k.made_by FROM %I.readviews k
+                  WHERE r.name = k.name AND r.name = $1',
+                 current_setting('rebuild.schema')) USING current_setting('rebuild.name');
+         END
+         $$",
+    )
+    .await
+    .map(drop)
 }

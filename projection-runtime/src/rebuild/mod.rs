@@ -32,6 +32,7 @@ pub(crate) use copy::{sweep, sweep_at_start};
 pub use difference::{ColumnDifference, Difference, KeyColumn, RowDifference, Side, TableDifference};
 
 use crate::error::Error;
+use crate::fingerprint;
 use crate::manager::ManagerOptions;
 use crate::passing::Backoff;
 use crate::position;
@@ -171,6 +172,7 @@ impl Rebuild<'_> {
             kept::keep(&mut tx, beside.definition).await.map_err(doing())?;
         }
         apply(&mut tx, beside).await.map_err(doing())?;
+        fingerprint::record(&mut tx, beside.definition).await.map_err(doing())?;
         settle(&mut tx, beside.name()).await.map_err(doing())?;
         // With the rows, so that nothing of it is left whenever this ends.
         beside.drop(&mut tx).await.map_err(doing())?;
@@ -195,7 +197,7 @@ pub(crate) async fn undo(pool: &PgPool, definition: &'static Definition) -> Resu
     };
     let difference = compare(&mut tx, &kept, position, true).await.map_err(doing())?;
     apply(&mut tx, &kept).await.map_err(doing())?;
-    kept::restore_position(&mut tx, &kept, position).await.map_err(doing())?;
+    kept::restore(&mut tx, &kept).await.map_err(doing())?;
     settle(&mut tx, definition.name).await.map_err(doing())?;
     kept.drop(&mut tx).await.map_err(doing())?;
     tx.commit().await.map_err(doing())?;

@@ -321,6 +321,18 @@ fn told(done: &[Difference], json: bool, acted: &str) -> Result<(), BoxError> {
     Ok(())
 }
 
+pub(super) async fn accept(service: &Service, database: &Database, names: &[String]) -> Result<(), BoxError> {
+    let manager = service.manager(database)?;
+    for name in names {
+        service.projections.definition(name)?;
+    }
+    for name in names {
+        manager.accept(name).await?;
+        println!("{name}: its rows count as made by the code of this program, for the tables as they are.");
+    }
+    Ok(())
+}
+
 pub(super) async fn retry(service: &Service, database: &Database, names: &[String]) -> Result<(), BoxError> {
     let manager = service.manager(database)?;
     for name in names {

@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use sqlx::migrate::Migrator;
 
+use crate::fingerprint::WhenStale;
 use crate::manager::ManagerOptions;
 use crate::projection::ProjectionSet;
 
@@ -98,11 +99,12 @@ impl Service {
                 demo::demo(&self, database.url, amqp_url.zip(Some(amqp_ca)), keep).await
             }
             Command::Migrate => commands::migrate(&self, &database).await,
-            Command::Run { broker, no_listen, synchronous_commit, check_tables } => {
+            Command::Run { broker, no_listen, synchronous_commit, check_tables, when_stale } => {
                 let options = ManagerOptions {
                     listen: !no_listen,
                     synchronous_commit,
                     check_tables,
+                    when_stale,
                     ..ManagerOptions::default()
                 };
                 commands::run(&self, &database, &broker, options).await
@@ -120,6 +122,7 @@ impl Service {
                 commands::rebuild(&self, &database, &names, keep_old, json).await
             }
             Command::Verify { names, repair, json } => commands::verify(&self, &database, &names, repair, json).await,
+            Command::Accept { names } => commands::accept(&self, &database, &names).await,
             Command::Retry { names } => commands::retry(&self, &database, &names).await,
         }
     }
@@ -209,6 +212,9 @@ enum Command {
         /// Stop at an event whose handler writes to tables that are not its projection's; costs two queries a transaction
         #[arg(long)]
         check_tables: bool,
+        /// What to do with a projection whose rows were made by other code, or for other tables
+        #[arg(long, env = "WHEN_STALE", value_enum, default_value_t = WhenStale::Warn)]
+        when_stale: WhenStale,
     },
     /// Show where each projection stands
     Status {
@@ -271,6 +277,12 @@ enum Command {
         /// The result for a program
         #[arg(long)]
         json: bool,
+    },
+    /// Write down that the rows of projections are right, although what made them has changed
+    Accept {
+        /// The projections
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
     },
     /// Try the failed event of projections again, after the fix
     Retry {

@@ -67,6 +67,18 @@ pub(super) fn status(service: &str, status: &Status) -> String {
             at = failed_at.format("%Y-%m-%d %H:%M:%S UTC"),
         );
     }
+    for stale in &status.stale {
+        let name = &stale.projection;
+        let cure = if stale.matters() {
+            format!(
+                "its rows may be others than a rebuild would make: {service} rebuild {name}\n  where they are right: \
+                 {service} accept {name}"
+            )
+        } else {
+            "its rows are right; the next start of the service writes that down".to_owned()
+        };
+        text = format!("{text}\n\n{name}: {stale}\n  {cure}");
+    }
     for relay in &status.relays {
         let RelayProgress { exchange, position, events_behind, events_behind_capped, seconds_behind } = relay;
         let more = if *events_behind_capped { "+" } else { "" };

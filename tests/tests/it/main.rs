@@ -4,6 +4,7 @@ mod append;
 mod check;
 mod failures;
 mod faults;
+mod fingerprint;
 mod forms;
 mod handlers;
 mod import;

@@ -1,0 +1,211 @@
+//! Which code and which tables the rows of a projection were made with: when one of them has changed since, the rows may
+//! be others than a rebuild would make.
+//!
+//! The macro gives each handler a number of its tokens; what handlers call outside of their impl block does not count,
+//! nor do the types of events and rows. The tables count by their columns and constraints.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use sqlx::types::Json;
+use sqlx::{PgConnection, PgPool};
+
+use crate::projection::{Definition, ProjectionSet};
+
+/// What to do with a projection whose rows were made by other code, or for other tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum WhenStale {
+    /// Say so, in the log and in `status`.
+    #[default]
+    Warn,
+    /// Rebuild it, beside its live tables, while it runs.
+    Rebuild,
+    /// Do not run.
+    Refuse,
+}
+
+/// A projection whose rows may be others than its handlers make.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Stale {
+    /// The projection.
+    pub projection: String,
+    /// The handlers that have changed, that are new, or that are gone.
+    pub handlers: Vec<StaleHandler>,
+    /// What stands beside the handlers in the impl block has changed.
+    pub other_code: bool,
+    /// Columns or constraints of its tables have changed.
+    pub tables: bool,
+}
+
+/// A handler that is not what it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StaleHandler {
+    /// The event's name.
+    pub event: String,
+    /// The function; of one that is gone, that it had.
+    pub handler: String,
+    /// What has become of it.
+    pub change: HandlerChange,
+    /// Events of this name lie behind the position: they were applied by the code before, or by none.
+    pub behind: bool,
+}
+
+/// What has become of a handler.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HandlerChange {
+    /// Its code is another.
+    Changed,
+    /// There was none for the event.
+    Added,
+    /// There is none for the event any more.
+    Removed,
+}
+
+impl Stale {
+    /// Whether rows may be wrong: not where no event lies behind the position that another handler would see.
+    #[must_use]
+    pub fn matters(&self) -> bool {
+        self.other_code || self.tables || self.handlers.iter().any(|handler| handler.behind)
+    }
+}
+
+/// In a sentence: what has changed.
+impl std::fmt::Display for Stale {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let handlers = self.handlers.iter().map(|StaleHandler { event, handler, change, behind }| {
+            let change = match change {
+                HandlerChange::Changed => "has changed",
+                HandlerChange::Added => "is new",
+                HandlerChange::Removed => "is gone",
+            };
+            let behind = if *behind { "" } else { ", but none of its events were applied yet" };
+            format!("handler `{handler}` of {event} {change}{behind}")
+        });
+        let others =
+            [(self.other_code, "code beside its handlers has changed"), (self.tables, "its tables have changed")];
+        let others = others.into_iter().filter(|(changed, _)| *changed).map(|(_, what)| what.to_owned());
+        f.write_str(&handlers.chain(others).collect::<Vec<_>>().join("; "))
+    }
+}
+
+/// What is stored beside the position. Numbers are written in hexadecimal: they do not fit into JSON's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Made {
+    /// By the event's name: function and number.
+    handlers: BTreeMap<String, (String, String)>,
+    code: String,
+    tables: String,
+}
+
+impl Made {
+    /// By the code of this program, for the tables as they are.
+    async fn now(connection: &mut PgConnection, definition: &Definition) -> sqlx::Result<Self> {
+        let handlers = definition.events.iter().map(|event| {
+            let made = (event.handler.to_owned(), format!("{:016x}", event.fingerprint));
+            (event.name.to_owned(), made)
+        });
+        let tables = sqlx::query_scalar(
+            "SELECT md5(COALESCE(string_agg(part, E'\\n' ORDER BY part), ''))
+             FROM UNNEST($1::text[]) AS t (name)
+             CROSS JOIN LATERAL (
+                 SELECT concat_ws(' ', t.name, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull,
+                                  a.attidentity, a.attgenerated, pg_get_expr(d.adbin, d.adrelid)) AS part
+                 FROM pg_attribute a
+                 LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+                 WHERE a.attrelid = to_regclass(t.name) AND a.attnum > 0 AND NOT a.attisdropped
+                 UNION ALL
+                 SELECT concat_ws(' ', t.name, pg_get_constraintdef(c.oid))
+                 FROM pg_constraint c
+                 WHERE c.conrelid = to_regclass(t.name) AND c.contype <> 'n'
+             ) parts",
+        )
+        .bind(definition.tables)
+        .fetch_one(connection)
+        .await?;
+        Ok(Made { handlers: handlers.collect(), code: format!("{:016x}", definition.fingerprint), tables })
+    }
+
+    async fn stored(connection: &mut PgConnection, name: &str) -> sqlx::Result<Option<(i64, Option<Self>)>> {
+        let row: Option<(i64, Option<Json<Self>>)> =
+            sqlx::query_as("SELECT position, made_by FROM readviews WHERE name = $1")
+                .bind(name)
+                .fetch_optional(connection)
+                .await?;
+        Ok(row.map(|(position, made)| (position, made.map(|made| made.0))))
+    }
+}
+
+/// Writes down that the rows are as the code of this program makes them.
+pub(crate) async fn record(connection: &mut PgConnection, definition: &Definition) -> sqlx::Result<()> {
+    let made = Made::now(connection, definition).await?;
+    sqlx::query("UPDATE readviews SET made_by = $2 WHERE name = $1")
+        .bind(definition.name)
+        .bind(Json(made))
+        .execute(connection)
+        .await
+        .map(drop)
+}
+
+/// What has changed since the projection's rows were made; `None`: nothing, or it has no rows, or nobody wrote it down.
+pub(crate) async fn stale(connection: &mut PgConnection, definition: &Definition) -> sqlx::Result<Option<Stale>> {
+    let Some((position, Some(then))) = Made::stored(connection, definition.name).await? else { return Ok(None) };
+    let now = Made::now(connection, definition).await?;
+    if position == 0 || then == now {
+        return Ok(None);
+    }
+    let mut handlers = Vec::new();
+    let names: BTreeSet<&String> = then.handlers.keys().chain(now.handlers.keys()).collect();
+    for event in names {
+        let (change, handler) = match (then.handlers.get(event), now.handlers.get(event)) {
+            (Some((_, then)), Some((handler, now))) if then != now => (HandlerChange::Changed, handler),
+            (None, Some((handler, _))) => (HandlerChange::Added, handler),
+            (Some((handler, _)), None) => (HandlerChange::Removed, handler),
+            _ => continue,
+        };
+        let behind = sqlx::query_scalar("SELECT EXISTS (SELECT FROM events WHERE name = $1 AND tstamp <= $2)")
+            .bind(event)
+            .bind(position)
+            .fetch_one(&mut *connection)
+            .await?;
+        handlers.push(StaleHandler { event: event.clone(), handler: handler.clone(), change, behind });
+    }
+    let (other_code, tables) = (then.code != now.code, then.tables != now.tables);
+    // A handler by another name is the same handler.
+    let stale = Stale { projection: definition.name.to_owned(), handlers, other_code, tables };
+    Ok(Some(stale).filter(|stale| !stale.handlers.is_empty() || other_code || tables))
+}
+
+/// The stale projections of the set.
+pub(crate) async fn all_stale(connection: &mut PgConnection, set: &ProjectionSet) -> sqlx::Result<Vec<Stale>> {
+    let mut found = Vec::new();
+    for definition in set.definitions() {
+        found.extend(stale(connection, definition).await?);
+    }
+    Ok(found)
+}
+
+/// At a start: writes down what makes the rows where that is not known, where there are none, and where what has changed
+/// is nothing to them. Returns those to which it is something.
+pub(crate) async fn settle(pool: &PgPool, set: &ProjectionSet) -> sqlx::Result<Vec<Stale>> {
+    let mut matter = Vec::new();
+    for definition in set.definitions() {
+        let mut tx = pool.begin().await?;
+        crate::position::create(&mut tx, definition.name).await?;
+        let stored = Made::stored(&mut tx, definition.name).await?;
+        let unknown = !matches!(stored, Some((position, Some(_))) if position > 0);
+        match stale(&mut tx, definition).await? {
+            Some(stale) if stale.matters() => {
+                matter.push(stale);
+                continue;
+            }
+            Some(stale) => tracing::info!(projection = definition.name, "{stale}: its rows are right"),
+            None if unknown => {}
+            None => continue,
+        }
+        record(&mut tx, definition).await?;
+        tx.commit().await?;
+    }
+    Ok(matter)
+}
