@@ -16,6 +16,7 @@ pub use user_preferences::UserPreferencesProjection;
 
 use projection_runtime::service::{Demo, Question, Service};
 use projection_runtime::{ProjectionSet, projections};
+use sqlx::migrate::Migrator;
 
 /// The four projections.
 #[must_use]
@@ -23,13 +24,16 @@ pub fn projections() -> ProjectionSet {
     projections![BandProjection, DanceHallProjection, EventProjection, UserPreferencesProjection]
 }
 
+/// The schema: event store, positions and read models.
+pub static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
+
 /// The service: its projections, its schema, and what its demo shows.
 #[must_use]
 pub fn service() -> Service {
     Service {
         name: "dancefinder-projections",
         projections: projections(),
-        migrations: sqlx::migrate!("../migrations"),
+        migrations: &MIGRATIONS,
         demo: Demo {
             events: include_str!("../sample/events.jsonl"),
             questions: &[

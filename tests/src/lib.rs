@@ -1,16 +1,31 @@
 //! What the tests stand on: a real PostgreSQL, a database for each test, histories of events, and a sequential fold
 //! of them to hold the read models against.
 
-mod database;
 pub mod fold;
 pub mod history;
 pub mod journal;
 pub mod rabbitmq_server;
 pub mod tcp_relay;
 
-pub use database::TestDatabase;
-
 use std::time::{Duration, Instant};
+
+/// A database of a test's own, with the schema of the service.
+pub struct TestDatabase(projection_runtime::testing::TestDatabase);
+
+impl TestDatabase {
+    /// A new database.
+    pub async fn new() -> Self {
+        TestDatabase(projection_runtime::testing::TestDatabase::new(&dancefinder_projections::MIGRATIONS).await)
+    }
+}
+
+impl std::ops::Deref for TestDatabase {
+    type Target = projection_runtime::testing::TestDatabase;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
 
 /// Waits until `ready` says so, looking often; panics with `what` after the deadline.
 pub async fn eventually<F: Future<Output = bool>>(what: &str, patience: Duration, mut ready: impl FnMut() -> F) {

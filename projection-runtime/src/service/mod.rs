@@ -34,7 +34,7 @@ pub struct Service {
     /// What it runs.
     pub projections: ProjectionSet,
     /// The schema: event store, `readviews` and read model tables; made by `sqlx::migrate!`.
-    pub migrations: Migrator,
+    pub migrations: &'static Migrator,
     /// What `demo` shows.
     pub demo: Demo,
 }

@@ -16,4 +16,5 @@ mod rebuild;
 mod reset;
 mod service;
 mod store;
+mod testing;
 mod versions;

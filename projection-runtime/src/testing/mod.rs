@@ -1,6 +1,13 @@
-//! For tests of projections.
+//! For tests of projections, on a real PostgreSQL: [`Scenario`] says what events make of which rows, [`TestDatabase`] is
+//! for whatever else, [`apply`] for one event in a transaction of one's own.
+
+mod database;
+mod scenario;
 
 use sqlx::PgConnection;
+
+pub use database::TestDatabase;
+pub use scenario::Scenario;
 
 use crate::error::ApplyError;
 use crate::event::{DomainEvent, NewEvent, Recorded, StoredEvent};
