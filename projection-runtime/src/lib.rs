@@ -7,8 +7,9 @@
 //! projection's place, `runs` forms what is handed over together, `read_model` changes the rows of handlers that take
 //! rows, `columns` is for those that take runs, `runner` is the loop of one projection, `manager` runs them all. Beside
 //! the way: `handler` and `contradiction` are for the compiler's messages, `passing` tells passing trouble from failure,
-//! `wake` wakes the loops, `rabbitmq` publishes and is woken, `schema`, `reset`, `status` and `import` are what an
-//! operator asks for, `service` is the command line.
+//! `wake` wakes the loops, `rabbitmq` publishes and is woken, `schema`, `reset`, `rebuild`, `fingerprint`, `status` and
+//! `import` are what an operator asks for, `written` sees what a transaction wrote, `service` is the command line,
+//! `testing` the test kit.
 
 // The macros say `::projection_runtime`, also in this crate's own tests and examples.
 extern crate self as projection_runtime;
@@ -293,7 +294,7 @@ pub use rebuild::{
 };
 pub use schema::{Check, Problem};
 pub use sqlx::PgConnection;
-pub use status::{Failure, ProjectionStatus, RelayProgress, State, Status};
+pub use status::{Failure, ProjectionStatus, Rebuilding, RelayProgress, State, Status};
 pub use store::{Appended, EventStore, ExpectedVersion, Page, PageLimit};
 
 /// What a handler returns: `Ok(())`, or any error, which `?` boxes.

@@ -259,7 +259,13 @@ impl ProjectionManager {
         let unknown = schema::unknown_events(&mut *connection, &self.projections).await;
         let unknown = unknown.map_err(Error::database("reading the names of the events"))?;
         let processes = crate::rabbitmq::processes(&mut connection).await.map_err(doing())?;
-        Ok(status::status(&self.projections, &rows, unknown, processes))
+        let rebuilds = sqlx::query_as(
+            "SELECT name, stage, events, total, extract(epoch FROM clock_timestamp() - started_at)::float8 AS seconds,
+                    extract(epoch FROM clock_timestamp() - seen_at)::float8 AS seconds_since_seen
+             FROM readview_rebuilds ORDER BY name",
+        );
+        let rebuilds = rebuilds.fetch_all(&mut *connection).await.map_err(doing())?;
+        Ok(Status { rebuilds, ..status::status(&self.projections, &rows, unknown, processes) })
     }
 
     /// Empties the projection's tables and sets its position to 0, in one transaction; running loops then apply the

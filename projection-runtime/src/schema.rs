@@ -183,6 +183,7 @@ const COLUMNS: &[(&str, &str, &str)] = &[
     ("readview_rebuilds", "stage", "text"),
     ("readview_rebuilds", "events", "bigint"),
     ("readview_rebuilds", "total", "bigint"),
+    ("readview_rebuilds", "started_at", "timestamp with time zone"),
     ("readview_rebuilds", "seen_at", "timestamp with time zone"),
     ("readview_failures", "name", "text"),
     ("readview_failures", "event_id", "uuid"),

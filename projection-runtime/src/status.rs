@@ -20,10 +20,29 @@ pub struct Status {
     pub unknown_events: Vec<String>,
     /// The projections whose rows were made by other code, or for other tables.
     pub stale: Vec<Stale>,
+    /// The projections that are being rebuilt or verified beside their live tables.
+    pub rebuilds: Vec<Rebuilding>,
     /// How far the events have gone to RabbitMQ.
     pub relays: Vec<RelayProgress>,
     /// What the running processes last said of their connections to RabbitMQ.
     pub rabbitmq: Vec<RabbitMqProcess>,
+}
+
+/// A rebuild or a verification that is under way.
+#[derive(Debug, Clone, PartialEq, Serialize, sqlx::FromRow)]
+pub struct Rebuilding {
+    /// The projection.
+    pub name: String,
+    /// What it does: `filling`, `comparing` or `replacing`.
+    pub stage: String,
+    /// Events of the projection that are applied to the copy.
+    pub events: i64,
+    /// How many there are.
+    pub total: i64,
+    /// How long it has been at it.
+    pub seconds: f64,
+    /// How long ago it last said so: seconds while it fills; where it is longer, whoever did it may be gone.
+    pub seconds_since_seen: f64,
 }
 
 /// The relay to one exchange.
@@ -194,6 +213,7 @@ pub(crate) fn status(
         projections,
         unknown_events,
         stale: Vec::new(),
+        rebuilds: Vec::new(),
         relays: relays.collect(),
         rabbitmq,
     }

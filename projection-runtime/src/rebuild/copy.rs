@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sqlx::postgres::PgPoolOptions;
-use sqlx::{Connection, Executor, PgConnection, PgPool};
+use sqlx::{ConnectOptions, Connection, Executor, PgConnection, PgPool};
 
 use super::fill::Filler;
 use crate::error::{Error, Refusal};
@@ -79,8 +79,9 @@ impl Copy {
     ) -> Result<Copy, Error> {
         let definition = projection.definition();
         let doing = || Error::database(format!("making a copy of the tables of `{}`", definition.name));
-        // Its own: a lock of a session goes with it.
-        let mut connection = pool.acquire().await.map_err(doing())?.detach();
+        // Its own: a lock of a session goes with it. Its statements take as long as there are rows.
+        let quiet = pool.connect_options().as_ref().clone().disable_statement_logging();
+        let mut connection = PgConnection::connect_with(&quiet).await.map_err(doing())?;
         if !lock(&mut connection, definition.name).await.map_err(doing())? {
             return Err(Error::RebuildUnderWay { projection: definition.name });
         }
@@ -169,7 +170,7 @@ fn pool_with(pool: &PgPool, path: String) -> PgPool {
                 sqlx::query(sql).bind(&*path).execute(connection).await.map(drop)
             })
         })
-        .connect_lazy_with((*pool.connect_options()).clone())
+        .connect_lazy_with(pool.connect_options().as_ref().clone())
 }
 
 /// Sweeps until nothing is left: what looks as if someone was at work with it may be left a moment later.

@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde::Serialize;
-use sqlx::{Connection, PgConnection, PgPool};
+use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
 
 pub(crate) use copy::{sweep, sweep_at_start};
 pub use difference::{ColumnDifference, Difference, KeyColumn, RowDifference, Side, TableDifference};
@@ -148,8 +148,9 @@ impl Rebuild<'_> {
         let mut hold = connection.begin().await.map_err(doing())?;
         let position = hold_position(&mut hold, beside.name()).await.map_err(doing())?;
         filler.fill_to(position, self.progress).await?;
-        let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ";
-        let mut look = self.pool.begin_with(begin).await.map_err(doing())?;
+        let options = self.pool.connect_options().as_ref().clone().disable_statement_logging();
+        let mut look = PgConnection::connect_with(&options).await.map_err(doing())?;
+        let mut look = look.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ").await.map_err(doing())?;
         sqlx::query("SELECT 1").execute(&mut *look).await.map_err(doing())?;
         hold.rollback().await.map_err(doing())?;
         wake(connection, beside.name()).await.map_err(doing())?;

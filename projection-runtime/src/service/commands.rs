@@ -242,13 +242,13 @@ pub(super) async fn rebuild(
     let done = each(service, &manager, names, "Rebuilding", async |name, progress| {
         manager.rebuild(name, options, progress).await
     });
-    told(&done.await?, json, "replaced")
+    told(&done.await?, json, &|difference| terminal::replaced(difference, "replaced"))
 }
 
 pub(super) async fn undo(service: &Service, database: &Database, names: &[String], json: bool) -> Result<(), BoxError> {
     let manager = service.manager(database)?;
     let done = each(service, &manager, names, "Undoing", async |name, _| manager.undo_rebuild(name).await);
-    told(&done.await?, json, "put back")
+    told(&done.await?, json, &|difference| terminal::replaced(difference, "put back"))
 }
 
 pub(super) async fn verify(
@@ -269,7 +269,7 @@ pub(super) async fn verify(
         }
     });
     let done = done.await?;
-    told(&done, json, if repair { "repaired" } else { "" })?;
+    told(&done, json, &|difference| terminal::difference(difference, repair))?;
     let wrong: Vec<_> =
         done.iter().filter(|found| !repair && !found.is_none()).map(|found| &*found.projection).collect();
     match wrong.join(" ") {
@@ -310,12 +310,12 @@ async fn each(
     Ok(done)
 }
 
-fn told(done: &[Difference], json: bool, acted: &str) -> Result<(), BoxError> {
+fn told(done: &[Difference], json: bool, text: &dyn Fn(&Difference) -> String) -> Result<(), BoxError> {
     if json {
         println!("{}", serde_json::to_string_pretty(done)?);
     } else {
         for difference in done {
-            println!("{}", terminal::difference(difference, acted));
+            println!("{}", text(difference));
         }
     }
     Ok(())

@@ -12,7 +12,7 @@ use crate::projection::ProjectionSet;
 use crate::rabbitmq::{ConnectionStatus, RabbitMqProcess, RabbitMqStatus, Trouble};
 use crate::rebuild::{ColumnDifference, Difference, RebuildProgress, RebuildStage, Side};
 use crate::schema::Check;
-use crate::status::{Failure, ProjectionStatus, RelayProgress, State, Status};
+use crate::status::{Failure, ProjectionStatus, Rebuilding, RelayProgress, State, Status};
 
 /// Log lines go to standard error; `RUST_LOG` says which.
 pub(super) fn logging() {
@@ -66,6 +66,10 @@ pub(super) fn status(service: &str, status: &Status) -> String {
              last {at}:\n  {error}\n  after the fix: {service} retry {name}",
             at = failed_at.format("%Y-%m-%d %H:%M:%S UTC"),
         );
+    }
+    for Rebuilding { name, stage, events, total, seconds, .. } in &status.rebuilds {
+        let how_far = how_far((*events).try_into().unwrap_or(0), (*total).try_into().unwrap_or(0), *seconds);
+        text = format!("{text}\n\n{name} is being made anew beside its live tables: {stage}; {how_far}");
     }
     for stale in &status.stale {
         let name = &stale.projection;
@@ -144,24 +148,25 @@ fn rabbitmq(process: &RabbitMqProcess) -> String {
     text + &line("consumer", &consumer.connection, counts)
 }
 
+/// What was done to how many rows.
+pub(super) fn replaced(difference: &Difference, acted: &str) -> String {
+    let name = &difference.projection;
+    if difference.is_none() {
+        return format!("{name}: {difference}");
+    }
+    let (differing, rows) = (count(difference.differing()), count(difference.rows()));
+    format!("{name}: {acted} {differing} of {rows} rows ({})", difference.tables())
+}
+
 /// Where rows differ: a line for each table, and the first rows below.
-pub(super) fn difference(difference: &Difference, acted: &str) -> String {
+pub(super) fn difference(difference: &Difference, repaired: bool) -> String {
     let value = |value: &Option<String>| match value {
         None => "NULL".to_owned(),
         Some(text) if text.chars().count() > 60 => format!("'{}..'", text.chars().take(60).collect::<String>()),
         Some(text) => format!("'{text}'"),
     };
-    let name = &difference.projection;
-    if difference.is_none() {
-        return format!("{name}: {difference}");
-    }
-    let mut text = match acted {
-        "" => format!("{name}: {difference}"),
-        acted => {
-            let (differing, rows) = (count(difference.differing()), count(difference.rows()));
-            format!("{name}: {acted} {differing} of {rows} rows ({})", difference.tables())
-        }
-    };
+    let mut text =
+        if repaired { replaced(difference, "repaired") } else { format!("{}: {difference}", difference.projection) };
     for table in difference.tables.iter().filter(|table| table.differing() > 0) {
         for row in &table.shown {
             let key = row.key.iter().map(|key| format!("{} = {}", key.column, value(&key.value)));
@@ -223,6 +228,21 @@ fn duration(seconds: f64) -> String {
     }
 }
 
+/// `12,000 of 50,000 events, 6,000 a second, 6.3 s left`
+fn how_far(events: u64, total: u64, seconds: f64) -> String {
+    let mut text = format!("{} of {} events", count(events), count(total));
+    if events > 0 && seconds > 0.0 {
+        #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)] // to be read
+        let (rate, left) =
+            ((events as f64 / seconds) as u64, total.saturating_sub(events) as f64 * seconds / events as f64);
+        text = format!("{text}, {} a second", count(rate));
+        if left > 0.0 {
+            text = format!("{text}, {} left", duration(left));
+        }
+    }
+    text
+}
+
 /// A bar on a terminal; elsewhere a line every few seconds.
 pub(super) struct Progress {
     bar: ProgressBar,
@@ -259,10 +279,15 @@ impl Progress {
     pub(super) fn rebuild(&mut self, progress: RebuildProgress) {
         let RebuildProgress { stage, events, total } = progress;
         let message = match stage {
-            RebuildStage::Filling => format!("{} of {} events", count(events), count(total)),
+            RebuildStage::Filling => how_far(events, total, self.bar.elapsed().as_secs_f64()),
             RebuildStage::Comparing => "comparing rows".to_owned(),
             RebuildStage::Replacing => "replacing rows".to_owned(),
         };
+        if self.bar.length().is_none()
+            && let Ok(style) = ProgressStyle::with_template(&format!("{} {{bar:30}} {{msg}}", self.what))
+        {
+            self.bar.set_style(style);
+        }
         self.bar.set_length(total);
         self.set(events, message);
     }
