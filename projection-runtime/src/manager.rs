@@ -248,7 +248,8 @@ impl ProjectionManager {
 
     /// Where each projection stands.
     pub async fn status(&self) -> Result<Status, Error> {
-        Ok(Status { stale: self.stale().await?, ..self.positions().await? })
+        let positions = self.positions().await?;
+        Ok(Status { stale: self.stale().await?, ..positions })
     }
 
     async fn positions(&self) -> Result<Status, Error> {
