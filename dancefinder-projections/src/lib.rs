@@ -54,6 +54,8 @@ pub fn service() -> Service {
             mishap_story: "A dance hall is recorded whose name is longer than the read model allows",
             fix: include_str!("../sample/fix.sql"),
             fix_story: "The fix: allow longer names",
+            edit: include_str!("../sample/edit.sql"),
+            edit_story: "Someone edits the table by hand",
             rebuilt: "event",
         },
     }

@@ -2,7 +2,8 @@
 //! be others than a rebuild would make.
 //!
 //! The macro gives each handler a number of its tokens; what handlers call outside of their impl block does not count,
-//! nor do the types of events and rows. The tables count by their columns and constraints.
+//! nor do the types of events and rows. The tables count by their columns and unique keys: a check may stop a handler, but
+//! makes no other row.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -34,7 +35,7 @@ pub struct Stale {
     pub handlers: Vec<StaleHandler>,
     /// What stands beside the handlers in the impl block has changed.
     pub other_code: bool,
-    /// Columns or constraints of its tables have changed.
+    /// Columns or unique keys of its tables have changed.
     pub tables: bool,
 }
 
@@ -118,7 +119,7 @@ impl Made {
                  UNION ALL
                  SELECT concat_ws(' ', t.name, pg_get_constraintdef(c.oid))
                  FROM pg_constraint c
-                 WHERE c.conrelid = to_regclass(t.name) AND c.contype <> 'n'
+                 WHERE c.conrelid = to_regclass(t.name) AND c.contype IN ('p', 'u', 'x')
              ) parts",
         )
         .bind(definition.tables)

@@ -19,6 +19,8 @@ BEGIN
     CREATE TEMPORARY TABLE rebuild_shown (item text, live text[], copy text[]) ON COMMIT DROP;
     PERFORM set_config('work_mem', '64MB', true), set_config('row_security', 'off', true);
     IF current_setting('rebuild.lock') = 'on' THEN
+        -- The projection waits meanwhile: not for long, and it is tried again.
+        PERFORM set_config('lock_timeout', '1s', true);
         FOREACH item IN ARRAY own LOOP
             -- Readers go on; whoever else writes waits.
             EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', item::regclass);

@@ -12,6 +12,7 @@ use crate::import::{ImportOptions, Imported, import};
 use crate::manager::ProjectionManager;
 use crate::postgres_server::PostgresServer;
 use crate::rabbitmq::{self, RabbitMqOptions};
+use crate::rebuild::RebuildOptions;
 use crate::status::Status;
 use crate::{BoxError, Result};
 
@@ -89,8 +90,20 @@ async fn tour(service: &Service, database: &Database, broker: Option<RabbitMqOpt
     println!("{}", terminal::status(service.name, &status));
     expect_live(&status)?;
 
-    heading(&format!("Reset and rebuild `{}`", demo.rebuilt));
     let before = contents(&manager, demo.rebuilt).await?;
+    heading("Are the rows right?");
+    println!("{}:\n{}", demo.edit_story, demo.edit.trim_end());
+    sqlx::raw_sql(demo.edit).execute(pool).await?;
+    let found = manager.verify(demo.rebuilt, &mut |_| {}).await?;
+    println!("\n$ {} verify {}\n{}", service.name, demo.rebuilt, terminal::difference(&found, false));
+    let replaced = manager.rebuild(demo.rebuilt, RebuildOptions::default(), &mut |_| {}).await?;
+    println!("\n$ {} rebuild {}\n{}", service.name, demo.rebuilt, terminal::replaced(&replaced, "replaced"));
+    if found.is_none() || before != contents(&manager, demo.rebuilt).await? {
+        return Err(format!("the rebuild of `{}` did not undo the edit", demo.rebuilt).into());
+    }
+    println!("\nIt was made anew beside the live table, and only the rows that differed were replaced.");
+
+    heading(&format!("Reset and rebuild `{}`", demo.rebuilt));
     manager.reset_projection(demo.rebuilt).await?;
     let emptied = contents(&manager, demo.rebuilt).await?;
     println!("rows before: {}, after the reset: {}", rows(&before), rows(&emptied));

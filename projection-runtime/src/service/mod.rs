@@ -54,7 +54,11 @@ pub struct Demo {
     pub fix: &'static str,
     /// The fix in a sentence.
     pub fix_story: &'static str,
-    /// The projection that is reset and rebuilt.
+    /// The SQL of an edit of rows of `rebuilt` by hand.
+    pub edit: &'static str,
+    /// The edit in a sentence.
+    pub edit_story: &'static str,
+    /// The projection that is verified, rebuilt and reset.
     pub rebuilt: &'static str,
 }
 

@@ -123,6 +123,8 @@ async fn the_demo_on_a_server_of_the_users_own() {
     let db = TestDatabase::new().await;
     let databases = "SELECT COUNT(*) FROM pg_database WHERE datname LIKE 'demo%'";
     let shown = ok(&service(&db.url, &["demo"]));
+    let edited = shown.split("== Are the rows right?").nth(1).unwrap();
+    assert!(edited.contains("rows differ (event: 1 changed, ") && edited.contains("event: replaced "), "{edited}");
     for expected in ["2006 events appended", "userpreferences", "DISTANCE", "failed", "each as it was"] {
         assert!(shown.contains(expected), "{expected} is missing in:\n{shown}");
     }
