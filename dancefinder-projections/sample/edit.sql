@@ -1,0 +1,2 @@
+UPDATE event SET date = '2001-01-01' WHERE id = (SELECT id FROM event ORDER BY id LIMIT 1);
+DELETE FROM event WHERE id = (SELECT id FROM event ORDER BY id DESC LIMIT 1);
