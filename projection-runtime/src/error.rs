@@ -91,6 +91,37 @@ pub enum Error {
         /// The projection.
         projection: &'static str,
     },
+    /// Resume was asked for a projection that is not paused.
+    #[error("projection `{projection}` is not paused: there is nothing to resume")]
+    NotPaused {
+        /// The projection.
+        projection: &'static str,
+    },
+    /// An event was to be skipped that the projection has not stopped at.
+    #[error(
+        "projection `{projection}` has stopped at event {at}, not at {event}: only the failing event can be skipped"
+    )]
+    NotTheFailingEvent {
+        /// The projection.
+        projection: &'static str,
+        /// The event that was named.
+        event: Uuid,
+        /// The event that it has stopped at.
+        at: Uuid,
+    },
+    /// An event was to be skipped without a reason.
+    #[error("skipping an event needs a reason, for whoever asks why its rows are missing")]
+    NoReason,
+    /// Projections did not come to a position in time.
+    #[error("{} has not passed position {position} after {timeout:?}: `status` says why", behind.join(", "))]
+    StillBehind {
+        /// Those that are behind it.
+        behind: Vec<String>,
+        /// The position.
+        position: i64,
+        /// How long it was waited.
+        timeout: std::time::Duration,
+    },
     /// A rebuild, or a verification, of the projection is under way already.
     #[error("a rebuild or verification of `{projection}` is under way already: wait for it, or end it")]
     RebuildUnderWay {

@@ -7,8 +7,8 @@
 //! projection's place, `runs` forms what is handed over together, `read_model` changes the rows of handlers that take
 //! rows, `columns` is for those that take runs, `runner` is the loop of one projection, `manager` runs them all. Beside
 //! the way: `handler` and `contradiction` are for the compiler's messages, `passing` tells passing trouble from failure,
-//! `wake` wakes the loops, `rabbitmq` publishes and is woken, `schema`, `reset`, `rebuild`, `fingerprint`, `status` and
-//! `import` are what an operator asks for, `written` sees what a transaction wrote, `service` is the command line,
+//! `wake` wakes the loops, `rabbitmq` publishes and is woken, `schema`, `reset`, `rebuild`, `fingerprint`, `control`, `wait`,
+//! `status` and `import` are what an operator asks for, `written` sees what a transaction wrote, `service` is the command line,
 //! `testing` the test kit.
 
 // The macros say `::projection_runtime`, also in this crate's own tests and examples.
@@ -17,6 +17,7 @@ extern crate self as projection_runtime;
 mod append;
 mod columns;
 mod contradiction;
+mod control;
 mod error;
 mod event;
 mod fingerprint;
@@ -37,6 +38,7 @@ mod schema;
 mod status;
 mod store;
 mod versions;
+mod wait;
 mod wake;
 mod written;
 

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use sqlx::PgPool;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
+use crate::control;
 use crate::error::Error;
 use crate::fingerprint::{self, Stale, WhenStale};
 use crate::passing::Backoff;
@@ -324,6 +326,33 @@ impl ProjectionManager {
             .await
             .map(drop)
             .map_err(Error::database("removing what interrupted rebuilds have left"))
+    }
+
+    /// Pauses the projection, for all processes and over restarts, until it is [resumed](Self::resume). `by` is who: it
+    /// stands in the status and in the log.
+    pub async fn pause(&self, name: &str, by: &str) -> Result<(), Error> {
+        control::pause(&self.pool, self.projections.definition(name)?, by).await
+    }
+
+    /// Lets a paused projection go on.
+    pub async fn resume(&self, name: &str, by: &str) -> Result<(), Error> {
+        control::resume(&self.pool, self.projections.definition(name)?, by).await
+    }
+
+    /// Passes the event by at which the projection has stopped, now and in each rebuild, and writes down why, in
+    /// `readview_skips`.
+    pub async fn skip(&self, name: &str, event: Uuid, reason: &str, by: &str) -> Result<(), Error> {
+        control::skip(&self.pool, self.projections.definition(name)?, event, reason, by).await
+    }
+
+    /// Waits until each of these projections has passed the position, like that of an
+    /// [append](crate::Appended): from then on every connection sees the rows. An error says who is still behind after
+    /// the time-out.
+    pub async fn wait_for(&self, names: &[&str], position: i64, timeout: Duration) -> Result<(), Error> {
+        for name in names {
+            self.projections.definition(name)?;
+        }
+        crate::wait::wait_for(&self.pool, names, position, timeout).await
     }
 
     /// Has a projection that stopped at a failing event try it again. Running loops are woken.

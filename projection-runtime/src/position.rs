@@ -22,6 +22,10 @@ pub(crate) struct Place {
     pub(crate) failed: bool,
     /// An operator asked to try the failed event again.
     pub(crate) retry: bool,
+    /// An operator paused it.
+    pub(crate) paused: bool,
+    /// Events before it that an operator told to pass by.
+    pub(crate) skipped: Vec<Uuid>,
 }
 
 /// Makes the row of a projection that is new; returns whether it was.
@@ -51,6 +55,8 @@ pub(crate) async fn lock(tx: &mut PgConnection, name: &str, mode: Mode) -> sqlx:
                 (SELECT COALESCE(MAX(tstamp), 0) FROM events) AS head,
                 f.name IS NOT NULL AS failed,
                 COALESCE(f.retry, false) AS retry,
+                r.paused_at IS NOT NULL AS paused,
+                ARRAY(SELECT s.event_id FROM readview_skips s WHERE s.name = r.name AND s.tstamp > r.position) AS skipped,
                 CASE WHEN NOT $2 THEN set_config('synchronous_commit', 'off', true) END AS synchronous_commit,
                 CASE WHEN $3 THEN set_config('plan_cache_mode', 'force_custom_plan', true) END AS plan_cache_mode
          FROM readviews r
@@ -183,7 +189,7 @@ pub(crate) async fn pending(pool: &PgPool, asked: &Asked) -> sqlx::Result<Pendin
                     LEFT JOIN readviews ahead ON ahead.name = edge.after
                     WHERE edge.name = known.name)
                )
-           AND (f.name IS NULL OR f.retry)",
+           AND (f.name IS NULL OR f.retry) AND r.paused_at IS NULL",
     )
     .bind(&asked.projections)
     .bind(&asked.after.0)
@@ -211,6 +217,8 @@ pub(crate) struct Row {
     pub(crate) attempts: Option<i32>,
     pub(crate) failed_at: Option<DateTime<Utc>>,
     pub(crate) retry: Option<bool>,
+    pub(crate) paused_at: Option<DateTime<Utc>>,
+    pub(crate) paused_by: Option<String>,
 }
 
 /// The projections of these names, also those that have not run yet, and those of others that have.
@@ -219,8 +227,9 @@ pub(crate) async fn rows(connection: &mut PgConnection, names: &[&str]) -> sqlx:
         "SELECT p.name, p.has_run, p.position,
                 (SELECT COALESCE(MAX(tstamp), 0) FROM events) AS latest_event,
                 a.events_behind, a.seconds_behind,
-                f.event_id, f.event_name, f.tstamp, f.handler, f.error, f.attempts, f.failed_at, f.retry
-         FROM (SELECT name, r.name IS NOT NULL AS has_run, COALESCE(r.position, 0) AS position
+                f.event_id, f.event_name, f.tstamp, f.handler, f.error, f.attempts, f.failed_at, f.retry,
+                p.paused_at, p.paused_by
+         FROM (SELECT name, r.name IS NOT NULL AS has_run, COALESCE(r.position, 0) AS position, r.paused_at, r.paused_by
                FROM readviews r FULL JOIN UNNEST($1::text[]) AS known (name) USING (name)) p
          CROSS JOIN LATERAL events_after(p.position) a
          LEFT JOIN readview_failures f USING (name)

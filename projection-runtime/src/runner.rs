@@ -216,7 +216,7 @@ impl Runner {
         let Some(place) = position::lock(&mut tx, self.definition.name, self.mode).await? else {
             return self.elsewhere(tx).await;
         };
-        if place.failed && !place.retry {
+        if place.paused || place.failed && !place.retry {
             return Ok(Step::Rest);
         }
         let bound = match self.until {
@@ -234,10 +234,21 @@ impl Runner {
             let next = ahead.from == place.position && ahead.end <= end;
             next && self.plan.bound.is_none_or(|bound| ahead.page.events.len() <= bound)
         };
-        let (page, end) = match ahead.filter(fits) {
+        let (mut page, end) = match ahead.filter(fits) {
             Some(Ahead { page, end, .. }) => (page, end),
             None => (store::read(&mut tx, &self.read_sql, &self.names, place.position, end, limit).await?, end),
         };
+
+        if let Some(skipped) = page.events.iter().position(|event| place.skipped.contains(&event.id)) {
+            if skipped == 0 {
+                let to = page.events[0].tstamp;
+                self.finish(tx, place.failed, to).await?;
+                return Ok(Step::Again);
+            }
+            // Those before it; then it comes first.
+            page.events.truncate(skipped);
+            page.complete = false;
+        }
 
         let started = Instant::now();
         let (applied, ahead) = {

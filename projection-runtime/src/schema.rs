@@ -178,6 +178,11 @@ const COLUMNS: &[(&str, &str, &str)] = &[
     ("readviews", "name", "text"),
     ("readviews", "position", "bigint"),
     ("readviews", "made_by", "jsonb"),
+    ("readviews", "paused_at", "timestamp with time zone"),
+    ("readviews", "paused_by", "text"),
+    ("readview_skips", "name", "text"),
+    ("readview_skips", "event_id", "uuid"),
+    ("readview_skips", "tstamp", "bigint"),
     ("readview_rebuilds", "name", "text"),
     ("readview_rebuilds", "schema", "text"),
     ("readview_rebuilds", "stage", "text"),
@@ -233,8 +238,15 @@ async fn event_store(connection: &mut PgConnection, rabbitmq: bool) -> sqlx::Res
         problems.push(Problem { projection: None, table: table.to_owned(), constraint, problem, cure });
     };
 
-    let tables =
-        ["events", "readviews", "readview_failures", "readview_rebuilds", "rabbitmq_bindings", "rabbitmq_processes"];
+    let tables = [
+        "events",
+        "readviews",
+        "readview_failures",
+        "readview_skips",
+        "readview_rebuilds",
+        "rabbitmq_bindings",
+        "rabbitmq_processes",
+    ];
     let columns = columns(&mut *connection, &tables).await?;
     let mut missing = HashSet::new();
     for &(table, column, expected) in COLUMNS.iter().chain(RABBITMQ_COLUMNS.iter().filter(|_| rabbitmq)) {

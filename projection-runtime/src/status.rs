@@ -94,6 +94,13 @@ pub enum State {
         /// Those others.
         waits_for: Vec<String>,
     },
+    /// An operator paused it.
+    Paused {
+        /// Who.
+        by: String,
+        /// When.
+        since: DateTime<Utc>,
+    },
     /// It stopped at a failing event.
     Failed,
     /// It is about to try the failed event again.
@@ -129,10 +136,12 @@ impl Status {
         self.projections.iter().filter(|projection| projection.state == State::Failed)
     }
 
-    /// The projections that can't go on until someone mends what stopped one of them: the stopped ones, and those that
-    /// wait for them.
+    /// The projections that can't go on until someone mends what stopped one of them: the stopped and paused ones, and those
+    /// that wait for them.
     pub(crate) fn stuck(&self) -> Vec<&str> {
-        let mut stuck: Vec<&str> = self.stopped().map(|projection| projection.name.as_str()).collect();
+        let is_stuck = |state: &State| matches!(state, State::Failed | State::Paused { .. });
+        let stuck = self.projections.iter().filter(|projection| is_stuck(&projection.state));
+        let mut stuck: Vec<&str> = stuck.map(|projection| projection.name.as_str()).collect();
         loop {
             let waits_for_one = |state: &State| match state {
                 State::Waiting { waits_for } => waits_for.iter().any(|name| stuck.contains(&name.as_str())),
@@ -186,6 +195,10 @@ pub(crate) fn status(
             let state = match set.definition(&row.name) {
                 Err(_) => State::Unknown,
                 Ok(_) if !row.has_run => State::New,
+                Ok(_) if row.paused_at.is_some() => {
+                    let since = row.paused_at.unwrap_or_default();
+                    State::Paused { by: row.paused_by.clone().unwrap_or_default(), since }
+                }
                 Ok(_) if row.retry == Some(true) => State::Retrying,
                 Ok(_) if row.event_id.is_some() => State::Failed,
                 Ok(_) if row.position >= row.latest_event => State::Live,

@@ -17,6 +17,7 @@ use crate::passing::Backoff;
 use crate::rabbitmq::RabbitMqOptions;
 use crate::rebuild::{Difference, RebuildOptions, RebuildProgress};
 use crate::schema::{Check, Problem};
+use crate::store::EventStore;
 
 impl Service {
     /// A pool for all that this service does; it connects when it is used.
@@ -220,9 +221,7 @@ pub(super) async fn import(
 
 pub(super) async fn reset(service: &Service, database: &Database, names: &[String]) -> Result<(), BoxError> {
     let manager = service.manager(database)?;
-    for name in names {
-        service.projections.definition(name)?; // all names, before the first is reset
-    }
+    known(service, names)?;
     for name in names {
         manager.reset_projection(name).await?;
         println!("{name}: tables emptied; running services apply the events again from the first.");
@@ -286,9 +285,7 @@ async fn each(
     what: &str,
     mut work: impl AsyncFnMut(&str, &mut (dyn FnMut(RebuildProgress) + Send)) -> Result<Difference, Error>,
 ) -> Result<Vec<Difference>, BoxError> {
-    for name in names {
-        service.projections.definition(name)?; // all names, before the first is begun
-    }
+    known(service, names)?;
     let shutdown = shutdown()?;
     tokio::pin!(shutdown);
     let mut done = Vec::new();
@@ -321,11 +318,70 @@ fn told(done: &[Difference], json: bool, text: &dyn Fn(&Difference) -> String) -
     Ok(())
 }
 
+/// Who it is that decides, for status and log.
+fn operator() -> String {
+    std::env::var("USER").ok().filter(|user| !user.is_empty()).unwrap_or_else(|| "the command line".to_owned())
+}
+
+pub(super) async fn pause(service: &Service, database: &Database, names: &[String]) -> Result<(), BoxError> {
+    let manager = service.manager(database)?;
+    known(service, names)?;
+    for name in names {
+        manager.pause(name, &operator()).await?;
+        println!("{name}: paused, in all processes, until `{} resume {name}`.", service.name);
+    }
+    Ok(())
+}
+
+pub(super) async fn resume(service: &Service, database: &Database, names: &[String]) -> Result<(), BoxError> {
+    let manager = service.manager(database)?;
+    known(service, names)?;
+    for name in names {
+        manager.resume(name, &operator()).await?;
+        println!("{name}: running services go on with it.");
+    }
+    Ok(())
+}
+
+pub(super) async fn skip(
+    service: &Service,
+    database: &Database,
+    name: &str,
+    event: uuid::Uuid,
+    reason: &str,
+) -> Result<(), BoxError> {
+    service.manager(database)?.skip(name, event, reason, &operator()).await?;
+    println!("{name}: event {event} is passed by, now and in each rebuild; running services go on behind it.");
+    Ok(())
+}
+
+pub(super) async fn wait(
+    service: &Service,
+    database: &Database,
+    names: &[String],
+    position: Option<i64>,
+    timeout: f64,
+) -> Result<(), BoxError> {
+    let manager = service.manager(database)?;
+    let all: Vec<&str> = service.projections.definitions().map(|definition| definition.name).collect();
+    let names = if names.is_empty() { all } else { names.iter().map(String::as_str).collect() };
+    let position = match position {
+        Some(position) => position,
+        None => EventStore::new(manager.pool().clone()).head().await?,
+    };
+    manager.wait_for(&names, position, Duration::try_from_secs_f64(timeout)?).await?;
+    println!("{}: passed position {position}.", names.join(", "));
+    Ok(())
+}
+
+/// All names, before anything is done to the first.
+fn known(service: &Service, names: &[String]) -> Result<(), Error> {
+    names.iter().try_for_each(|name| service.projections.definition(name).map(drop))
+}
+
 pub(super) async fn accept(service: &Service, database: &Database, names: &[String]) -> Result<(), BoxError> {
     let manager = service.manager(database)?;
-    for name in names {
-        service.projections.definition(name)?;
-    }
+    known(service, names)?;
     for name in names {
         manager.accept(name).await?;
         println!("{name}: its rows count as made by the code of this program, for the tables as they are.");
@@ -335,9 +391,7 @@ pub(super) async fn accept(service: &Service, database: &Database, names: &[Stri
 
 pub(super) async fn retry(service: &Service, database: &Database, names: &[String]) -> Result<(), BoxError> {
     let manager = service.manager(database)?;
-    for name in names {
-        service.projections.definition(name)?;
-    }
+    known(service, names)?;
     for name in names {
         manager.retry(name).await?;
         println!("{name}: running services try the failed event again; `{} status` tells how it went.", service.name);

@@ -126,6 +126,12 @@ impl Service {
                 commands::rebuild(&self, &database, &names, keep_old, json).await
             }
             Command::Verify { names, repair, json } => commands::verify(&self, &database, &names, repair, json).await,
+            Command::Pause { names } => commands::pause(&self, &database, &names).await,
+            Command::Resume { names } => commands::resume(&self, &database, &names).await,
+            Command::Skip { name, event, reason } => commands::skip(&self, &database, &name, event, &reason).await,
+            Command::Wait { names, position, timeout } => {
+                commands::wait(&self, &database, &names, position, timeout).await
+            }
             Command::Accept { names } => commands::accept(&self, &database, &names).await,
             Command::Retry { names } => commands::retry(&self, &database, &names).await,
         }
@@ -177,6 +183,17 @@ struct Broker {
 const IMPORT_HELP: &str = r#"A line:
   {"name": "BandCreated", "aggregate_id": "5f0e8a34-7f0a-4b8e-9f3f-2a61c1f4b902", "data": {"name": "Torvaldzons"}}
 and where known: id, aggregate_name, sequence_no, version, recorded_at, metadata."#;
+
+const SKIP_HELP: &str = "\
+Example: `skip dancehall --event 0b7e0f57-5d0c-4c55-9a43-0d1f0c8d7a01 --reason \"recorded twice\"`.
+What was skipped, when, by whom and why is in the table `readview_skips`.";
+
+/// A time that can be waited.
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    std::time::Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())?;
+    Ok(seconds)
+}
 
 const REBUILD_HELP: &str = "\
 Example: `rebuild band --keep-old`, then `rebuild band --undo` if the old rows were better.
@@ -281,6 +298,43 @@ enum Command {
         /// The result for a program
         #[arg(long)]
         json: bool,
+    },
+    /// Stop projections, in all processes and over restarts, until they are resumed
+    Pause {
+        /// The projections
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Let paused projections go on
+    Resume {
+        /// The projections
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Pass the event by at which a projection has stopped, now and in each rebuild
+    #[command(after_help = SKIP_HELP)]
+    Skip {
+        /// The projection
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// The event that it has stopped at, as `status` shows it
+        #[arg(long, value_name = "ID")]
+        event: uuid::Uuid,
+        /// Why, for whoever asks
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+    },
+    /// Wait until projections have passed an event
+    Wait {
+        /// The projections; all, where none is named
+        #[arg(value_name = "NAME")]
+        names: Vec<String>,
+        /// The event's `tstamp`; without it the newest event's
+        #[arg(long, value_name = "TSTAMP")]
+        position: Option<i64>,
+        /// Seconds; then exit code 1, and who is behind is said
+        #[arg(long, value_name = "SECONDS", default_value_t = 30.0, value_parser = seconds)]
+        timeout: f64,
     },
     /// Write down that the rows of projections are right, although what made them has changed
     Accept {

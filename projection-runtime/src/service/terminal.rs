@@ -197,6 +197,7 @@ fn state(projection: &ProjectionStatus) -> String {
         State::Live => "live".to_owned(),
         State::Behind => "behind".to_owned(),
         State::Waiting { waits_for } => format!("waits for {}", waits_for.join(", ")),
+        State::Paused { by, since } => format!("paused by {by} since {}", since.format("%Y-%m-%d %H:%M UTC")),
         State::Failed => "failed".to_owned(),
         State::Retrying => "retrying".to_owned(),
         State::New => "has not run yet".to_owned(),

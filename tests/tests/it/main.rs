@@ -2,6 +2,7 @@
 
 mod append;
 mod check;
+mod control;
 mod failures;
 mod faults;
 mod fingerprint;

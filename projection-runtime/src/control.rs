@@ -1,0 +1,80 @@
+//! What an operator decides about a projection: pause and resume it, pass a failing event by.
+
+use sqlx::{PgConnection, PgPool};
+use uuid::Uuid;
+
+use crate::error::Error;
+use crate::position;
+use crate::projection::Definition;
+
+/// Stops all processes from applying the projection's events; the transaction under way is waited for.
+pub(crate) async fn pause(pool: &PgPool, definition: &Definition, by: &str) -> Result<(), Error> {
+    let doing = || Error::database(format!("pausing `{}`", definition.name));
+    let mut tx = pool.begin().await.map_err(doing())?;
+    position::create(&mut tx, definition.name).await.map_err(doing())?;
+    // Who paused it first stays.
+    let sql =
+        "UPDATE readviews SET paused_at = clock_timestamp(), paused_by = $2 WHERE name = $1 AND paused_at IS NULL";
+    sqlx::query(sql).bind(definition.name).bind(by).execute(&mut *tx).await.map_err(doing())?;
+    tx.commit().await.map_err(doing())?;
+    tracing::warn!(projection = definition.name, by, "paused");
+    Ok(())
+}
+
+/// Lets it go on. An error where it was not paused.
+pub(crate) async fn resume(pool: &PgPool, definition: &Definition, by: &str) -> Result<(), Error> {
+    let doing = || Error::database(format!("resuming `{}`", definition.name));
+    let resumed = sqlx::query(
+        "UPDATE readviews SET paused_at = NULL, paused_by = NULL WHERE name = $1 AND paused_at IS NOT NULL
+         RETURNING pg_notify('readviews', name)",
+    )
+    .bind(definition.name)
+    .fetch_optional(pool)
+    .await
+    .map_err(doing())?;
+    resumed.ok_or(Error::NotPaused { projection: definition.name })?;
+    tracing::warn!(projection = definition.name, by, "resumed");
+    Ok(())
+}
+
+/// Passes the event by at which the projection has stopped, and writes down why.
+pub(crate) async fn skip(
+    pool: &PgPool,
+    definition: &Definition,
+    event: Uuid,
+    reason: &str,
+    by: &str,
+) -> Result<(), Error> {
+    let projection = definition.name;
+    let doing = || Error::database(format!("skipping an event of `{projection}`"));
+    if reason.trim().is_empty() {
+        return Err(Error::NoReason);
+    }
+    let mut tx = pool.begin().await.map_err(doing())?;
+    let at = failing(&mut tx, projection).await.map_err(doing())?;
+    match at {
+        None => return Err(Error::NotFailed { projection }),
+        Some(at) if at != event => return Err(Error::NotTheFailingEvent { projection, event, at }),
+        Some(_) => {}
+    }
+    let skipped = "WITH skipped AS (
+             INSERT INTO readview_skips (name, event_id, event_name, tstamp, handler, error, reason, skipped_by)
+             SELECT name, event_id, event_name, tstamp, handler, error, $2, $3 FROM readview_failures WHERE name = $1
+             ON CONFLICT (name, event_id) DO UPDATE SET reason = EXCLUDED.reason, skipped_by = EXCLUDED.skipped_by
+             RETURNING name, tstamp
+         )
+         UPDATE readviews r SET position = s.tstamp FROM skipped s WHERE r.name = s.name
+         RETURNING pg_notify('readviews', r.name)";
+    sqlx::query(skipped).bind(projection).bind(reason).bind(by).execute(&mut *tx).await.map_err(doing())?;
+    position::clear_failure(&mut tx, projection).await.map_err(doing())?;
+    tx.commit().await.map_err(doing())?;
+    tracing::warn!(projection, %event, reason, by, "event skipped");
+    Ok(())
+}
+
+/// The event that it has stopped at, and stays at until the transaction ends.
+async fn failing(tx: &mut PgConnection, name: &str) -> sqlx::Result<Option<Uuid>> {
+    // The row first, as whoever applies events does.
+    sqlx::query("SELECT FROM readviews WHERE name = $1 FOR NO KEY UPDATE").bind(name).execute(&mut *tx).await?;
+    sqlx::query_scalar("SELECT event_id FROM readview_failures WHERE name = $1").bind(name).fetch_optional(tx).await
+}

@@ -1,0 +1,38 @@
+//! Read your writes: wait until projections have passed an event.
+
+use std::time::{Duration, Instant};
+
+use sqlx::PgPool;
+
+use crate::error::Error;
+use crate::passing::is_passing;
+
+/// Between two looks: growing, since most waits are short.
+const LONGEST: Duration = Duration::from_millis(50);
+
+/// Until each of the projections has passed the position.
+pub(crate) async fn wait_for(pool: &PgPool, names: &[&str], position: i64, timeout: Duration) -> Result<(), Error> {
+    let started = Instant::now();
+    let mut pause = Duration::from_millis(2);
+    loop {
+        // What is committed is seen by every connection from now on, rows and position together.
+        let behind: sqlx::Result<Vec<String>> = sqlx::query_scalar(
+            "SELECT known.name FROM UNNEST($1::text[]) WITH ORDINALITY AS known (name, place)
+             LEFT JOIN readviews r USING (name) WHERE COALESCE(r.position, 0) < $2 ORDER BY place",
+        )
+        .bind(names)
+        .bind(position)
+        .fetch_all(pool)
+        .await;
+        let left = timeout.saturating_sub(started.elapsed());
+        match behind {
+            Ok(behind) if behind.is_empty() => return Ok(()),
+            Ok(behind) if left.is_zero() => return Err(Error::StillBehind { behind, position, timeout }),
+            Ok(_) => {}
+            Err(error) if is_passing(&error) && !left.is_zero() => {}
+            Err(error) => return Err(Error::database("waiting for projections")(error)),
+        }
+        tokio::time::sleep(pause.min(left)).await;
+        pause = (pause * 2).min(LONGEST);
+    }
+}
