@@ -8,7 +8,8 @@
 //! rows, `columns` is for those that take runs, `runner` is the loop of one projection, `manager` runs them all. Beside
 //! the way: `handler` and `contradiction` are for the compiler's messages, `passing` tells passing trouble from failure,
 //! `wake` wakes the loops, `rabbitmq` publishes and is woken, `schema`, `reset`, `rebuild`, `fingerprint`, `control`, `wait`,
-//! `status` and `import` are what an operator asks for, `written` sees what a transaction wrote, `service` is the command line,
+//! `status` and `import` are what an operator asks for, `written` sees what a transaction wrote, `pulse` whether loops are
+//! alive, `http` tells it to others, `service` is the command line,
 //! `testing` the test kit.
 
 // The macros say `::projection_runtime`, also in this crate's own tests and examples.
@@ -22,12 +23,14 @@ mod error;
 mod event;
 mod fingerprint;
 mod handler;
+mod http;
 mod import;
 mod incoming;
 mod manager;
 mod passing;
 mod position;
 mod projection;
+mod pulse;
 mod rabbitmq;
 mod read_model;
 mod rebuild;
@@ -51,7 +54,7 @@ pub use error::{ApplyError, BoxError, Error, Refusal};
 pub use event::{DomainEvent, EventSet, MessageFields, NewEvent, Recorded, StoredEvent};
 pub use fingerprint::{HandlerChange, Stale, StaleHandler, WhenStale};
 pub use import::{ImportError, ImportOptions, ImportProgress, Imported, import};
-pub use manager::{ManagerOptions, ProjectionManager};
+pub use manager::{Health, ManagerOptions, ProjectionManager};
 pub use projection::{Definition, EventType, Form, Order, Projection, ProjectionSet};
 /// Declares the events of an aggregate, once: an [`EventSet`](trait@EventSet) for `aggregate = ..` of an
 /// [event](derive@DomainEvent) and `covers = ..` of a [projection](macro@projection).

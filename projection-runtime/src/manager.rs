@@ -14,11 +14,12 @@ use crate::fingerprint::{self, Stale, WhenStale};
 use crate::passing::Backoff;
 use crate::position;
 use crate::projection::ProjectionSet;
+use crate::pulse::Pulses;
 use crate::rabbitmq::{RabbitMq, RabbitMqOptions, RabbitMqStatus};
 use crate::rebuild::{Difference, Rebuild, RebuildOptions, RebuildProgress, Task};
 use crate::runner::Runner;
 use crate::schema::{self, Check, Problem};
-use crate::status::{self, Status};
+use crate::status::{self, State, Status};
 use crate::store::{EventStore, PageLimit};
 use crate::wake::{self, Wake};
 
@@ -39,6 +40,11 @@ pub struct ManagerOptions {
     pub check_tables: bool,
     /// What to do with a projection whose rows were made by other code, or for other tables.
     pub when_stale: WhenStale,
+    /// How long the oldest event that a projection has not passed may have been waiting, before [`health`] says that the
+    /// process is not ready.
+    ///
+    /// [`health`]: ProjectionManager::health
+    pub max_lag: Duration,
     /// How often the process asks, in one query, whether there are events that nobody told it of.
     pub poll: Duration,
     /// Hear of new events by LISTEN. Off, where a pooler stands between that passes no NOTIFY on: then RabbitMQ's
@@ -59,12 +65,25 @@ impl Default for ManagerOptions {
             synchronous_commit: false,
             check_tables: false,
             when_stale: WhenStale::Warn,
+            max_lag: Duration::from_mins(1),
             poll: Duration::from_secs(5),
             listen: true,
             shutdown_grace: Duration::from_secs(5),
             reset_patience: Duration::from_mins(1),
         }
     }
+}
+
+/// A loop that is at one transaction for so long is taken to hang.
+const HANGS: Duration = Duration::from_secs(20);
+
+/// Whether a process does what it is there for.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Health {
+    /// It does.
+    pub ready: bool,
+    /// What is wrong, where it does not.
+    pub problems: Vec<String>,
 }
 
 /// Runs the projections of a set against a database.
@@ -82,6 +101,7 @@ pub struct ProjectionManager {
     projections: ProjectionSet,
     options: ManagerOptions,
     rabbitmq: Option<RabbitMq>,
+    pulses: Pulses,
 }
 
 impl ProjectionManager {
@@ -91,7 +111,8 @@ impl ProjectionManager {
     /// An error says how the set contradicts itself.
     pub fn new(pool: PgPool, projections: ProjectionSet) -> Result<Self, Error> {
         projections.check()?;
-        Ok(ProjectionManager { pool, projections, options: ManagerOptions::default(), rabbitmq: None })
+        let pulses = Pulses::of(&projections);
+        Ok(ProjectionManager { pool, projections, options: ManagerOptions::default(), rabbitmq: None, pulses })
     }
 
     /// The same, run in another way.
@@ -137,7 +158,8 @@ impl ProjectionManager {
         for projection in &self.projections.projections {
             let awaited = self.projections.is_awaited(projection.definition().name);
             let runner = Runner::new(self.pool.clone(), projection.clone(), self.options, awaited, wake.clone());
-            loops.spawn(runner.run(stop.clone()));
+            let pulse = self.pulses.get(projection.definition().name);
+            loops.spawn(runner.run(stop.clone(), pulse));
         }
         if let Some(rabbitmq) = &self.rabbitmq {
             rabbitmq.spawn(&mut loops, &self.pool, &self.projections, self.options, &wake, &stop);
@@ -269,6 +291,29 @@ impl ProjectionManager {
         );
         let rebuilds = rebuilds.fetch_all(&mut *connection).await.map_err(doing())?;
         Ok(Status { rebuilds, ..status::status(&self.projections, &rows, unknown, processes) })
+    }
+
+    /// Whether this process, while it [runs](Self::run), does what it is there for: the database answers, every projection
+    /// is within [`max_lag`](ManagerOptions::max_lag) (one that is paused aside), and no loop has died or hangs.
+    pub async fn health(&self) -> Health {
+        let mut problems = Vec::new();
+        match tokio::time::timeout(Duration::from_secs(3), self.positions()).await {
+            Err(_) => problems.push("the database does not answer within 3 s".to_owned()),
+            Ok(Err(error)) => problems.push(error.to_string()),
+            Ok(Ok(status)) => {
+                let late = status.projections.iter().filter(|projection| {
+                    let ours = !matches!(projection.state, State::Unknown | State::Paused { .. });
+                    ours && projection.seconds_behind > self.options.max_lag.as_secs_f64()
+                });
+                problems.extend(late.map(|projection| {
+                    let why = if projection.failure.is_some() { ", stopped at a failing event" } else { "" };
+                    format!("{}: {:.0} s behind{why}", projection.name, projection.seconds_behind)
+                }));
+            }
+        }
+        let troubles = self.pulses.troubles(HANGS);
+        problems.extend(troubles.into_iter().map(|(name, trouble)| format!("{name}: {trouble}")));
+        Health { ready: problems.is_empty(), problems }
     }
 
     /// Empties the projection's tables and sets its position to 0, in one transaction; running loops then apply the

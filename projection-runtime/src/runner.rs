@@ -36,6 +36,7 @@ use crate::manager::ManagerOptions;
 use crate::passing::{Backoff, is_passing};
 use crate::position::{self, Mode, Place};
 use crate::projection::{AnyProjection, Definition, Form, Order};
+use crate::pulse::Pulse;
 use crate::runs::{Run, runs};
 use crate::store::{self, Page, PageLimit};
 use crate::wake::Wake;
@@ -161,13 +162,16 @@ impl Runner {
     /// Applies events until `stop`; then the transaction under way is finished, or, where that takes longer than the
     /// grace, rolled back.
     #[tracing::instrument(name = "projection", skip_all, fields(name = self.definition.name))]
-    pub(crate) async fn run(mut self, stop: CancellationToken) {
+    pub(crate) async fn run(mut self, stop: CancellationToken, pulse: Pulse) {
+        // Whatever ends it before it is told to, a panic as well.
+        let _ended = Ended { pulse: &pulse, stop: &stop };
         let mut wake = self.wake.of_projections();
         let mut backoff = Backoff::default();
         let grace = self.options.shutdown_grace;
         while !stop.is_cancelled() {
             // Before the look, so that a wake-up that comes during the look is not lost.
             wake.borrow_and_update();
+            pulse.busy();
             let outcome = tokio::select! {
                 outcome = self.step() => outcome,
                 () = async { stop.cancelled().await; tokio::time::sleep(grace).await } => {
@@ -194,6 +198,7 @@ impl Runner {
                         let error = crate::error::describe(&error);
                         tracing::warn!(error, tries = backoff.tries() + 1, "trouble; trying again until it passes");
                     }
+                    pulse.resting();
                     // A wake-up must not shorten the wait: events that flow would make it a hot loop.
                     tokio::select! {
                         () = tokio::time::sleep(backoff.next()) => continue,
@@ -201,6 +206,7 @@ impl Runner {
                     }
                 }
             };
+            pulse.resting();
             tokio::select! {
                 _ = wake.changed() => {}
                 () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {}
@@ -409,6 +415,22 @@ impl Runner {
             self.definition.name,
         );
         Ok(Step::Rest)
+    }
+}
+
+/// Says so when a loop is gone.
+struct Ended<'a> {
+    pulse: &'a Pulse,
+    stop: &'a CancellationToken,
+}
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        if self.stop.is_cancelled() {
+            self.pulse.resting();
+        } else {
+            self.pulse.dead();
+        }
     }
 }
 

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
-use super::{Broker, Database, Service, terminal};
+use super::{Broker, Database, Endpoint, Service, terminal};
 use crate::BoxError;
 use crate::error::Error;
 use crate::import::{ImportOptions, import as import_lines};
@@ -73,8 +75,10 @@ pub(super) async fn run(
     service: &Service,
     database: &Database,
     broker: &Broker,
+    http: &Endpoint,
     options: ManagerOptions,
 ) -> Result<(), BoxError> {
+    let listener = listen(http).await?;
     let mut manager = service.manager(database)?;
     if let Some(url) = &broker.amqp_url {
         let mut options = rabbitmq(service, url, broker.amqp_ca.as_deref())?;
@@ -92,9 +96,35 @@ pub(super) async fn run(
             () = &mut shutdown => return Ok(()),
     }
     tracing::info!(projections = service.projections.definitions().count(), "running; Ctrl-C or SIGTERM ends it");
+    let stop = CancellationToken::new();
+    let answering = listener
+        .map(|listener| tokio::spawn(crate::http::serve(listener, manager.clone(), stop.clone().cancelled_owned())));
     manager.run(shutdown).await;
+    stop.cancel();
+    if let Some(answering) = answering {
+        // Whoever keeps a connection open does not keep the process up.
+        let _ = tokio::time::timeout(Duration::from_secs(1), answering).await;
+    }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// The socket for HTTP. Where nobody asked for one, and the usual one is taken, there is none.
+async fn listen(http: &Endpoint) -> Result<Option<TcpListener>, BoxError> {
+    if http.no_http {
+        return Ok(None);
+    }
+    let address = http.http_addr.unwrap_or(crate::http::ADDRESS);
+    match TcpListener::bind(address).await {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) if http.http_addr.is_some() => {
+            Err(format!("HTTP_ADDR (or --http-addr) {address}: {error}; give another address, or --no-http").into())
+        }
+        Err(error) => {
+            tracing::warn!(%address, %error, "no HTTP: give an address by --http-addr, or --no-http");
+            Ok(None)
+        }
+    }
 }
 
 /// Waits for the database, and sees that it is what the projections need.

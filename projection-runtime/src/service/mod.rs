@@ -103,15 +103,16 @@ impl Service {
                 demo::demo(&self, database.url, amqp_url.zip(Some(amqp_ca)), keep).await
             }
             Command::Migrate => commands::migrate(&self, &database).await,
-            Command::Run { broker, no_listen, synchronous_commit, check_tables, when_stale } => {
+            Command::Run { broker, http, no_listen, synchronous_commit, check_tables, when_stale } => {
                 let options = ManagerOptions {
                     listen: !no_listen,
                     synchronous_commit,
                     check_tables,
                     when_stale,
+                    max_lag: std::time::Duration::try_from_secs_f64(http.max_lag)?,
                     ..ManagerOptions::default()
                 };
-                commands::run(&self, &database, &broker, options).await
+                commands::run(&self, &database, &broker, &http, options).await
             }
             Command::Status { json } => commands::status(&self, &database, json).await,
             Command::Check { json } => commands::check(&self, &database, json).await,
@@ -180,6 +181,19 @@ struct Broker {
     ingest: bool,
 }
 
+#[derive(Debug, Args)]
+struct Endpoint {
+    /// Where to answer HTTP: `/health/live`, `/health/ready`, `/api/projections` [default: 127.0.0.1:8080, where it is free]
+    #[arg(long, env = "HTTP_ADDR", value_name = "ADDRESS")]
+    http_addr: Option<std::net::SocketAddr>,
+    /// Answer no HTTP
+    #[arg(long, conflicts_with = "http_addr")]
+    no_http: bool,
+    /// Seconds that an event may wait for a projection before `/health/ready` says no
+    #[arg(long, env = "MAX_LAG", value_name = "SECONDS", default_value_t = 60.0, value_parser = seconds)]
+    max_lag: f64,
+}
+
 const IMPORT_HELP: &str = r#"A line:
   {"name": "BandCreated", "aggregate_id": "5f0e8a34-7f0a-4b8e-9f3f-2a61c1f4b902", "data": {"name": "Torvaldzons"}}
 and where known: id, aggregate_name, sequence_no, version, recorded_at, metadata."#;
@@ -223,6 +237,8 @@ enum Command {
     Run {
         #[command(flatten)]
         broker: Broker,
+        #[command(flatten)]
+        http: Endpoint,
         /// Don't LISTEN, where a pooler stands before the database that passes no NOTIFY on
         #[arg(long)]
         no_listen: bool,

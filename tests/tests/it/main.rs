@@ -8,6 +8,7 @@ mod faults;
 mod fingerprint;
 mod forms;
 mod handlers;
+mod http;
 mod import;
 mod memory;
 mod ordering;
