@@ -113,7 +113,7 @@ pub enum Error {
     #[error("skipping an event needs a reason, for whoever asks why its rows are missing")]
     NoReason,
     /// Projections did not come to a position in time.
-    #[error("{} has not passed position {position} after {timeout:?}: `status` says why", behind.join(", "))]
+    #[error("position {position} was not passed within {timeout:?} by {}: `status` says why", behind.join(", "))]
     StillBehind {
         /// Those that are behind it.
         behind: Vec<String>,

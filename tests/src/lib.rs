@@ -9,6 +9,10 @@ pub mod tcp_relay;
 
 use std::time::{Duration, Instant};
 
+use projection_runtime::ProjectionManager;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
 /// A database of a test's own, with the schema of the service.
 pub struct TestDatabase(projection_runtime::testing::TestDatabase);
 
@@ -25,6 +29,17 @@ impl std::ops::Deref for TestDatabase {
     fn deref(&self) -> &Self::Target {
         &self.0
     }
+}
+
+/// Runs the projections until the token is cancelled.
+#[must_use]
+pub fn running(manager: &ProjectionManager) -> (CancellationToken, JoinHandle<()>) {
+    let stop = CancellationToken::new();
+    let task = tokio::spawn({
+        let (manager, stop) = (manager.clone(), stop.clone());
+        async move { manager.run(stop.cancelled()).await }
+    });
+    (stop, task)
 }
 
 /// Waits until `ready` says so, looking often; panics with `what` after the deadline.

@@ -5,11 +5,12 @@ DECLARE
     item     record;
     sequence record;
     step     text;
+    written  bigint;
 BEGIN
     SET CONSTRAINTS ALL DEFERRED;
     FOREACH step IN ARRAY ARRAY['remove', 'write'] LOOP
         FOR item IN
-            SELECT t.item AS name, t.item::regclass AS live, format('%I.%I', beside, t.item) AS copy, t.columns,
+            SELECT t.item AS name, t.item::regclass AS live, format('%I.%I', beside, t.item) AS copy, t.columns, t.missing, t.extra, t.changed,
                    -- Where an update could meet another row on its way, or is forbidden, the row is removed first.
                    (SELECT COUNT(*) > 1 FROM pg_index i WHERE i.indrelid = t.item::regclass AND i.indisunique)
                    OR EXISTS (SELECT FROM pg_index i WHERE i.indrelid = t.item::regclass AND i.indisexclusion)
@@ -24,8 +25,14 @@ BEGIN
                     'DELETE FROM %s l USING rebuild_pairs p
                      WHERE p.item = %L AND l.tableoid = p.live_part AND l.ctid = p.live AND (p.copy IS NULL OR %L)',
                     item.live, item.name, item.replaced);
+                GET DIAGNOSTICS written = ROW_COUNT;
+                -- A trigger of the table that keeps a row from being written would leave it as it was, unseen.
+                IF written <> item.extra + (CASE WHEN item.replaced THEN item.changed ELSE 0 END) THEN
+                    RAISE EXCEPTION 'rows of % could not be removed: a trigger of the table prevents it', item.name;
+                END IF;
                 CONTINUE;
             END IF;
+            written := 0;
             IF NOT item.replaced THEN
                 EXECUTE format(
                     'UPDATE %s l SET (%s) = ROW(%s) FROM rebuild_pairs p JOIN %s c ON c.ctid = p.copy
@@ -34,7 +41,9 @@ BEGIN
                     (SELECT string_agg(quote_ident(c), ', ') FROM UNNEST(item.columns) AS c),
                     (SELECT string_agg(format('c.%I', c), ', ') FROM UNNEST(item.columns) AS c),
                     item.copy, item.name);
+                GET DIAGNOSTICS written = ROW_COUNT;
             END IF;
+            item.missing := item.missing + item.changed - written;
             EXECUTE format(
                 'INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE
                  SELECT %s FROM rebuild_pairs p JOIN %s c ON c.ctid = p.copy
@@ -43,6 +52,10 @@ BEGIN
                 (SELECT string_agg(quote_ident(c), ', ') FROM UNNEST(item.columns) AS c),
                 (SELECT string_agg(format('c.%I', c), ', ') FROM UNNEST(item.columns) AS c),
                 item.copy, item.name, item.replaced);
+            GET DIAGNOSTICS written = ROW_COUNT;
+            IF written <> item.missing THEN
+                RAISE EXCEPTION 'rows of % could not be written: a trigger of the table prevents it', item.name;
+            END IF;
         END LOOP;
     END LOOP;
     FOR sequence IN

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{ConnectOptions, Connection, Executor, PgConnection, PgPool};
 
+use uuid::Uuid;
+
 use super::fill::Filler;
 use crate::error::{Error, Refusal};
 use crate::manager::ManagerOptions;
@@ -38,8 +40,13 @@ impl Beside {
     }
 
     fn of(definition: &'static Definition, prefix: &str) -> Self {
+        let name = definition.name;
         // PostgreSQL would cut a longer name off.
-        Beside { definition, schema: format!("{prefix}_{:.40}", definition.name) }
+        let name = match name.len() {
+            0..=48 => name.to_owned(),
+            _ => format!("{name:.39}_{:.8}", Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes()).simple()),
+        };
+        Beside { definition, schema: format!("{prefix}_{name}") }
     }
 
     /// The projection's name.
@@ -62,9 +69,13 @@ impl Beside {
     }
 }
 
+/// Of the schemas that a rebuild has made; another one of that name is somebody's, and making ours then says so.
 async fn drop_schema(tx: &mut PgConnection, schema: &str) -> sqlx::Result<()> {
     const DROP: &str = "DO $$ BEGIN
-        EXECUTE format('DROP SCHEMA IF EXISTS %I CASCADE', current_setting('rebuild.schema'));
+        IF EXISTS (SELECT FROM pg_namespace WHERE nspname = current_setting('rebuild.schema')
+                   AND obj_description(oid, 'pg_namespace') LIKE 'Made by a rebuild: %') THEN
+            EXECUTE format('DROP SCHEMA %I CASCADE', current_setting('rebuild.schema'));
+        END IF;
     END $$";
     sqlx::query("SELECT set_config('rebuild.schema', $1, true)").bind(schema).execute(&mut *tx).await?;
     tx.execute(DROP).await.map(drop)

@@ -12,7 +12,7 @@ DECLARE
 BEGIN
     EXECUTE format('CREATE SCHEMA %I', beside);
     EXECUTE format('COMMENT ON SCHEMA %I IS %L', beside, format(
-        'Tables of projection %s that are made anew. Removed when that is done, or at the next start.',
+        'Made by a rebuild: tables of projection %s that are made anew. Removed when that is done, or at the next start.',
         current_setting('rebuild.name')));
     FOREACH item IN ARRAY own || ARRAY['readviews', 'readview_failures'] LOOP
         -- Not logged: after a crash of the server all of it is empty, rows and position.

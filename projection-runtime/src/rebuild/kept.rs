@@ -17,7 +17,7 @@ pub(super) async fn keep(tx: &mut PgConnection, definition: &'static Definition)
          BEGIN
              EXECUTE format('CREATE SCHEMA %I', current_setting('rebuild.schema'));
              EXECUTE format('COMMENT ON SCHEMA %I IS %L', current_setting('rebuild.schema'), format(
-                 'Rows of projection %s before its last rebuild. `rebuild --undo` puts them back; DROP it if they are right.',
+                 'Made by a rebuild: rows of projection %s before it. `rebuild --undo` puts them back; DROP it otherwise.',
                  current_setting('rebuild.name')));
              FOREACH item IN ARRAY current_setting('rebuild.tables')::text[] || ARRAY['readviews'] LOOP
                  EXECUTE format('CREATE TABLE %I.%I AS TABLE %s',

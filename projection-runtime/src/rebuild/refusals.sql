@@ -1,16 +1,25 @@
 -- What a rebuild of these tables would get wrong, with its cure.
-SELECT format('rule `%s` of `%s` changes what is written to the table', r.rulename, t.name) AS what,
-       format('DROP RULE %I ON %s;', r.rulename, t.oid::regclass) AS cure
-FROM (SELECT name, to_regclass(name)::oid AS oid FROM UNNEST($1::text[]) AS name) t
-JOIN pg_rewrite r ON r.ev_class = t.oid
+WITH own AS (SELECT name, to_regclass(name)::oid AS oid FROM UNNEST($1::text[]) AS name)
+SELECT format('`%s` is named with its schema, so that its handlers would write to it, not to a copy', name) AS what,
+       'leave the schema out of `tables` and of the statements, and put it on the search_path' AS cure
+FROM own
+WHERE name LIKE '%.%'
 UNION ALL
-SELECT format('foreign key `%s` of `%s` looks at each statement, and several are needed', c.conname, t.name),
-       format('ALTER TABLE %s ALTER CONSTRAINT %I DEFERRABLE;', t.oid::regclass, c.conname)
-FROM (SELECT name, to_regclass(name)::oid AS oid FROM UNNEST($1::text[]) AS name) t
-JOIN pg_constraint c ON c.conrelid = t.oid AND c.contype = 'f' AND NOT c.condeferrable
-WHERE c.confrelid IN (SELECT to_regclass(name) FROM UNNEST($1::text[]) AS name)
+SELECT format('rule `%s` of `%s` changes what is written to the table', r.rulename, own.name),
+       format('DROP RULE %I ON %s;', r.rulename, own.oid::regclass)
+FROM own
+JOIN pg_rewrite r ON r.ev_class = own.oid
 UNION ALL
-SELECT format('row security of `%s` hides rows from user `%s`', t.name, current_user),
+-- Of whichever table: rows are removed and written by several statements, and come back under their keys.
+SELECT format('foreign key `%s` of `%s` acts on, or looks at, each statement, and several are needed',
+              c.conname, c.conrelid::regclass),
+       format('ALTER TABLE %1$s DROP CONSTRAINT %2$I, ADD CONSTRAINT %2$I FOREIGN KEY .. DEFERRABLE; without ON DELETE '
+              'and ON UPDATE', c.conrelid::regclass, c.conname)
+FROM own
+JOIN pg_constraint c ON c.confrelid = own.oid AND c.contype = 'f'
+WHERE NOT c.condeferrable OR c.confdeltype <> 'a' OR c.confupdtype <> 'a'
+UNION ALL
+SELECT format('row security of `%s` hides rows from user `%s`', own.name, current_user),
        format('ALTER ROLE %I BYPASSRLS; or run it as the owner of the table', current_user)
-FROM (SELECT name, to_regclass(name)::oid AS oid FROM UNNEST($1::text[]) AS name) t
-WHERE row_security_active(t.oid)
+FROM own
+WHERE row_security_active(own.oid)

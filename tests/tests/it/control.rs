@@ -9,19 +9,9 @@ use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 use tests::history::History;
 use tests::journal::{self, Happened, Journal, Trouble};
-use tests::{TestDatabase, fold};
+use tests::{TestDatabase, fold, running};
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
-
-fn running(manager: &ProjectionManager) -> (CancellationToken, tokio::task::JoinHandle<()>) {
-    let stop = CancellationToken::new();
-    let task = tokio::spawn({
-        let (manager, stop) = (manager.clone(), stop.clone());
-        async move { manager.run(stop.cancelled()).await }
-    });
-    (stop, task)
-}
 
 async fn append(pool: &PgPool, history: &mut History, events: usize) {
     for _ in 0..events {
@@ -69,7 +59,7 @@ async fn paused_and_resumed() {
     assert!(dancefinder(&["status"]).1.contains("paused by Elin since"));
     let (code, text) = dancefinder(&["wait", "--timeout", "0.2"]);
     assert_eq!(code, Some(1), "{text}");
-    assert!(text.contains("band, userpreferences has not passed position"), "{text}");
+    assert!(text.contains("by band, userpreferences: `status` says why"), "{text}");
     assert_eq!(dancefinder(&["resume", "band"]).0, Some(0));
     manager.catch_up(|_| {}).await.unwrap();
     assert_eq!(dancefinder(&["wait"]).0, Some(0));

@@ -12,8 +12,7 @@ use rand::{RngExt, SeedableRng};
 use sqlx::{AssertSqlSafe, PgPool};
 use tests::history::History;
 use tests::journal::{self, Happened, Journal};
-use tests::{TestDatabase, eventually, fold};
-use tokio_util::sync::CancellationToken;
+use tests::{TestDatabase, eventually, fold, running};
 
 fn nobody(_: RebuildProgress) {}
 
@@ -69,15 +68,6 @@ async fn left(pool: &PgPool) -> Vec<String> {
     let sql = "SELECT nspname::text FROM pg_namespace WHERE nspname !~ '^pg_|^information_schema$|^public$'
                UNION ALL SELECT name || ', ' || stage FROM readview_rebuilds";
     sqlx::query_scalar(sql).fetch_all(pool).await.unwrap()
-}
-
-fn running(manager: &ProjectionManager) -> (CancellationToken, tokio::task::JoinHandle<()>) {
-    let stop = CancellationToken::new();
-    let task = tokio::spawn({
-        let (manager, stop) = (manager.clone(), stop.clone());
-        async move { manager.run(stop.cancelled()).await }
-    });
-    (stop, task)
 }
 
 /// 200,000 events, all rows of the table different, live events flowing: readers get every row at every moment.
@@ -457,9 +447,32 @@ async fn refusals() {
     execute(&db.pool, key).await;
     let told = refusal("userpreferences").await;
     assert!(told.contains("`next_key` of `origin`"), "{told}");
-    let cure = told.split("cure: ").nth(1).unwrap().split(')').next().unwrap();
-    execute(&db.pool, cure).await;
+    let again =
+        "ALTER TABLE origin DROP CONSTRAINT next_key, ADD CONSTRAINT next_key FOREIGN KEY (next) REFERENCES origin";
+    // What would take rows with those that are replaced.
+    execute(&db.pool, &format!("{again} ON DELETE CASCADE DEFERRABLE")).await;
+    assert!(refusal("userpreferences").await.contains("`next_key` of `origin`"));
+    execute(&db.pool, &format!("{again} DEFERRABLE")).await;
     manager.rebuild("userpreferences", RebuildOptions::default(), &mut nobody).await.unwrap();
+
+    execute(&db.pool, "CREATE TABLE played (band UUID CONSTRAINT played_key REFERENCES band ON DELETE CASCADE)").await;
+    execute(&db.pool, "INSERT INTO played SELECT id FROM band; UPDATE band SET name = name || ' '").await;
+    assert!(refusal("band").await.contains("`played_key` of `played`"));
+    execute(&db.pool, "DROP TABLE played").await;
+
+    // A trigger that keeps rows as they are, and a schema that is somebody's.
+    execute(
+        &db.pool,
+        "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+         CREATE TRIGGER keep BEFORE DELETE ON band FOR EACH ROW EXECUTE FUNCTION keep()",
+    )
+    .await;
+    let error = manager.rebuild("band", RebuildOptions::default(), &mut nobody).await.unwrap_err();
+    assert!(error.to_string().contains("rows of band could not be removed: a trigger"), "{error}");
+    execute(&db.pool, "DROP TRIGGER keep ON band; CREATE SCHEMA rebuild_band CREATE TABLE precious (n INT)").await;
+    let error = manager.rebuild("band", RebuildOptions::default(), &mut nobody).await.unwrap_err();
+    assert!(error.to_string().contains("schema \"rebuild_band\" already exists"), "{error}");
+    execute(&db.pool, "DROP TABLE rebuild_band.precious; DROP SCHEMA rebuild_band").await;
 
     // Two at a time.
     let mut held = db.pool.begin().await.unwrap();
