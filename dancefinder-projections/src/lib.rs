@@ -32,6 +32,8 @@ pub static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
 pub fn service() -> Service {
     Service {
         name: "dancefinder-projections",
+        version: env!("CARGO_PKG_VERSION"),
+        commit: option_env!("BUILD_COMMIT"),
         projections: projections(),
         migrations: &MIGRATIONS,
         demo: Demo {

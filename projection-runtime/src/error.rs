@@ -12,6 +12,16 @@ use crate::store::ExpectedVersion;
 /// Any error, as handlers return it.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
 
+/// What was meant, where that is plain, or else what there is.
+fn meant(name: &str, known: &[&'static str]) -> String {
+    // As clap does for its commands.
+    let alike = known.iter().map(|known| (strsim::jaro(name, known), known)).filter(|(alike, _)| *alike > 0.8);
+    match alike.max_by(|(a, _), (b, _)| a.total_cmp(b)) {
+        Some((_, known)) => format!("did you mean `{known}`?"),
+        None => format!("the projections are {}", known.join(", ")),
+    }
+}
+
 /// What can go wrong outside of a handler.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -26,7 +36,7 @@ pub enum Error {
         source: sqlx::Error,
     },
     /// There is no projection of that name.
-    #[error("there is no projection `{name}`; the projections are {}", known.join(", "))]
+    #[error("there is no projection `{name}`; {}", meant(name, known))]
     UnknownProjection {
         /// The name that was given.
         name: String,
@@ -86,7 +96,7 @@ pub enum Error {
         tries: u32,
     },
     /// Retry was asked for a projection that has not failed.
-    #[error("projection `{projection}` has not failed: there is nothing to retry")]
+    #[error("projection `{projection}` has not failed: there is nothing to retry or to skip")]
     NotFailed {
         /// The projection.
         projection: &'static str,

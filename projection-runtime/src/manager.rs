@@ -1,5 +1,6 @@
 //! Runs a set of projections, and answers and acts on their operator's behalf.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,9 @@ use uuid::Uuid;
 
 use crate::control;
 use crate::error::Error;
+use crate::error_policy::ErrorPolicy;
 use crate::fingerprint::{self, Stale, WhenStale};
+use crate::metrics::Metrics;
 use crate::passing::Backoff;
 use crate::position;
 use crate::projection::ProjectionSet;
@@ -38,6 +41,10 @@ pub struct ManagerOptions {
     /// Whether each transaction is looked at for tables that it wrote to and that are not its projection's; the event then
     /// fails. Rebuilds and verifications always do.
     pub check_tables: bool,
+    /// What a projection does at a failing event; [`with_error_policy`] says so for one of them.
+    ///
+    /// [`with_error_policy`]: ProjectionManager::with_error_policy
+    pub error_policy: ErrorPolicy,
     /// What to do with a projection whose rows were made by other code, or for other tables.
     pub when_stale: WhenStale,
     /// How long the oldest event that a projection has not passed may have been waiting, before [`health`] says that the
@@ -64,6 +71,7 @@ impl Default for ManagerOptions {
             batch_time: Duration::from_millis(500),
             synchronous_commit: false,
             check_tables: false,
+            error_policy: ErrorPolicy::default(),
             when_stale: WhenStale::Warn,
             max_lag: Duration::from_mins(1),
             poll: Duration::from_secs(5),
@@ -100,8 +108,11 @@ pub struct ProjectionManager {
     pool: PgPool,
     projections: ProjectionSet,
     options: ManagerOptions,
+    /// Of projections that have one of their own.
+    policies: HashMap<&'static str, ErrorPolicy>,
     rabbitmq: Option<RabbitMq>,
     pulses: Pulses,
+    metrics: Metrics,
 }
 
 impl ProjectionManager {
@@ -111,8 +122,9 @@ impl ProjectionManager {
     /// An error says how the set contradicts itself.
     pub fn new(pool: PgPool, projections: ProjectionSet) -> Result<Self, Error> {
         projections.check()?;
-        let pulses = Pulses::of(&projections);
-        Ok(ProjectionManager { pool, projections, options: ManagerOptions::default(), rabbitmq: None, pulses })
+        let (pulses, metrics) = (Pulses::of(&projections), Metrics::of(&projections));
+        let options = ManagerOptions::default();
+        Ok(ProjectionManager { pool, projections, options, policies: HashMap::new(), rabbitmq: None, pulses, metrics })
     }
 
     /// The same, run in another way.
@@ -120,6 +132,18 @@ impl ProjectionManager {
     pub fn with_options(mut self, options: ManagerOptions) -> Self {
         self.options = options;
         self
+    }
+
+    /// The same, with an error policy for one of the projections.
+    pub fn with_error_policy(mut self, name: &str, policy: ErrorPolicy) -> Result<Self, Error> {
+        self.policies.insert(self.projections.definition(name)?.name, policy);
+        Ok(self)
+    }
+
+    /// How the projection is run.
+    fn options_of(&self, name: &str) -> ManagerOptions {
+        let error_policy = self.policies.get(name).copied().unwrap_or(self.options.error_policy);
+        ManagerOptions { error_policy, ..self.options }
     }
 
     /// The same, with RabbitMQ: events go out to the broker, and its deliveries wake the projections. The pool should
@@ -152,13 +176,15 @@ impl ProjectionManager {
     ///
     /// Any number of processes may do so over one database. A database that is away is waited for.
     pub async fn run(&self, shutdown: impl Future<Output = ()>) {
-        let wake = Wake::new();
+        let wake = Wake::new(self.metrics.clone());
         let stop = CancellationToken::new();
         let mut loops = JoinSet::new();
         for projection in &self.projections.projections {
-            let awaited = self.projections.is_awaited(projection.definition().name);
-            let runner = Runner::new(self.pool.clone(), projection.clone(), self.options, awaited, wake.clone());
-            let pulse = self.pulses.get(projection.definition().name);
+            let name = projection.definition().name;
+            let (awaited, meter) = (self.projections.is_awaited(name), self.metrics.meter(name));
+            let runner =
+                Runner::new(self.pool.clone(), projection.clone(), self.options_of(name), awaited, wake.clone(), meter);
+            let pulse = self.pulses.get(name);
             loops.spawn(runner.run(stop.clone(), pulse));
         }
         if let Some(rabbitmq) = &self.rabbitmq {
@@ -296,11 +322,23 @@ impl ProjectionManager {
     /// Whether this process, while it [runs](Self::run), does what it is there for: the database answers, every projection
     /// is within [`max_lag`](ManagerOptions::max_lag) (one that is paused aside), and no loop has died or hangs.
     pub async fn health(&self) -> Health {
+        self.judge(self.answer(self.positions()).await.as_ref())
+    }
+
+    /// What the database answers, or why it does not.
+    pub(crate) async fn answer<T>(&self, asked: impl Future<Output = Result<T, Error>>) -> Result<T, String> {
+        match tokio::time::timeout(Duration::from_secs(3), asked).await {
+            Err(_) => Err("the database does not answer within 3 s".to_owned()),
+            Ok(answer) => answer.map_err(|error| error.to_string()),
+        }
+    }
+
+    /// The health that the status shows.
+    pub(crate) fn judge(&self, status: Result<&Status, &String>) -> Health {
         let mut problems = Vec::new();
-        match tokio::time::timeout(Duration::from_secs(3), self.positions()).await {
-            Err(_) => problems.push("the database does not answer within 3 s".to_owned()),
-            Ok(Err(error)) => problems.push(error.to_string()),
-            Ok(Ok(status)) => {
+        match status {
+            Err(error) => problems.push(error.clone()),
+            Ok(status) => {
                 let late = status.projections.iter().filter(|projection| {
                     let ours = !matches!(projection.state, State::Unknown | State::Paused { .. });
                     ours && projection.seconds_behind > self.options.max_lag.as_secs_f64()
@@ -311,9 +349,17 @@ impl ProjectionManager {
                 }));
             }
         }
-        let troubles = self.pulses.troubles(HANGS);
-        problems.extend(troubles.into_iter().map(|(name, trouble)| format!("{name}: {trouble}")));
+        problems.extend(self.troubles().into_iter().map(|(name, trouble)| format!("{name}: {trouble}")));
         Health { ready: problems.is_empty(), problems }
+    }
+
+    /// The loops of this process that hang or are gone.
+    pub(crate) fn troubles(&self) -> Vec<(&'static str, String)> {
+        self.pulses.troubles(HANGS)
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// Empties the projection's tables and sets its position to 0, in one transaction; running loops then apply the
@@ -356,7 +402,7 @@ impl ProjectionManager {
         progress: &'a mut (dyn FnMut(RebuildProgress) + Send),
     ) -> Result<Rebuild<'a>, Error> {
         let projection = self.projections.get(name)?;
-        Ok(Rebuild { pool: &self.pool, projection, options: self.options, progress })
+        Ok(Rebuild { pool: &self.pool, projection, options: self.options_of(name), progress })
     }
 
     /// Puts the rows back that the last rebuild with [`keep_old`](RebuildOptions::keep_old) replaced. The projection then

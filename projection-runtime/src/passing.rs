@@ -78,8 +78,14 @@ impl Backoff {
     }
 
     pub(crate) fn next(&mut self) -> Duration {
-        let full = Duration::from_millis(50 << self.tries.min(7)).min(Duration::from_secs(5));
+        let wait = Self::after(self.tries);
         self.tries = self.tries.saturating_add(1);
+        wait
+    }
+
+    /// After so many tries.
+    pub(crate) fn after(tries: u32) -> Duration {
+        let full = Duration::from_millis(50 << tries.min(7)).min(Duration::from_secs(5));
         let chance = uuid::Uuid::new_v4().as_bytes()[0];
         full.mul_f64(0.5 + f64::from(chance) / 511.0)
     }

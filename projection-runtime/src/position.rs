@@ -9,8 +9,7 @@ use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
-use crate::event::StoredEvent;
-use crate::projection::{Definition, ProjectionSet};
+use crate::projection::ProjectionSet;
 
 /// What the locked row says.
 #[derive(Debug, sqlx::FromRow)]
@@ -102,14 +101,49 @@ pub(crate) async fn clear_failure(tx: &mut PgConnection, name: &str) -> sqlx::Re
     Ok(())
 }
 
+/// An event that could not be applied.
+#[derive(Debug)]
+pub(crate) struct FailedEvent {
+    pub(crate) id: Uuid,
+    pub(crate) name: String,
+    pub(crate) tstamp: i64,
+    /// The function that failed.
+    pub(crate) handler: String,
+    pub(crate) error: String,
+}
+
+impl FailedEvent {
+    /// PostgreSQL's text holds no NUL, and an error's text may hold what the event held.
+    fn error(&self) -> String {
+        self.error.replace('\0', "\u{fffd}")
+    }
+}
+
+/// Records that the event was passed by, as the error policy says.
+pub(crate) async fn record_skip(tx: &mut PgConnection, name: &str, failed: &FailedEvent) -> sqlx::Result<()> {
+    sqlx::query(
+        "INSERT INTO readview_skips (name, event_id, event_name, tstamp, handler, error, reason, skipped_by)
+         VALUES ($1, $2, $3, $4, $5, $6, 'the error policy says skip', 'error policy')
+         ON CONFLICT (name, event_id) DO NOTHING",
+    )
+    .bind(name)
+    .bind(failed.id)
+    .bind(&failed.name)
+    .bind(failed.tstamp)
+    .bind(&failed.handler)
+    .bind(failed.error())
+    .execute(tx)
+    .await
+    .map(drop)
+}
+
 /// Records that the projection stopped at the event, and moves its position to the event's predecessor. Must run in
 /// a transaction that has locked the row and found it at `from`, where the event is the next one to apply.
 pub(crate) async fn record_failure(
     tx: &mut PgConnection,
-    definition: &Definition,
+    name: &str,
     from: i64,
-    event: &StoredEvent,
-    error: &str,
+    failed: &FailedEvent,
     attempts: i32,
 ) -> sqlx::Result<()> {
     sqlx::query(
@@ -117,9 +151,9 @@ pub(crate) async fn record_failure(
          SET position = COALESCE((SELECT MAX(tstamp) FROM events WHERE tstamp > $2 AND tstamp < $3), position)
          WHERE name = $1",
     )
-    .bind(definition.name)
+    .bind(name)
     .bind(from)
-    .bind(event.tstamp)
+    .bind(failed.tstamp)
     .execute(&mut *tx)
     .await?;
     sqlx::query(
@@ -135,13 +169,12 @@ pub(crate) async fn record_failure(
              failed_at = clock_timestamp(),
              retry = false",
     )
-    .bind(definition.name)
-    .bind(event.id)
-    .bind(&*event.name)
-    .bind(event.tstamp)
-    .bind(definition.handler(&event.name))
-    // PostgreSQL's text holds no NUL, and an error's text may hold what the event held.
-    .bind(error.replace('\0', "\u{fffd}"))
+    .bind(name)
+    .bind(failed.id)
+    .bind(&failed.name)
+    .bind(failed.tstamp)
+    .bind(&failed.handler)
+    .bind(failed.error())
     .bind(attempts)
     .execute(tx)
     .await?;

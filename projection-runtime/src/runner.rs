@@ -33,8 +33,9 @@ use uuid::Uuid;
 use crate::error::{ApplyError, RunError};
 use crate::event::StoredEvent;
 use crate::manager::ManagerOptions;
+use crate::metrics::{Meter, Metrics, Source};
 use crate::passing::{Backoff, is_passing};
-use crate::position::{self, Mode, Place};
+use crate::position::{self, FailedEvent, Mode, Place};
 use crate::projection::{AnyProjection, Definition, Form, Order};
 use crate::pulse::Pulse;
 use crate::runs::{Run, runs};
@@ -50,6 +51,7 @@ pub(crate) struct Runner {
     /// Others come `after` this projection and want to hear that it moved.
     awaited: bool,
     wake: Wake,
+    meter: Meter,
     names: Vec<&'static str>,
     read_sql: String,
     mode: Mode,
@@ -58,6 +60,8 @@ pub(crate) struct Runner {
     until: Option<i64>,
     /// Events that it has applied.
     applied: u64,
+    /// Of a copy: events that it has passed by, as the error policy says. They are written down with the copy's rows.
+    passed_by: Vec<FailedEvent>,
 }
 
 /// The fewest events that a batch is made for: of fewer, each would cost a good part of a transaction.
@@ -70,10 +74,20 @@ struct Plan {
     events: usize,
     /// Fewer than that: those before one that failed.
     bound: Option<usize>,
-    /// The event that failed last, and in how many transactions it did.
-    suspect: Option<(Uuid, i32)>,
+    /// The event that failed last.
+    suspect: Option<Suspect>,
     /// What was read ahead.
     ahead: Option<Ahead>,
+}
+
+/// An event that failed.
+#[derive(Debug, Clone, Copy)]
+struct Suspect {
+    id: Uuid,
+    /// In how many transactions.
+    attempts: i32,
+    /// How often it was tried again, as the error policy says.
+    retries: u32,
 }
 
 impl Default for Plan {
@@ -107,6 +121,8 @@ pub(crate) enum Step {
     Rest,
     /// Another process is at it.
     Elsewhere,
+    /// A failing event is to be tried again, after this time.
+    Later(Duration),
 }
 
 impl Runner {
@@ -116,6 +132,7 @@ impl Runner {
         options: ManagerOptions,
         awaited: bool,
         wake: Wake,
+        meter: Meter,
     ) -> Self {
         let definition = projection.definition();
         let names: Vec<_> = definition.events.iter().map(|event| event.name).collect();
@@ -131,12 +148,14 @@ impl Runner {
             options,
             awaited,
             wake,
+            meter,
             names,
             read_sql,
             mode,
             plan: Plan::default(),
             until: None,
             applied: 0,
+            passed_by: Vec::new(),
         }
     }
 
@@ -144,7 +163,9 @@ impl Runner {
     pub(crate) fn beside(pool: PgPool, projection: Arc<dyn AnyProjection>, options: ManagerOptions) -> Self {
         // A crash of the server empties the copy, rows and position. What is written elsewhere may be the live tables.
         let options = ManagerOptions { synchronous_commit: false, check_tables: true, ..options };
-        Runner { until: Some(0), ..Runner::new(pool, projection, options, false, Wake::new()) }
+        let unseen = Metrics::unseen();
+        let meter = unseen.meter(projection.definition().name);
+        Runner { until: Some(0), ..Runner::new(pool, projection, options, false, Wake::new(unseen), meter) }
     }
 
     /// Goes on to that position.
@@ -152,6 +173,11 @@ impl Runner {
         self.until = Some(position);
         // It was read up to where it was to stop before.
         self.plan.ahead = None;
+    }
+
+    /// Events that it has passed by.
+    pub(crate) fn passed_by(&self) -> &[FailedEvent] {
+        &self.passed_by
     }
 
     /// How many events it has applied.
@@ -187,12 +213,21 @@ impl Runner {
                     backoff.reset();
                     match done {
                         Step::Again => continue,
+                        Step::Later(wait) => {
+                            pulse.resting();
+                            // As below: a wake-up must not shorten it.
+                            tokio::select! {
+                                () = tokio::time::sleep(wait) => continue,
+                                () = stop.cancelled() => return,
+                            }
+                        }
                         // The process's one poll wakes it where nobody else does.
                         Step::Rest => None,
                         Step::Elsewhere => Some(self.options.poll.min(Duration::from_secs(1))),
                     }
                 }
                 Err(error) => {
+                    self.meter.retries.inc();
                     // Once when it begins, and now and then while it lasts.
                     if backoff.tries() % 20 == 0 {
                         let error = crate::error::describe(&error);
@@ -249,6 +284,7 @@ impl Runner {
             if skipped == 0 {
                 let to = page.events[0].tstamp;
                 self.finish(tx, place.failed, to).await?;
+                self.meter.skipped.inc();
                 return Ok(Step::Again);
             }
             // Those before it; then it comes first.
@@ -271,6 +307,7 @@ impl Runner {
             Applied::Committed(events) => {
                 let took = started.elapsed();
                 self.applied += events as u64;
+                self.meter.batch(events, took);
                 if let Some(bound) = self.plan.bound {
                     // Growing again, not all at once: what could not be told apart may lie just ahead.
                     self.plan.bound = Some(bound * 2).filter(|bound| *bound < self.plan.events);
@@ -370,51 +407,112 @@ impl Runner {
         tx.commit().await?;
         if self.awaited && !self.options.listen {
             // Those that come after it in this process don't hear the NOTIFY.
-            self.wake.projections();
+            self.wake.projections(Source::Projection);
         }
         Ok(())
     }
 
     /// Event `at` of `events` failed, and its transaction is rolled back. Where others came before it, they are to be
-    /// committed without it first; where it was alone, it is recorded.
+    /// committed without it first; where it was alone, it is tried again, passed by or recorded, as the error policy says.
     async fn failed(&mut self, from: i64, events: &[StoredEvent], at: usize, error: &ApplyError) -> sqlx::Result<Step> {
         let event = &events[at];
-        let attempts = match self.plan.suspect {
-            Some((id, attempts)) if id == event.id => attempts + 1,
-            _ => 1,
+        let mut suspect = match self.plan.suspect {
+            Some(Suspect { id, attempts, retries }) if id == event.id => {
+                Suspect { id, attempts: attempts + 1, retries }
+            }
+            _ => Suspect { id: event.id, attempts: 1, retries: 0 },
         };
-        self.plan =
-            Plan { events: self.plan.events, bound: Some(at.max(1)), suspect: Some((event.id, attempts)), ahead: None };
-        if at > 0 {
-            return Ok(Step::Again);
+        let policies = self.options.error_policy;
+        let policy = if self.until.is_some() { policies.rebuild } else { policies.live };
+        let step = if at > 0 {
+            Some(Step::Again)
+        } else if suspect.retries < policy.retries {
+            let wait = Backoff::after(suspect.retries);
+            suspect.retries += 1;
+            self.meter.retries.inc();
+            let retry = format!("{} of {}", suspect.retries, policy.retries);
+            tracing::warn!(event = &*event.name, id = %event.id, %error, retry, "an event failed; trying it again");
+            Some(Step::Later(wait))
+        } else {
+            None
+        };
+        self.plan = Plan { events: self.plan.events, bound: Some(at.max(1)), suspect: Some(suspect), ahead: None };
+        if let Some(step) = step {
+            return Ok(step);
         }
 
         let mut tx = self.pool.begin().await?;
         let place = position::lock(&mut tx, self.definition.name, self.mode).await?;
-        let here = place.is_some_and(|place| place.position == from && (!place.failed || place.retry));
-        if !here {
+        let Some(place) = place.filter(|place| place.position == from && (!place.failed || place.retry)) else {
             // Another process took over meanwhile, or a reset: look again.
             return Ok(Step::Again);
-        }
-        let text = error.to_string();
-        position::record_failure(&mut tx, self.definition, from, event, &text, attempts).await?;
-        tx.commit().await?;
+        };
+        let failed = FailedEvent {
+            id: event.id,
+            name: event.name.to_string(),
+            tstamp: event.tstamp,
+            handler: self.definition.handler(&event.name).to_owned(),
+            error: error.to_string(),
+        };
         self.plan = Plan::default();
-        if self.until.is_some() {
-            // Whoever fills the copy tells of it.
-            return Ok(Step::Rest);
+        if policy.skip {
+            self.pass_by(tx, &place, failed).await
+        } else {
+            self.stop_at(tx, from, failed, suspect.attempts).await
         }
-        tracing::error!(
-            event = &*event.name,
-            id = %event.id,
-            position = event.tstamp,
-            handler = self.definition.handler(&event.name),
-            attempts,
-            error = text,
-            "stopped at a failing event; after the fix: retry {}",
-            self.definition.name,
-        );
+    }
+
+    async fn stop_at(
+        &mut self,
+        mut tx: Transaction<'_, Postgres>,
+        from: i64,
+        failed: FailedEvent,
+        attempts: i32,
+    ) -> sqlx::Result<Step> {
+        position::record_failure(&mut tx, self.definition.name, from, &failed, attempts).await?;
+        tx.commit().await?;
+        // Whoever fills a copy tells of it.
+        if self.until.is_none() {
+            self.meter.failures.inc();
+            let FailedEvent { id, name, tstamp, handler, error } = failed;
+            tracing::error!(
+                event = name,
+                %id,
+                position = tstamp,
+                handler,
+                attempts,
+                error,
+                "stopped at a failing event; after the fix: retry {}",
+                self.definition.name,
+            );
+        }
         Ok(Step::Rest)
+    }
+
+    async fn pass_by(
+        &mut self,
+        mut tx: Transaction<'_, Postgres>,
+        place: &Place,
+        failed: FailedEvent,
+    ) -> sqlx::Result<Step> {
+        if self.until.is_none() {
+            position::record_skip(&mut tx, self.definition.name, &failed).await?;
+        }
+        self.finish(tx, place.failed, failed.tstamp).await?;
+        self.meter.skipped.inc();
+        let FailedEvent { id, name, tstamp, handler, error } = &failed;
+        tracing::error!(
+            event = name,
+            %id,
+            position = tstamp,
+            handler,
+            error,
+            "a failing event is passed by, as the error policy says",
+        );
+        if self.until.is_some() {
+            self.passed_by.push(failed);
+        }
+        Ok(Step::Again)
     }
 }
 

@@ -10,6 +10,7 @@ use sqlx::PgPool;
 use sqlx::postgres::PgListener;
 use tokio::sync::watch;
 
+use crate::metrics::{Metrics, Source};
 use crate::passing::Backoff;
 use crate::position;
 
@@ -19,19 +20,21 @@ pub(crate) struct Wake {
     projections: watch::Sender<()>,
     /// Apart, because what wakes the projections alone, a delivery, is nothing new to the relay.
     relay: watch::Sender<()>,
+    metrics: Metrics,
 }
 
 impl Wake {
-    pub(crate) fn new() -> Self {
-        Wake { projections: watch::Sender::new(()), relay: watch::Sender::new(()) }
+    pub(crate) fn new(metrics: Metrics) -> Self {
+        Wake { projections: watch::Sender::new(()), relay: watch::Sender::new(()), metrics }
     }
 
-    pub(crate) fn all(&self) {
-        self.projections();
+    pub(crate) fn all(&self, source: Source) {
+        self.projections(source);
         self.relay();
     }
 
-    pub(crate) fn projections(&self) {
+    pub(crate) fn projections(&self, source: Source) {
+        self.metrics.woken(source);
         self.projections.send_replace(());
     }
 
@@ -73,7 +76,7 @@ async fn follow(pool: &PgPool, wake: &Wake, backoff: &mut Backoff) -> sqlx::Resu
     backoff.reset();
     loop {
         // Also once at the start and after a lost connection: what was missed meanwhile is looked at.
-        wake.all();
+        wake.all(Source::Listen);
         listener.try_recv().await?;
     }
 }
@@ -86,7 +89,7 @@ pub(crate) async fn poll(pool: PgPool, wake: Wake, what: position::Asked, every:
         match position::pending(&pool, &what).await {
             Ok(pending) => {
                 if pending.projections {
-                    wake.projections();
+                    wake.projections(Source::Poll);
                 }
                 if pending.relay {
                     wake.relay();

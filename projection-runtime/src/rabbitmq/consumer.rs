@@ -21,6 +21,7 @@ use super::ingest::{Ingest, Ingested};
 use super::{RabbitMq, RabbitMqStatus};
 use crate::error::BoxError;
 use crate::manager::ManagerOptions;
+use crate::metrics::Source;
 use crate::position::{self, Asked};
 use crate::projection::EventType;
 use crate::wake::Wake;
@@ -121,7 +122,7 @@ impl Intake {
             Some(ingest) => ingest.take(channel, burst).await?,
             None => Ingested::default(),
         };
-        self.wake.projections();
+        self.wake.projections(Source::RabbitMq);
         if let Some(last) = burst.last() {
             channel.basic_ack(last.delivery_tag, BasicAckOptions { multiple: true }).await?;
         }
@@ -144,7 +145,7 @@ impl Intake {
     async fn look(&mut self) {
         // Where the database is away, the loops look until it is back.
         if position::pending(&self.pool, &self.asked).await.is_ok_and(|pending| pending.projections) {
-            self.wake.projections();
+            self.wake.projections(Source::RabbitMq);
         }
         self.look = self.look.and_then(|(look, _)| {
             let next = look + 1;

@@ -143,12 +143,16 @@ pub(crate) async fn processes(connection: &mut PgConnection) -> sqlx::Result<Vec
     if !known {
         return Ok(Vec::new());
     }
-    let rows: Vec<(Uuid, DateTime<Utc>, Json<RabbitMqStatus>)> = sqlx::query_as(
+    let rows: Vec<(Uuid, DateTime<Utc>, serde_json::Value)> = sqlx::query_as(
         "SELECT id, seen_at, status FROM rabbitmq_processes
          WHERE seen_at > clock_timestamp() - interval '1 hour'
          ORDER BY seen_at DESC",
     )
     .fetch_all(connection)
     .await?;
-    Ok(rows.into_iter().map(|(id, seen_at, Json(status))| RabbitMqProcess { id, seen_at, status }).collect())
+    // What a process of another version wrote may be of another form.
+    let known = rows.into_iter().filter_map(|(id, seen_at, status)| {
+        Some(RabbitMqProcess { id, seen_at, status: serde_json::from_value(status).ok()? })
+    });
+    Ok(known.collect())
 }

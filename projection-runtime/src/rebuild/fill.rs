@@ -9,6 +9,7 @@ use super::{RebuildProgress, RebuildStage};
 use crate::error::Error;
 use crate::manager::ManagerOptions;
 use crate::passing::{Backoff, is_passing};
+use crate::position::FailedEvent;
 use crate::projection::{AnyProjection, Definition};
 use crate::runner::{Runner, Step};
 
@@ -84,6 +85,7 @@ impl Filler {
                     self.tell(RebuildStage::Filling, progress).await;
                 }
                 Ok(Step::Rest) => return self.filled().await,
+                Ok(Step::Later(wait)) => tokio::time::sleep(wait).await,
                 Ok(Step::Elsewhere) => tokio::time::sleep(Duration::from_millis(50)).await,
                 Err(error) if is_passing(&error) && since.elapsed() < self.patience => {
                     tokio::time::sleep(backoff.next()).await;
@@ -108,6 +110,11 @@ impl Filler {
                 Err(Error::RebuildFailed { projection: self.definition.name, event, id, tstamp, handler, error })
             }
         }
+    }
+
+    /// Events that were passed by.
+    pub(super) fn passed_by(&self) -> &[FailedEvent] {
+        self.runner.passed_by()
     }
 
     /// Tells whoever asked, and once a second all others.

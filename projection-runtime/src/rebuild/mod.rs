@@ -173,6 +173,9 @@ impl Rebuild<'_> {
             kept::keep(&mut tx, beside.definition).await.map_err(doing())?;
         }
         apply(&mut tx, beside).await.map_err(doing())?;
+        for failed in filler.passed_by() {
+            position::record_skip(&mut tx, beside.name(), failed).await.map_err(doing())?;
+        }
         fingerprint::record(&mut tx, beside.definition).await.map_err(doing())?;
         settle(&mut tx, beside.name()).await.map_err(doing())?;
         // With the rows, so that nothing of it is left whenever this ends.

@@ -1,5 +1,6 @@
 //! What each command does.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
@@ -10,9 +11,11 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::{Broker, Database, Endpoint, Service, terminal};
+use super::{Broker, Database, Endpoint, Policies, Policy, Service, terminal};
 use crate::BoxError;
 use crate::error::Error;
+use crate::error_policy::{ErrorPolicy, OnError};
+use crate::http::{About, Token};
 use crate::import::{ImportOptions, import as import_lines};
 use crate::manager::{ManagerOptions, ProjectionManager};
 use crate::passing::Backoff;
@@ -76,8 +79,10 @@ pub(super) async fn run(
     database: &Database,
     broker: &Broker,
     http: &Endpoint,
+    policies: &Policies,
     options: ManagerOptions,
 ) -> Result<(), BoxError> {
+    let token = token(http)?;
     let listener = listen(http).await?;
     let mut manager = service.manager(database)?;
     if let Some(url) = &broker.amqp_url {
@@ -87,26 +92,78 @@ pub(super) async fn run(
         options.ingest = broker.ingest;
         manager = manager.with_rabbitmq(options);
     }
-    manager = manager.with_options(options);
-    // From here on, so that a signal during the start ends it in good order as well.
+    manager = with_policies(manager, policies, options)?;
+    // From here on, so that a signal during the start ends it in good order as well, and who asks is told of the start.
     let shutdown = shutdown()?;
     tokio::pin!(shutdown);
-    tokio::select! {
-            ready = fits(service, &manager) => ready?,
-            () = &mut shutdown => return Ok(()),
-    }
-    tracing::info!(projections = service.projections.definitions().count(), "running; Ctrl-C or SIGTERM ends it");
     let stop = CancellationToken::new();
-    let answering = listener
-        .map(|listener| tokio::spawn(crate::http::serve(listener, manager.clone(), stop.clone().cancelled_owned())));
-    manager.run(shutdown).await;
+    let about = About {
+        service: service.name,
+        version: service.version,
+        commit: service.commit,
+        schema_version: latest_migration(service),
+        started_at: chrono::Utc::now(),
+    };
+    let answering = listener.map(|listener| {
+        tokio::spawn(crate::http::serve(listener, manager.clone(), about, token, stop.clone().cancelled_owned()))
+    });
+    let fits = tokio::select! {
+        fits = fits(service, &manager) => fits.map(|()| true),
+        () = &mut shutdown => Ok(false),
+    };
+    if let Ok(true) = fits {
+        tracing::info!(projections = service.projections.definitions().count(), "running; Ctrl-C or SIGTERM ends it");
+        manager.run(shutdown).await;
+    }
     stop.cancel();
     if let Some(answering) = answering {
         // Whoever keeps a connection open does not keep the process up.
         let _ = tokio::time::timeout(Duration::from_secs(1), answering).await;
     }
+    fits?;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// The error policies that the flags say.
+fn with_policies(
+    manager: ProjectionManager,
+    policies: &Policies,
+    options: ManagerOptions,
+) -> Result<ProjectionManager, Error> {
+    let Policies { on_error, on_rebuild_error } = policies;
+    // The last word counts, as with other flags.
+    let said = |said: &[Policy], name: Option<&str>| {
+        said.iter().rev().find(|policy| policy.name.as_deref() == name).map(|policy| policy.on_error)
+    };
+    let of_all = ErrorPolicy::default()
+        .live(said(on_error, None).unwrap_or_default())
+        .rebuild(said(on_rebuild_error, None).unwrap_or_default());
+    let named = on_error.iter().chain(on_rebuild_error).filter_map(|policy| policy.name.as_deref());
+    let manager = manager.with_options(ManagerOptions { error_policy: of_all, ..options });
+    named.collect::<BTreeSet<_>>().into_iter().try_fold(manager, |manager, name| {
+        let policy = ErrorPolicy::default()
+            .live(said(on_error, Some(name)).unwrap_or(of_all.live))
+            .rebuild(said(on_rebuild_error, Some(name)).unwrap_or(of_all.rebuild));
+        manager.with_error_policy(name, policy)
+    })
+}
+
+/// What who acts over HTTP must show, where someone may.
+fn token(http: &Endpoint) -> Result<Option<Token>, BoxError> {
+    let (from, text) = match &http.admin_token_file {
+        Some(file) => {
+            let name = format!("ADMIN_TOKEN_FILE (or --admin-token-file) {}", file.display());
+            let text = std::fs::read_to_string(file).map_err(|error| format!("{name}: {error}"))?;
+            (name, text)
+        }
+        // No flag: the arguments of a process can be seen by others.
+        None => ("ADMIN_TOKEN".to_owned(), std::env::var("ADMIN_TOKEN").unwrap_or_default()),
+    };
+    if text.is_empty() && http.admin_token_file.is_none() {
+        return Ok(None);
+    }
+    Ok(Some(Token::new(&text).map_err(|error| format!("{from}: {error}"))?))
 }
 
 /// The socket for HTTP. Where nobody asked for one, and the usual one is taken, there is none.
@@ -264,10 +321,12 @@ pub(super) async fn rebuild(
     database: &Database,
     names: &[String],
     keep_old: bool,
+    on_error: OnError,
     json: bool,
 ) -> Result<(), BoxError> {
     let options = RebuildOptions { keep_old };
-    let manager = service.manager(database)?;
+    let error_policy = ErrorPolicy::default().rebuild(on_error);
+    let manager = service.manager(database)?.with_options(ManagerOptions { error_policy, ..ManagerOptions::default() });
     let done = each(service, &manager, names, "Rebuilding", async |name, progress| {
         manager.rebuild(name, options, progress).await
     });

@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use sqlx::migrate::Migrator;
 
+use crate::error_policy::OnError;
 use crate::fingerprint::WhenStale;
 use crate::manager::ManagerOptions;
 use crate::projection::ProjectionSet;
@@ -31,6 +32,10 @@ use crate::projection::ProjectionSet;
 pub struct Service {
     /// The binary's name.
     pub name: &'static str,
+    /// Its version: `env!("CARGO_PKG_VERSION")`.
+    pub version: &'static str,
+    /// The commit that it was built of, where that is known.
+    pub commit: Option<&'static str>,
     /// What it runs.
     pub projections: ProjectionSet,
     /// The schema: event store, `readviews` and read model tables; made by `sqlx::migrate!`.
@@ -75,7 +80,11 @@ impl Service {
     /// Parses the command line and does what it says. Exit code 0: done, 1: failed, 2: usage.
     #[must_use]
     pub fn main(self) -> ExitCode {
-        let matches = Cli::command().name(self.name).bin_name(self.name).get_matches();
+        let version = match self.commit {
+            Some(commit) => format!("{} ({commit})", self.version),
+            None => self.version.to_owned(),
+        };
+        let matches = Cli::command().name(self.name).bin_name(self.name).version(version).get_matches();
         let cli = match Cli::from_arg_matches(&matches) {
             Ok(cli) => cli,
             Err(error) => error.exit(),
@@ -103,7 +112,7 @@ impl Service {
                 demo::demo(&self, database.url, amqp_url.zip(Some(amqp_ca)), keep).await
             }
             Command::Migrate => commands::migrate(&self, &database).await,
-            Command::Run { broker, http, no_listen, synchronous_commit, check_tables, when_stale } => {
+            Command::Run { broker, http, no_listen, synchronous_commit, check_tables, on_error, when_stale } => {
                 let options = ManagerOptions {
                     listen: !no_listen,
                     synchronous_commit,
@@ -112,7 +121,7 @@ impl Service {
                     max_lag: std::time::Duration::try_from_secs_f64(http.max_lag)?,
                     ..ManagerOptions::default()
                 };
-                commands::run(&self, &database, &broker, &http, options).await
+                commands::run(&self, &database, &broker, &http, &on_error, options).await
             }
             Command::Status { json } => commands::status(&self, &database, json).await,
             Command::Check { json } => commands::check(&self, &database, json).await,
@@ -123,8 +132,8 @@ impl Service {
                 commands::reset(&self, &database, &names).await
             }
             Command::Rebuild { names, undo: true, json, .. } => commands::undo(&self, &database, &names, json).await,
-            Command::Rebuild { names, keep_old, json, .. } => {
-                commands::rebuild(&self, &database, &names, keep_old, json).await
+            Command::Rebuild { names, keep_old, on_error, json, .. } => {
+                commands::rebuild(&self, &database, &names, keep_old, on_error, json).await
             }
             Command::Verify { names, repair, json } => commands::verify(&self, &database, &names, repair, json).await,
             Command::Pause { names } => commands::pause(&self, &database, &names).await,
@@ -146,7 +155,7 @@ fn failed(message: &str) -> ExitCode {
 
 /// Keeps read models up to date with the events of an event store.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version)] // the service's
 struct Cli {
     #[command(flatten)]
     database: Database,
@@ -183,7 +192,7 @@ struct Broker {
 
 #[derive(Debug, Args)]
 struct Endpoint {
-    /// Where to answer HTTP: `/health/live`, `/health/ready`, `/api/projections` [default: 127.0.0.1:8080, where it is free]
+    /// Where to answer HTTP: a status page, `/metrics`, `/health/ready` and more [default: 127.0.0.1:8080, where it is free]
     #[arg(long, env = "HTTP_ADDR", value_name = "ADDRESS")]
     http_addr: Option<std::net::SocketAddr>,
     /// Answer no HTTP
@@ -192,6 +201,38 @@ struct Endpoint {
     /// Seconds that an event may wait for a projection before `/health/ready` says no
     #[arg(long, env = "MAX_LAG", value_name = "SECONDS", default_value_t = 60.0, value_parser = seconds)]
     max_lag: f64,
+    /// A file with the token that acts over HTTP need, like pause and retry; or the token itself in `ADMIN_TOKEN`. Without
+    /// one nobody can act over HTTP
+    #[arg(long, env = "ADMIN_TOKEN_FILE", value_name = "FILE", conflicts_with = "no_http")]
+    admin_token_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct Policies {
+    /// At a failing event: `stop`, `skip`, `retry(3)` (then stop) or `retry(3)+skip`; of one projection: `band=skip`. What
+    /// is passed by is written down in `readview_skips` [default: stop]
+    #[arg(long, env = "ON_ERROR", value_name = "[NAME=]POLICY", value_delimiter = ',')]
+    on_error: Vec<Policy>,
+    /// The same for rebuilds by the running service
+    #[arg(long, env = "ON_REBUILD_ERROR", value_name = "[NAME=]POLICY", value_delimiter = ',')]
+    on_rebuild_error: Vec<Policy>,
+}
+
+/// An error policy, and of which projection; without one, of all that have none of their own.
+#[derive(Debug, Clone)]
+struct Policy {
+    name: Option<String>,
+    on_error: OnError,
+}
+
+impl std::str::FromStr for Policy {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, policy) =
+            text.split_once('=').map_or((None, text), |(name, policy)| (Some(name.to_owned()), policy));
+        Ok(Policy { name, on_error: policy.parse()? })
+    }
 }
 
 const IMPORT_HELP: &str = r#"A line:
@@ -249,6 +290,8 @@ enum Command {
         /// Stop at an event whose handler writes to tables that are not its projection's; costs two queries a transaction
         #[arg(long)]
         check_tables: bool,
+        #[command(flatten)]
+        on_error: Policies,
         /// What to do with a projection whose rows were made by other code, or for other tables
         #[arg(long, env = "WHEN_STALE", value_enum, default_value_t = WhenStale::Warn)]
         when_stale: WhenStale,
@@ -298,6 +341,9 @@ enum Command {
         /// Empty the tables and apply the events again, as `reset` does: readers see it
         #[arg(long, conflicts_with_all = ["keep_old", "undo", "json"])]
         in_place: bool,
+        /// At a failing event: `stop`, `skip`, `retry(3)` or `retry(3)+skip`
+        #[arg(long, value_name = "POLICY", conflicts_with_all = ["undo", "in_place"], default_value_t = OnError::STOP)]
+        on_error: OnError,
         /// The result for a program
         #[arg(long)]
         json: bool,

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::TestDatabase;
 use crate::event::{DomainEvent, NewEvent, StoredEvent};
 use crate::manager::{ManagerOptions, ProjectionManager};
+use crate::metrics::Metrics;
 use crate::projection::{AnyProjection, Form, ProjectionSet};
 use crate::runner::{Runner, Step};
 use crate::runs::Run;
@@ -198,7 +199,9 @@ async fn apply_again(
 async fn catch_up(pool: &PgPool, set: &ProjectionSet) -> Option<String> {
     let options = ManagerOptions { check_tables: true, ..ManagerOptions::default() };
     let runner = |projection: &Arc<dyn AnyProjection>| {
-        Runner::new(pool.clone(), Arc::clone(projection), options, false, Wake::new())
+        let unseen = Metrics::unseen();
+        let meter = unseen.meter(projection.definition().name);
+        Runner::new(pool.clone(), Arc::clone(projection), options, false, Wake::new(unseen), meter)
     };
     let mut runners: Vec<Runner> = set.projections.iter().map(runner).collect();
     loop {

@@ -3,6 +3,7 @@
 mod append;
 mod check;
 mod control;
+mod error_policy;
 mod failures;
 mod faults;
 mod fingerprint;
