@@ -7,11 +7,14 @@ demo:
 	@$(call postgres,DATABASE_URL)
 	cargo run --package dancefinder-projections -- demo $(ARGS)
 
-# Everything that must hold: form, lints, documentation, and all tests on a real PostgreSQL and a real RabbitMQ.
+# Everything that must hold: form, lints, documentation, and all tests on a real PostgreSQL and a real RabbitMQ, the
+# page in a real browser, the metrics and alerts by Prometheus' own tool.
 test: export RUSTDOCFLAGS = -D warnings
 test:
 	@$(call postgres,TEST_DATABASE_URL)
 	@$(rabbitmq)
+	@$(chromium)
+	@$(promtool)
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo doc --workspace --no-deps
@@ -48,40 +51,59 @@ if [ -n "$$$(1)$$PG_BIN_DIR" ] || command -v initdb >/dev/null || command -v pg_
 for initdb in /usr/lib/postgresql/*/bin/initdb /opt/homebrew/opt/postgresql*/bin/initdb /usr/local/opt/postgresql*/bin/initdb; \
 	do if [ -x "$$initdb" ]; then exit 0; fi; done; \
 if docker info >/dev/null 2>&1; then exit 0; fi; \
-as=; [ "$$(id -u)" = 0 ] || as="sudo -n"; \
-if [ -f /etc/debian_version ] && $$as true 2>/dev/null; then \
-	echo "PostgreSQL is not on this machine: installing it with apt-get install postgresql"; \
-	$$as mkdir -p /etc/postgresql-common/createcluster.d; \
-	echo "create_main_cluster = false" | $$as tee /etc/postgresql-common/createcluster.d/no-main.conf >/dev/null; \
-	$$as apt-get update -q && DEBIAN_FRONTEND=noninteractive $$as apt-get install -q -y postgresql; installed=$$?; \
-	$$as rm -f /etc/postgresql-common/createcluster.d/no-main.conf; \
-	exit $$installed; \
-fi; \
+no_main=/etc/postgresql-common/createcluster.d/no-main.conf; \
+prepare='mkdir -p /etc/postgresql-common/createcluster.d; echo "create_main_cluster = false" >'"$$no_main"; \
+$(call install,PostgreSQL,postgresql,$$prepare,rm -f $$no_main); \
 echo "error: no PostgreSQL was found. Install it (apt-get install postgresql, brew install postgresql), or start" >&2; \
 echo "Docker, or set $(1) to a server that runs, like postgres://postgres@localhost/postgres" >&2; \
 exit 1
 endef
 
-# The same for the RabbitMQ of the tests. The package would start a broker, now and with the machine: a policy, there for
-# as long as the installation takes and only where there is none, forbids the one, and what was enabled is disabled.
+# The same for the RabbitMQ of the tests.
 define rabbitmq
 if [ -n "$$TEST_AMQP_URL$$RABBITMQ_BIN_DIR" ]; then exit 0; fi; \
 for server in /usr/lib/rabbitmq/bin /opt/homebrew/opt/rabbitmq/sbin /usr/local/opt/rabbitmq/sbin; \
 	do if [ -x "$$server/rabbitmq-server" ]; then exit 0; fi; done; \
 if docker info >/dev/null 2>&1; then exit 0; fi; \
+$(call install,RabbitMQ,rabbitmq-server,true,systemctl disable -q rabbitmq-server); \
+echo "error: no RabbitMQ was found. Install it (apt-get install rabbitmq-server, brew install rabbitmq), or start" >&2; \
+echo "Docker, or set TEST_AMQP_URL to a broker that runs, like amqp://guest:guest@localhost/%2f" >&2; \
+exit 1
+endef
+
+# The browser that looks at the status page.
+define chromium
+if [ -n "$$CHROMIUM" ] || command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
+	command -v google-chrome >/dev/null || [ -d "/Applications/Google Chrome.app" ]; then exit 0; fi; \
+$(call install,Chromium,chromium,true,true); \
+echo "error: no Chromium was found. Install it (apt-get install chromium), or set CHROMIUM to its binary" >&2; \
+exit 1
+endef
+
+# Prometheus' own tool, that checks metrics and alert rules.
+define promtool
+if [ -n "$$PROMTOOL" ] || command -v promtool >/dev/null; then exit 0; fi; \
+$(call install,promtool,prometheus,true,systemctl disable -q prometheus prometheus-node-exporter); \
+echo "error: no promtool was found. Install it (apt-get install prometheus, brew install prometheus), or set PROMTOOL" >&2; \
+exit 1
+endef
+
+# Installs a package of Debian, on Debian, where this user may, and ends the script then; goes on where it is not Debian or
+# the user may not. A package may start its server, now and with the machine: a policy, there for as long as the installation
+# takes and only where there is none, forbids the one; the last argument is for the other.
+define install
 as=; [ "$$(id -u)" = 0 ] || as="sudo -n"; \
 if [ -f /etc/debian_version ] && $$as true 2>/dev/null; then \
-	echo "RabbitMQ is not on this machine: installing it with apt-get install rabbitmq-server"; \
+	echo "$(1) is not on this machine: installing it with apt-get install $(2)"; \
 	policy=/usr/sbin/policy-rc.d; ours=; \
 	if [ ! -e $$policy ]; then \
 		ours=yes; printf '#!/bin/sh\nexit 101\n' | $$as tee $$policy >/dev/null; $$as chmod 755 $$policy; \
 	fi; \
-	$$as apt-get update -q && DEBIAN_FRONTEND=noninteractive $$as apt-get install -q -y rabbitmq-server; installed=$$?; \
+	$$as sh -c "$(3)"; \
+	$$as apt-get update -q && \
+		DEBIAN_FRONTEND=noninteractive $$as apt-get install -q -y --no-install-recommends $(2); installed=$$?; \
 	[ -z "$$ours" ] || $$as rm -f $$policy; \
-	if command -v systemctl >/dev/null; then $$as systemctl disable -q rabbitmq-server; fi; \
+	$$as sh -c "$(4)" >/dev/null 2>&1; \
 	exit $$installed; \
-fi; \
-echo "error: no RabbitMQ was found. Install it (apt-get install rabbitmq-server, brew install rabbitmq), or start" >&2; \
-echo "Docker, or set TEST_AMQP_URL to a broker that runs, like amqp://guest:guest@localhost/%2f" >&2; \
-exit 1
+fi
 endef

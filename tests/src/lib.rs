@@ -1,6 +1,7 @@
 //! What the tests stand on: a real PostgreSQL, a database for each test, histories of events, and a sequential fold
 //! of them to hold the read models against.
 
+pub mod browser;
 pub mod fold;
 pub mod history;
 pub mod journal;

@@ -65,6 +65,7 @@ impl Token {
 
 /// What was done, or is being done.
 #[derive(Debug, Clone, Serialize)]
+#[allow(clippy::struct_field_names)] // what it is called in JSON
 pub(super) struct Act {
     at: DateTime<Utc>,
     projection: &'static str,

@@ -39,6 +39,19 @@ struct Row {
     passed: i64,
 }
 
+/// What the database says of a projection.
+#[derive(Debug, sqlx::FromRow)]
+struct Looked {
+    position: i64,
+    head: i64,
+    seconds_behind: f64,
+    /// Events that it passed, and events that came, since the look before.
+    passed: Option<i64>,
+    came: Option<i64>,
+    /// All events behind it, where there was no look before, or a reset since.
+    counted: Option<i64>,
+}
+
 pub(super) struct History {
     names: Vec<&'static str>,
     samples: Mutex<VecDeque<Sample>>,
@@ -84,14 +97,14 @@ impl History {
             self.with(|samples| samples.back().map(|sample| (sample.head, sample.rows.clone())));
         let head = before.as_ref().map(|(head, _)| *head);
         let positions = before.iter().flat_map(|(_, rows)| rows.iter().map(|row| row.position));
-        let looked: Vec<(i64, i64, f64, Option<i64>, Option<i64>, Option<i64>)> = sqlx::query_as(
-            "SELECT position, head.head,
+        let looked: Vec<Looked> = sqlx::query_as(
+            "SELECT position, head.head AS head,
                     COALESCE(GREATEST(extract(epoch FROM clock_timestamp()) -
-                        (SELECT MIN(tstamp) FROM events WHERE tstamp > position) / 1000000.0, 0), 0)::float8,
-                    CASE WHEN went_on THEN (SELECT COUNT(*) FROM events WHERE tstamp > before AND tstamp <= position) END,
-                    CASE WHEN went_on THEN (SELECT COUNT(*) FROM events WHERE tstamp > $3 AND tstamp <= head.head) END,
+                        (SELECT MIN(tstamp) FROM events WHERE tstamp > position) / 1000000.0, 0), 0)::float8 AS seconds_behind,
+                    CASE WHEN went_on THEN (SELECT COUNT(*) FROM events WHERE tstamp > before AND tstamp <= position) END AS passed,
+                    CASE WHEN went_on THEN (SELECT COUNT(*) FROM events WHERE tstamp > $3 AND tstamp <= head.head) END AS came,
                     CASE WHEN went_on THEN NULL
-                         ELSE (SELECT COUNT(*) FROM events WHERE tstamp > position AND tstamp <= head.head) END
+                         ELSE (SELECT COUNT(*) FROM events WHERE tstamp > position AND tstamp <= head.head) END AS counted
              FROM (SELECT COALESCE(MAX(tstamp), 0) AS head FROM events) head,
                   (SELECT known.place, known.before, COALESCE(r.position, 0) AS position,
                           COALESCE(r.position, 0) >= known.before AS went_on
@@ -104,16 +117,17 @@ impl History {
         .bind(head)
         .fetch_all(pool)
         .await?;
-        let rows = looked.iter().enumerate().map(|(i, &(position, _, seconds_behind, passed, came, counted))| {
+        let rows = looked.iter().enumerate().map(|(i, row)| {
+            let &Looked { position, seconds_behind, passed, came, counted, .. } = row;
             let before = before.as_ref().map_or(0, |(_, rows)| rows[i].events_behind);
-            let (passed, came) = (passed.unwrap_or(0), came.unwrap_or(0));
-            let events_behind = counted.unwrap_or(before + came - passed);
+            let passed = passed.unwrap_or(0);
+            let events_behind = counted.unwrap_or(before + came.unwrap_or(0) - passed);
             Row { position, events_behind, seconds_behind, passed }
         });
         let sample = Sample {
             at: Utc::now(),
             instant: Instant::now(),
-            head: looked.first().map_or(0, |row| row.1),
+            head: looked.first().map_or(0, |row| row.head),
             rows: rows.collect(),
         };
         self.with(|samples| {

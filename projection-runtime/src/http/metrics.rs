@@ -102,21 +102,21 @@ fn of_projections(now: &Now, app: &App, status: &Status) {
     );
     let events = gauges("projection_lag_events", "Events, of any kind, that the projection has not passed.");
     let lag = gauges("projection_lag_seconds", "How long the oldest event that it has not passed has been waiting.");
-    let stale = gauges("projection_stale", "Whether its rows were made by other code, or for other tables.");
-    let states =
+    let is_stale = gauges("projection_stale", "Whether its rows were made by other code, or for other tables.");
+    let doing =
         now.gauges("projection_state", "What the projection does: 1 for one of the states.", &["projection", "state"]);
     for projection in &status.projections {
         let name = &*projection.name;
         let Some(state) = label(&projection.state) else { continue };
         for known in STATES {
-            states.with_label_values(&[name, known]).set(f64::from(u8::from(state == known)));
+            doing.with_label_values(&[name, known]).set(f64::from(u8::from(state == known)));
         }
         position.with_label_values(&[name]).set(seconds(projection.position));
         let behind = app.history.events_behind(name).filter(|_| projection.events_behind_capped);
         events.with_label_values(&[name]).set(number(behind.unwrap_or(projection.events_behind)));
         lag.with_label_values(&[name]).set(projection.seconds_behind);
-        let is_stale = status.stale.iter().any(|stale| stale.projection == name && stale.matters());
-        stale.with_label_values(&[name]).set(f64::from(u8::from(is_stale)));
+        let matters = status.stale.iter().any(|stale| stale.projection == name && stale.matters());
+        is_stale.with_label_values(&[name]).set(f64::from(u8::from(matters)));
     }
     let unknown = "Names of events in the store that no projection handles or ignores.";
     now.gauge(

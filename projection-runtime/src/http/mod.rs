@@ -112,7 +112,7 @@ fn routes(app: &Arc<App>) -> Router {
 }
 
 /// An error's answer.
-fn said(code: StatusCode, error: impl ToString) -> Response {
+fn said(code: StatusCode, error: impl std::fmt::Display) -> Response {
     (code, Json(json!({ "error": error.to_string() }))).into_response()
 }
 

@@ -4,6 +4,7 @@ use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use super::openapi;
 use projection_runtime::{ManagerOptions, PgConnection, ProjectionManager, Recorded, Result, projection, projections};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
@@ -14,9 +15,9 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 /// A service that runs; killed when it is dropped.
-struct Service {
+pub struct Service {
     child: Child,
-    port: u16,
+    pub port: u16,
 }
 
 impl Service {
@@ -24,7 +25,7 @@ impl Service {
         Self::start_with(db, arguments, None).await
     }
 
-    async fn start_with(db: &TestDatabase, arguments: &[&str], token: Option<&str>) -> Self {
+    pub async fn start_with(db: &TestDatabase, arguments: &[&str], token: Option<&str>) -> Self {
         Self::start_at(&db.url, arguments, token).await
     }
 
@@ -44,7 +45,7 @@ impl Service {
         service
     }
 
-    async fn get(&self, path: &str) -> (u16, String) {
+    pub async fn get(&self, path: &str) -> (u16, String) {
         self.ask("GET", path, "", "").await
     }
 
@@ -56,7 +57,9 @@ impl Service {
             ))
             .await;
         let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer to {path}: {answer}"));
-        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+        let code = head.split(' ').nth(1).unwrap().parse().unwrap();
+        openapi::check(method, path, code, body);
+        (code, body.to_owned())
     }
 
     /// What comes back, if anything does; the service may close the connection before it has read all of it.
@@ -68,7 +71,7 @@ impl Service {
         String::from_utf8_lossy(&answer).into_owned()
     }
 
-    async fn act(&self, token: &str, path: &str, body: &Value) -> (u16, Value) {
+    pub async fn act(&self, token: &str, path: &str, body: &Value) -> (u16, Value) {
         let headers = format!("authorization: Bearer {token}\r\n");
         let (code, body) = self.ask("POST", &format!("/api/projections/{path}"), &headers, &body.to_string()).await;
         (code, serde_json::from_str(&body).unwrap())
@@ -85,7 +88,7 @@ impl Service {
     }
 
     /// Waits until all of its projections are.
-    async fn is_live(&self) {
+    pub async fn is_live(&self) {
         eventually("they are live", Duration::from_secs(20), || async {
             let status = self.json("/api/projections").await;
             status["projections"].as_array().unwrap().iter().all(|projection| projection["state"] == "live")
@@ -178,7 +181,7 @@ fn an_address_that_is_taken() {
     assert!(error.contains(&format!("HTTP_ADDR (or --http-addr) {address}: ")), "{error}");
 }
 
-const TOKEN: &str = "a-token-of-the-tests-0123456789";
+pub const TOKEN: &str = "a-token-of-the-tests-0123456789";
 
 /// Without the token, or with one that is nearly right, nothing is done; without one at all the routes are not there.
 #[tokio::test(flavor = "multi_thread")]
@@ -310,6 +313,13 @@ async fn acted_with_the_token() {
     let acts = service.json("/api/service").await["acts"].clone();
     let failed = acts.as_array().unwrap().iter().filter(|act| act["outcome"] == "failed").count();
     assert_eq!((acts[0]["act"].as_str(), failed), (Some("reset"), 3), "{acts}");
+
+    // The OpenAPI file tells of nothing else that can be done.
+    for path in ["/", "/health/live", "/health/ready", "/metrics", "/api/openapi.json", "/api/history", "/api/wait"] {
+        assert_eq!(service.get(path).await.0, 200, "{path}");
+    }
+    let missing: Vec<String> = openapi::operations().difference(&openapi::seen()).cloned().collect();
+    assert_eq!(missing, Vec::<String>::new());
 }
 
 /// Whoever has written may wait over HTTP as well.

@@ -112,6 +112,10 @@ function views(status, problems, history) {
       history: history?.projections.find((columns) => columns.name === name),
       stuckAt: projection.waits_for?.filter((other) => stuck.has(other)) ?? [],
     };
+    const counted = view.history?.events_behind.at(-1) ?? 0; // in full, where the other count stops
+    if (view.events_behind_capped && counted > view.events_behind) {
+      Object.assign(view, { events_behind: counted, events_behind_capped: false });
+    }
     view.standing = standing(view);
     [view.level, view.icon] = STANDINGS[view.standing];
     view.keepsUp = ["behind", "waiting"].includes(view.standing) && seconds_behind < IN_STEP_SECONDS;
