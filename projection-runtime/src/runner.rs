@@ -28,6 +28,7 @@ use futures_util::FutureExt;
 use futures_util::future::{Either, select};
 use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::error::{ApplyError, RunError};
@@ -187,7 +188,7 @@ impl Runner {
 
     /// Applies events until `stop`; then the transaction under way is finished, or, where that takes longer than the
     /// grace, rolled back.
-    #[tracing::instrument(name = "projection", skip_all, fields(name = self.definition.name))]
+    #[tracing::instrument(name = "loop", skip_all, fields(projection = self.definition.name))]
     pub(crate) async fn run(mut self, stop: CancellationToken, pulse: Pulse) {
         // Whatever ends it before it is told to, a panic as well.
         let _ended = Ended { pulse: &pulse, stop: &stop };
@@ -294,7 +295,15 @@ impl Runner {
 
         let started = Instant::now();
         let (applied, ahead) = {
-            let work = pin!(self.apply(tx, &place, &page, end));
+            // A trace of its own: the loop has no end.
+            let span = tracing::info_span!(
+                parent: None,
+                "batch",
+                projection = self.definition.name,
+                events = page.events.len(),
+                from = place.position,
+            );
+            let work = pin!(self.apply(tx, &place, &page, end).instrument(span));
             let reading = pin!(self.read_ahead(&page, end, limit));
             match select(work, reading).await {
                 // Not before the commit: reading needs a second connection, which may come free only then.
@@ -431,7 +440,15 @@ impl Runner {
             suspect.retries += 1;
             self.meter.retries.inc();
             let retry = format!("{} of {}", suspect.retries, policy.retries);
-            tracing::warn!(event = &*event.name, id = %event.id, %error, retry, "an event failed; trying it again");
+            tracing::warn!(
+                projection = self.definition.name,
+                event_name = &*event.name,
+                event_id = %event.id,
+                position = event.tstamp,
+                error = error.to_string(),
+                retry,
+                "an event failed; trying it again"
+            );
             Some(Step::Later(wait))
         } else {
             None
@@ -476,8 +493,9 @@ impl Runner {
             self.meter.failures.inc();
             let FailedEvent { id, name, tstamp, handler, error } = failed;
             tracing::error!(
-                event = name,
-                %id,
+                projection = self.definition.name,
+                event_name = name,
+                event_id = %id,
                 position = tstamp,
                 handler,
                 attempts,
@@ -502,8 +520,9 @@ impl Runner {
         self.meter.skipped.inc();
         let FailedEvent { id, name, tstamp, handler, error } = &failed;
         tracing::error!(
-            event = name,
-            %id,
+            projection = self.definition.name,
+            event_name = name,
+            event_id = %id,
             position = tstamp,
             handler,
             error,

@@ -416,7 +416,7 @@ pub(crate) async fn warn_of_unknown_events(pool: PgPool, set: ProjectionSet) {
             Ok(names) => {
                 for name in names {
                     if told.insert(name.clone()) {
-                        tracing::warn!(event = name, "no projection handles or ignores this event of the store");
+                        tracing::warn!(event_name = name, "no projection handles or ignores this event of the store");
                     }
                 }
                 backoff.reset();

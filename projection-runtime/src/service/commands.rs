@@ -94,7 +94,11 @@ pub(super) async fn run(
     }
     manager = with_policies(manager, policies, options)?;
     // From here on, so that a signal during the start ends it in good order as well, and who asks is told of the start.
-    let shutdown = shutdown()?;
+    let told = shutdown()?;
+    let shutdown = async {
+        told.await;
+        tracing::info!("told to stop; finishing the transactions under way");
+    };
     tokio::pin!(shutdown);
     let stop = CancellationToken::new();
     let about = About {
@@ -257,7 +261,6 @@ pub(super) fn shutdown() -> Result<impl Future<Output = ()>, BoxError> {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
-        tracing::info!("told to stop; finishing the transactions under way");
     })
 }
 
@@ -269,6 +272,27 @@ pub(super) async fn status(service: &Service, database: &Database, json: bool) -
         println!("{}", terminal::status(service.name, &status));
     }
     Ok(())
+}
+
+/// The status, again and again. Where the database is away, that is shown instead, until it is back.
+pub(super) async fn watch(service: &Service, database: &Database) -> Result<(), BoxError> {
+    let manager = service.manager(database)?;
+    let shutdown = shutdown()?;
+    tokio::pin!(shutdown);
+    loop {
+        let text = tokio::select! {
+            status = manager.status() => match status {
+                Ok(status) => terminal::status(service.name, &status),
+                Err(error) => error.to_string(),
+            },
+            () = &mut shutdown => return Ok(()),
+        };
+        terminal::redraw(&text);
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_secs(2)) => {}
+            () = &mut shutdown => return Ok(()),
+        }
+    }
 }
 
 pub(super) async fn import(

@@ -1,15 +1,19 @@
 //! The command line of a service: what its `main` calls.
 //!
-//! [`Service::main`] parses the command line; `commands` has a function for each command; `demo` is the tour;
-//! `terminal` is how things look.
+//! [`Service::main`] parses the command line; `commands` has a function for each command, `health` one of them; `demo` is
+//! the tour; `terminal` is how things look; `telemetry` is log lines and traces.
 
 mod commands;
 mod demo;
+mod health;
+mod telemetry;
 mod terminal;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use sqlx::migrate::Migrator;
 
@@ -17,6 +21,7 @@ use crate::error_policy::OnError;
 use crate::fingerprint::WhenStale;
 use crate::manager::ManagerOptions;
 use crate::projection::ProjectionSet;
+use telemetry::LogFormat;
 
 /// A service of projections: hand it over and get the whole command line.
 ///
@@ -84,17 +89,26 @@ impl Service {
             Some(commit) => format!("{} ({commit})", self.version),
             None => self.version.to_owned(),
         };
-        let matches = Cli::command().name(self.name).bin_name(self.name).version(version).get_matches();
-        let cli = match Cli::from_arg_matches(&matches) {
+        let matches = Cli::command().name(self.name).bin_name(self.name).version(version).try_get_matches();
+        let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
             Ok(cli) => cli,
-            Err(error) => error.exit(),
+            Err(error) => {
+                let _ = error.print();
+                if let Some(variable) = from_environment(&error) {
+                    eprintln!("The value comes from the environment variable {variable}.");
+                }
+                return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+            }
         };
         if let Command::Run { broker: Broker { ingest: true, no_relay: false, .. }, .. } = &cli.command {
             const WHY: &str =
                 "--ingest needs --no-relay: what came from the broker would go back to it, again and again";
             Cli::command().error(clap::error::ErrorKind::MissingRequiredArgument, WHY).exit();
         }
-        terminal::logging();
+        let _telemetry = match telemetry::start(&self, cli.log_format) {
+            Ok(telemetry) => telemetry,
+            Err(error) => return failed(&error),
+        };
         let runtime = match tokio::runtime::Runtime::new() {
             Ok(runtime) => runtime,
             Err(error) => return failed(&format!("the threads could not be started: {error}")),
@@ -123,7 +137,14 @@ impl Service {
                 };
                 commands::run(&self, &database, &broker, &http, &on_error, options).await
             }
-            Command::Status { json } => commands::status(&self, &database, json).await,
+            Command::Status { watch: true, .. } => commands::watch(&self, &database).await,
+            Command::Status { json, .. } => commands::status(&self, &database, json).await,
+            Command::Health { http_addr, ready } => health::health(http_addr, ready),
+            Command::Completions { shell } => {
+                let mut command = Cli::command();
+                clap_complete::generate(shell, &mut command, self.name, &mut std::io::stdout());
+                Ok(())
+            }
             Command::Check { json } => commands::check(&self, &database, json).await,
             Command::Import { file, skip_invalid, json } => {
                 commands::import(&self, &database, &file, skip_invalid, json).await
@@ -148,6 +169,20 @@ impl Service {
     }
 }
 
+/// The variable of the environment that holds the value that is wrong.
+fn from_environment(error: &clap::Error) -> Option<String> {
+    let Some(ContextValue::String(argument)) = error.get(ContextKind::InvalidArg) else { return None };
+    let mut command = Cli::command();
+    command.build();
+    let known = command.get_subcommands().chain([&command]).flat_map(clap::Command::get_arguments);
+    let mut said = known.filter(|known| known.to_string() == *argument).filter_map(clap::Arg::get_env);
+    let variable = said.find(|variable| std::env::var_os(variable).is_some())?;
+    // A flag counts more than the environment.
+    let flag = argument.split(' ').next().unwrap_or(argument);
+    let given = std::env::args().any(|given| given.split('=').next() == Some(flag));
+    (!given).then(|| variable.to_string_lossy().into_owned())
+}
+
 fn failed(message: &str) -> ExitCode {
     eprintln!("error: {message}");
     ExitCode::FAILURE
@@ -159,6 +194,9 @@ fn failed(message: &str) -> ExitCode {
 struct Cli {
     #[command(flatten)]
     database: Database,
+    /// How log lines look, which go to standard error; `RUST_LOG` says which there are
+    #[arg(long, env = "LOG_FORMAT", global = true, value_enum, default_value_t = LogFormat::Human)]
+    log_format: LogFormat,
     #[command(subcommand)]
     command: Command,
 }
@@ -193,8 +231,8 @@ struct Broker {
 #[derive(Debug, Args)]
 struct Endpoint {
     /// Where to answer HTTP: a status page, `/metrics`, `/health/ready` and more [default: 127.0.0.1:8080, where it is free]
-    #[arg(long, env = "HTTP_ADDR", value_name = "ADDRESS")]
-    http_addr: Option<std::net::SocketAddr>,
+    #[arg(long, env = "HTTP_ADDR", value_name = "ADDRESS", value_parser = address)]
+    http_addr: Option<SocketAddr>,
     /// Answer no HTTP
     #[arg(long, conflicts_with = "http_addr")]
     no_http: bool,
@@ -235,20 +273,43 @@ impl std::str::FromStr for Policy {
     }
 }
 
-const IMPORT_HELP: &str = r#"A line:
+/// A time that can be waited.
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds: f64 = text.parse().map_err(|_| "expects seconds, like 2.5".to_owned())?;
+    std::time::Duration::try_from_secs_f64(seconds).map_err(|error| format!("expects seconds, like 2.5: {error}"))?;
+    Ok(seconds)
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "expects an address with a port, like 127.0.0.1:8080".to_owned())
+}
+
+const DEMO_HELP: &str = "\
+Example: `demo --keep`, and then look around with the `psql` and `status` that it names.";
+
+const MIGRATE_HELP: &str = "\
+Example: `migrate --database-url postgres://user@host/database`. Run it before a new version of the service runs; one \
+that has nothing to do changes nothing.";
+
+const RUN_HELP: &str = "\
+Example: `run --amqp-url amqp://user@host/vhost --http-addr 0.0.0.0:8080`. Any number of processes may do so over one \
+database.";
+
+const HEALTH_HELP: &str = "\
+Example: `health --ready`, in a script that waits for a deployment. Exit code 1 where the answer is no, or none.";
+
+const STATUS_HELP: &str = "\
+Example: `status --watch`, or `status --json | jq '.projections[] | select(.state == \"failed\")'`.";
+
+const CHECK_HELP: &str = "\
+Example: `check --json`. Exit code 1 where something is amiss; each problem comes with its cure.";
+
+const IMPORT_HELP: &str = r#"Example: `import events.jsonl`, or `zcat events.jsonl.gz | .. import -`. A line:
   {"name": "BandCreated", "aggregate_id": "5f0e8a34-7f0a-4b8e-9f3f-2a61c1f4b902", "data": {"name": "Torvaldzons"}}
 and where known: id, aggregate_name, sequence_no, version, recorded_at, metadata."#;
 
-const SKIP_HELP: &str = "\
-Example: `skip dancehall --event 0b7e0f57-5d0c-4c55-9a43-0d1f0c8d7a01 --reason \"recorded twice\"`.
-What was skipped, when, by whom and why is in the table `readview_skips`.";
-
-/// A time that can be waited.
-fn seconds(text: &str) -> Result<f64, String> {
-    let seconds: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
-    std::time::Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())?;
-    Ok(seconds)
-}
+const RESET_HELP: &str = "\
+Example: `reset band`. Readers see empty tables that fill up again; `rebuild` does the same unseen.";
 
 const REBUILD_HELP: &str = "\
 Example: `rebuild band --keep-old`, then `rebuild band --undo` if the old rows were better.
@@ -258,9 +319,30 @@ leaves the live rows as they are.";
 const VERIFY_HELP: &str = "\
 Example: `verify band`. It finds edits by hand, events that were missed, and handlers that do not always do the same.";
 
+const PAUSE_HELP: &str = "\
+Example: `pause band`, before its tables are moved; `resume band` afterwards. What comes after it waits as well.";
+
+const RESUME_HELP: &str = "Example: `resume band`.";
+
+const SKIP_HELP: &str = "\
+Example: `skip dancehall --event 0b7e0f57-5d0c-4c55-9a43-0d1f0c8d7a01 --reason \"recorded twice\"`.
+What was skipped, when, by whom and why is in the table `readview_skips`. Removed there, it counts again in a rebuild.";
+
+const WAIT_HELP: &str = "\
+Example: `import events.jsonl && .. wait --timeout 600`: then the read models have all of it.";
+
+const ACCEPT_HELP: &str = "\
+Example: `accept band`, after a change of a handler that makes the same rows, where `verify band` says so.";
+
+const RETRY_HELP: &str = "Example: `retry dancehall`, after the handler, or the table, was mended.";
+
+const COMPLETIONS_HELP: &str = "\
+Example: `source <(dancefinder-projections completions bash)`, or into a file where the shell looks for them.";
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Show all of it on sample events, in a PostgreSQL of its own
+    #[command(after_help = DEMO_HELP)]
     Demo {
         /// Stay up at the end, and say how to connect
         #[arg(long)]
@@ -273,8 +355,10 @@ enum Command {
         amqp_ca: Option<PathBuf>,
     },
     /// Make or update the schema
+    #[command(after_help = MIGRATE_HELP)]
     Migrate,
     /// Run the projections until Ctrl-C or SIGTERM
+    #[command(after_help = RUN_HELP)]
     Run {
         #[command(flatten)]
         broker: Broker,
@@ -297,12 +381,27 @@ enum Command {
         when_stale: WhenStale,
     },
     /// Show where each projection stands
+    #[command(after_help = STATUS_HELP)]
     Status {
         /// For a program
         #[arg(long)]
         json: bool,
+        /// Show it anew every two seconds, until Ctrl-C
+        #[arg(long, conflicts_with = "json")]
+        watch: bool,
+    },
+    /// Ask a running process on this machine whether it lives, over HTTP
+    #[command(after_help = HEALTH_HELP)]
+    Health {
+        /// Where it answers
+        #[arg(long, env = "HTTP_ADDR", value_name = "ADDRESS", default_value_t = crate::http::ADDRESS, value_parser = address)]
+        http_addr: SocketAddr,
+        /// Ask whether it is ready: the database answers, and no projection is late
+        #[arg(long)]
+        ready: bool,
     },
     /// See whether the database is what the projections need; `run` does so as well
+    #[command(after_help = CHECK_HELP)]
     Check {
         /// For a program
         #[arg(long)]
@@ -321,6 +420,7 @@ enum Command {
         json: bool,
     },
     /// Empty the tables of projections; running services then apply the events again from the first
+    #[command(after_help = RESET_HELP)]
     Reset {
         /// The projections
         #[arg(required = true, value_name = "NAME")]
@@ -362,12 +462,14 @@ enum Command {
         json: bool,
     },
     /// Stop projections, in all processes and over restarts, until they are resumed
+    #[command(after_help = PAUSE_HELP)]
     Pause {
         /// The projections
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
     },
     /// Let paused projections go on
+    #[command(after_help = RESUME_HELP)]
     Resume {
         /// The projections
         #[arg(required = true, value_name = "NAME")]
@@ -387,6 +489,7 @@ enum Command {
         reason: String,
     },
     /// Wait until projections have passed an event
+    #[command(after_help = WAIT_HELP)]
     Wait {
         /// The projections; all, where none is named
         #[arg(value_name = "NAME")]
@@ -399,15 +502,23 @@ enum Command {
         timeout: f64,
     },
     /// Write down that the rows of projections are right, although what made them has changed
+    #[command(after_help = ACCEPT_HELP)]
     Accept {
         /// The projections
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
     },
     /// Try the failed event of projections again, after the fix
+    #[command(after_help = RETRY_HELP)]
     Retry {
         /// The projections
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
+    },
+    /// Print completions for a shell
+    #[command(after_help = COMPLETIONS_HELP)]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
     },
 }

@@ -1,12 +1,10 @@
-//! How things look: tables, progress, log lines.
+//! How things look: tables and progress.
 
-use std::io::IsTerminal;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement, Table, Width, presets};
 use indicatif::{ProgressBar, ProgressStyle};
-use tracing_subscriber::EnvFilter;
 
 use crate::projection::ProjectionSet;
 use crate::rabbitmq::{ConnectionStatus, RabbitMqProcess, RabbitMqStatus, Trouble};
@@ -14,42 +12,49 @@ use crate::rebuild::{ColumnDifference, Difference, RebuildProgress, RebuildStage
 use crate::schema::Check;
 use crate::status::{Failure, ProjectionStatus, Rebuilding, RelayProgress, State, Status};
 
-/// Log lines go to standard error; `RUST_LOG` says which.
-pub(super) fn logging() {
-    let mut filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn"));
-    // Its traces may hold the frame with the password. What it has to say, our own lines do.
-    if let Ok(silent) = "lapin=off".parse() {
-        filter = filter.add_directive(silent);
-    }
-    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
-}
-
 /// Rows below a header, columns aligned.
-pub(super) fn table(header: &[&str], rows: Vec<Vec<String>>) -> Table {
+pub(super) fn table<C: Into<Cell>>(header: &[&str], rows: Vec<Vec<C>>) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header.iter().map(|title| title.to_uppercase()));
+    // On a terminal that says how wide it is: long texts are wrapped, so that the columns stay columns.
+    if table.width().is_some_and(|width| width >= 40) {
+        table.set_content_arrangement(ContentArrangement::Dynamic);
+    }
     for row in rows {
         table.add_row(row);
     }
     table
 }
 
+/// Shows the text instead of what was shown before, on a terminal; elsewhere below it.
+pub(super) fn redraw(text: &str) {
+    if console::user_attended() {
+        let _ = console::Term::stdout().clear_screen();
+    }
+    println!("{}\n{text}\n", Utc::now().format("%Y-%m-%d %H:%M:%S UTC"));
+}
+
 /// The status table, and below it what stopped whom and what to do.
 pub(super) fn status(service: &str, status: &Status) -> String {
     let rows = status.projections.iter().map(|projection| {
         vec![
-            projection.name.clone(),
-            state(projection),
-            projection.position.to_string(),
-            count(projection.events_behind) + if projection.events_behind_capped { "+" } else { "" },
-            duration(projection.seconds_behind),
+            Cell::new(&projection.name),
+            coloured(Cell::new(state(projection)), &projection.state),
+            Cell::new(projection.position),
+            Cell::new(count(projection.events_behind) + if projection.events_behind_capped { "+" } else { "" }),
+            Cell::new(duration(projection.seconds_behind)),
         ]
     });
     let mut table = table(&["projection", "state", "position", "events behind", "for"], rows.collect());
     for column in [2, 3, 4] {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let least = ColumnConstraint::LowerBoundary(Width::Fixed(12));
+    for (column, constraint) in [(0, ColumnConstraint::ContentWidth), (1, least), (2, ColumnConstraint::ContentWidth)] {
+        if let Some(column) = table.column_mut(column) {
+            column.set_constraint(constraint);
         }
     }
     let mut text = table.trim_fmt();
@@ -190,6 +195,19 @@ pub(super) fn difference(difference: &Difference, repaired: bool) -> String {
         }
     }
     text
+}
+
+/// Only on a terminal, and not where `NO_COLOR` is set.
+fn coloured(cell: Cell, state: &State) -> Cell {
+    if !console::colors_enabled() {
+        return cell;
+    }
+    cell.fg(match state {
+        State::Live => Color::Green,
+        State::Failed => Color::Red,
+        State::Behind | State::Retrying => Color::Cyan,
+        _ => Color::Yellow,
+    })
 }
 
 fn state(projection: &ProjectionStatus) -> String {

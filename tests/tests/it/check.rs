@@ -261,5 +261,5 @@ async fn the_log_tells_of_it_once() {
     run.stderr.take().unwrap().read_to_string(&mut log).unwrap();
     let told = log.matches("no projection handles or ignores this event of the store").count();
     assert_eq!(told, 1, "{log}");
-    assert!(log.contains("event=\"Zapped\""), "{log}");
+    assert!(log.contains("event_name=\"Zapped\""), "{log}");
 }

@@ -21,7 +21,7 @@ pub struct Service {
 }
 
 impl Service {
-    async fn start(db: &TestDatabase, arguments: &[&str]) -> Self {
+    pub async fn start(db: &TestDatabase, arguments: &[&str]) -> Self {
         Self::start_with(db, arguments, None).await
     }
 

@@ -12,6 +12,7 @@ mod handlers;
 mod http;
 mod import;
 mod memory;
+
 mod openapi;
 mod ordering;
 mod page;
@@ -21,5 +22,7 @@ mod rebuild;
 mod reset;
 mod service;
 mod store;
+mod telemetry;
 mod testing;
+mod tls;
 mod versions;

@@ -70,14 +70,15 @@ async fn import_run_status_reset_retry() {
     assert!(human.contains("PROJECTION") && human.contains("userpreferences"), "{human}");
     let retry = service(&db.url, &["retry", "band"]);
     assert_eq!(retry.status.code(), Some(1));
-    assert_eq!(text(&retry.stderr), "error: projection `band` has not failed: there is nothing to retry\n");
+    assert_eq!(text(&retry.stderr), "error: projection `band` has not failed: there is nothing to retry or to skip\n");
 }
 
 #[tokio::test]
 async fn what_is_wrong_is_said_and_gives_the_exit_code() {
     let db = TestDatabase::new().await;
     let cases: &[(&str, &[&str], i32, &str)] = &[
-        (&db.url, &["reset", "bands"], 1, "there is no projection `bands`; the projections are band, dancehall"),
+        (&db.url, &["reset", "bands"], 1, "there is no projection `bands`; did you mean `band`?"),
+        (&db.url, &["reset", "concerts"], 1, "there is no projection `concerts`; the projections are band, dancehall"),
         (&db.url, &["import", "/nowhere.jsonl"], 1, "/nowhere.jsonl cannot be opened"),
         (&db.url, &["frobnicate"], 2, "unrecognized subcommand"),
         (&db.url, &["reset"], 2, "<NAME>"),
@@ -189,4 +190,71 @@ async fn the_monitoring_queries_of_the_readme() {
             .unwrap();
     assert_eq!(events, 2006);
     assert!(seconds > 0.0 && seconds < 600.0, "{seconds}");
+}
+
+/// Each command says how it is used, by an example.
+#[test]
+fn help_that_teaches() {
+    let help = ok(&service("", &["help"]));
+    let commands = help.split("Commands:").nth(1).unwrap().split("Options:").next().unwrap();
+    let commands: Vec<&str> = commands.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    assert!(commands.len() > 15, "{commands:?}");
+    for command in commands.into_iter().filter(|command| *command != "help") {
+        let help = ok(&service("", &[command, "--help"]));
+        assert!(help.contains("Example: `"), "{command}: {help}");
+    }
+    let version = ok(&service("", &["--version"]));
+    assert!(version.starts_with(&format!("dancefinder-projections {}", env!("CARGO_PKG_VERSION"))), "{version}");
+    for shell in ["bash", "zsh", "fish"] {
+        let script = ok(&service("", &["completions", shell]));
+        assert!(script.contains("dancefinder-projections") && script.contains("verify"), "{script}");
+    }
+    let meant = service("", &["retyr", "band"]);
+    assert_eq!((meant.status.code(), text(&meant.stderr).contains("'retry'")), (Some(2), true));
+}
+
+/// Colours are for a terminal, and not where `NO_COLOR` is set; a narrow one gets a table that fits.
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_terminal() {
+    let db = TestDatabase::new().await;
+    let terminal = |settings: &str| {
+        let line = format!("{settings}; '{}' status", env!("CARGO_BIN_EXE_dancefinder"));
+        let mut script = Command::new("script");
+        script.args(["-qec", &line, "/dev/null"]).env("DATABASE_URL", &db.url).env("TERM", "xterm-256color");
+        ok(&script.env_remove("NO_COLOR").stdin(Stdio::null()).output().unwrap())
+    };
+    let wide = terminal("stty cols 120");
+    assert!(wide.contains("\u{1b}[") && wide.contains("EVENTS BEHIND"), "{wide}");
+    let without = terminal("stty cols 60; export NO_COLOR=1");
+    assert!(!without.contains('\u{1b}'), "{without:?}");
+    assert!(without.lines().all(|line| line.trim_end().chars().count() <= 60), "{without}");
+    let piped = ok(&service(&db.url, &["status"]));
+    assert!(!piped.contains('\u{1b}'), "{piped:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_again_and_again() {
+    let db = TestDatabase::new().await;
+    let watch = command(&db.url).args(["status", "--watch"]).stdout(Stdio::piped()).spawn().unwrap();
+    tokio::time::sleep(Duration::from_millis(3500)).await;
+    signal("INT", watch.id());
+    let output = watch.wait_with_output().unwrap();
+    let shown = ok(&output);
+    assert!(shown.matches("PROJECTION").count() >= 2, "{shown}");
+    assert_eq!(service(&db.url, &["status", "--watch", "--json"]).status.code(), Some(2));
+}
+
+/// For what can only run a command, like a container's health check.
+#[tokio::test(flavor = "multi_thread")]
+async fn health() {
+    let db = TestDatabase::new().await;
+    let running = super::http::Service::start(&db, &[]).await;
+    running.is_live().await;
+    let address = format!("0.0.0.0:{}", running.port);
+    assert_eq!(ok(&service("", &["health", "--http-addr", &address])), "live\n");
+    assert!(ok(&service("", &["health", "--ready", "--http-addr", &address])).contains("\"ready\":true"));
+    drop(running);
+    let gone = service("", &["health", "--http-addr", &address]);
+    assert_eq!(gone.status.code(), Some(1));
+    assert!(text(&gone.stderr).contains("nothing answers at http://127.0.0.1:"), "{}", text(&gone.stderr));
 }

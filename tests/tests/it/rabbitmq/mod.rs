@@ -30,14 +30,14 @@ use uuid::Uuid;
 const LONG: Duration = Duration::from_secs(60);
 
 /// An exchange of a test's own on a broker; it and its queues are deleted with the value.
-struct Exchange {
-    url: String,
-    options: RabbitMqOptions,
+pub struct Exchange {
+    pub url: String,
+    pub options: RabbitMqOptions,
 }
 
 impl Exchange {
     /// On the broker that the tests share.
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         Self::at(tokio::task::spawn_blocking(rabbitmq_server::shared).await.unwrap())
     }
 

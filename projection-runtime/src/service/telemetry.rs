@@ -1,0 +1,92 @@
+//! Log lines and traces. docs/LOGGING.md says what is in them.
+
+use std::io::IsTerminal;
+
+use opentelemetry::trace::TracerProvider;
+use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::trace::SdkTracerProvider;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Registry};
+
+use super::Service;
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum LogFormat {
+    /// For a person.
+    Human,
+    /// An object a line, for a program.
+    Json,
+}
+
+/// Sends what spans are left when it is dropped.
+pub(super) struct Telemetry(Option<SdkTracerProvider>);
+
+impl Drop for Telemetry {
+    fn drop(&mut self) {
+        if let Some(provider) = &self.0
+            && let Err(error) = provider.shutdown()
+        {
+            eprintln!("warning: the last spans were not sent: {error}");
+        }
+    }
+}
+
+/// Log lines go to standard error; `RUST_LOG` says which. Spans go to the collector that the environment names, if it does.
+pub(super) fn start(service: &Service, format: LogFormat) -> Result<Telemetry, String> {
+    let lines: Box<dyn Layer<Registry> + Send + Sync> = match format {
+        LogFormat::Human => {
+            let colours =
+                std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
+            tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours).boxed()
+        }
+        LogFormat::Json => {
+            let json = tracing_subscriber::fmt::layer().json().flatten_event(true).with_current_span(false);
+            json.with_writer(std::io::stderr).boxed()
+        }
+    };
+    let provider = provider(service)?;
+    let traced = filter()?;
+    let spans = provider
+        .as_ref()
+        .map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer(service.name)).with_filter(traced));
+    tracing_subscriber::registry().with(lines.with_filter(filter()?)).with(spans).init();
+    Ok(Telemetry(provider))
+}
+
+fn filter() -> Result<EnvFilter, String> {
+    let said = std::env::var("RUST_LOG").ok().filter(|said| !said.is_empty());
+    let filter = said.as_deref().unwrap_or("info,sqlx=warn");
+    let filter = EnvFilter::try_new(filter)
+        .map_err(|error| format!("RUST_LOG: {error}; it expects levels, like info or info,projection_runtime=debug"))?;
+    // Its traces may hold the frame with the password. What it has to say, our own lines do.
+    Ok(match "lapin=off".parse() {
+        Ok(silent) => filter.add_directive(silent),
+        Err(_) => filter,
+    })
+}
+
+fn provider(service: &Service) -> Result<Option<SdkTracerProvider>, String> {
+    // The variables of the OpenTelemetry specification, of which the exporter reads these and the others by itself.
+    let endpoint = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"].into_iter().find_map(|name| {
+        let value = std::env::var(name).ok().filter(|value| !value.is_empty())?;
+        Some((name, value))
+    });
+    let Some((name, endpoint)) = endpoint else { return Ok(None) };
+    if !endpoint.starts_with("http://") {
+        return Err(format!("{name} expects a collector near by, like http://localhost:4318; TLS is the collector's"));
+    }
+    let exporter = SpanExporter::builder()
+        .with_http()
+        .with_protocol(Protocol::HttpBinary)
+        .build()
+        .map_err(|error| format!("{name}: {error}"))?;
+    let mut resource = Resource::builder();
+    if std::env::var_os("OTEL_SERVICE_NAME").is_none() {
+        resource = resource.with_service_name(service.name);
+    }
+    let resource = resource.with_attribute(opentelemetry::KeyValue::new("service.version", service.version)).build();
+    Ok(Some(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build()))
+}
