@@ -7,10 +7,10 @@
 //! projection's place, `runs` forms what is handed over together, `read_model` changes the rows of handlers that take
 //! rows, `columns` is for those that take runs, `runner` is the loop of one projection, `manager` runs them all. Beside
 //! the way: `handler` and `contradiction` are for the compiler's messages, `passing` tells passing trouble from failure,
-//! `wake` wakes the loops, `rabbitmq` publishes and is woken, `schema`, `reset`, `rebuild`, `fingerprint`, `control`, `wait`,
-//! `status` and `import` are what an operator asks for, `written` sees what a transaction wrote, `pulse` whether loops are
-//! alive, `http` tells it to others, `service` is the command line,
-//! `testing` the test kit.
+//! `error_policy` says what is done at a failing event, `wake` wakes the loops, `rabbitmq` publishes and is woken,
+//! `schema`, `reset`, `rebuild`, `fingerprint`, `control`, `wait`, `status` and `import` are what an operator asks for,
+//! `written` sees what a transaction wrote, `pulse` whether loops are alive, `metrics` what they did, `http` tells it to
+//! others, `service` is the command line, `testing` the test kit.
 
 // The macros say `::projection_runtime`, also in this crate's own tests and examples.
 extern crate self as projection_runtime;

@@ -45,7 +45,6 @@ pub(crate) struct Metrics {
     batch_seconds: HistogramVec,
     failures: IntCounterVec,
     retries: IntCounterVec,
-    skipped: IntCounterVec,
     wake_ups: IntCounterVec,
 }
 
@@ -59,12 +58,14 @@ pub(crate) struct Meter {
     pub(crate) failures: IntCounter,
     /// Transactions that are tried again: passing trouble, or a failing event that the policy gives more tries.
     pub(crate) retries: IntCounter,
-    /// Events passed by, as someone or the policy said.
-    pub(crate) skipped: IntCounter,
 }
 
 impl Meter {
     pub(crate) fn batch(&self, events: usize, took: Duration) {
+        // One that only moves the position past others' events is none.
+        if events == 0 {
+            return;
+        }
         self.applied.inc_by(events as u64);
         #[allow(clippy::cast_precision_loss)] // far below 2^52
         self.batch_events.observe(events as f64);
@@ -108,7 +109,6 @@ impl Metrics {
                 "Transactions tried again, for passing trouble or because the error policy says so.",
                 "projection",
             ),
-            skipped: counter("projection_events_skipped_total", "Failing events that were passed by.", "projection"),
             wake_ups: counter("projection_wakeups_total", "Times that the projections were woken, by what.", "source"),
             registry: registry.clone(),
         };
@@ -130,7 +130,6 @@ impl Metrics {
             batch_seconds: self.batch_seconds.with_label_values(label),
             failures: self.failures.with_label_values(label),
             retries: self.retries.with_label_values(label),
-            skipped: self.skipped.with_label_values(label),
         }
     }
 

@@ -252,6 +252,7 @@ pub(crate) struct Row {
     pub(crate) retry: Option<bool>,
     pub(crate) paused_at: Option<DateTime<Utc>>,
     pub(crate) paused_by: Option<String>,
+    pub(crate) skipped_events: i64,
 }
 
 /// The projections of these names, also those that have not run yet, and those of others that have.
@@ -261,7 +262,8 @@ pub(crate) async fn rows(connection: &mut PgConnection, names: &[&str]) -> sqlx:
                 (SELECT COALESCE(MAX(tstamp), 0) FROM events) AS latest_event,
                 a.events_behind, a.seconds_behind,
                 f.event_id, f.event_name, f.tstamp, f.handler, f.error, f.attempts, f.failed_at, f.retry,
-                p.paused_at, p.paused_by
+                p.paused_at, p.paused_by,
+                (SELECT COUNT(*) FROM readview_skips s WHERE s.name = p.name) AS skipped_events
          FROM (SELECT name, r.name IS NOT NULL AS has_run, COALESCE(r.position, 0) AS position, r.paused_at, r.paused_by
                FROM readviews r FULL JOIN UNNEST($1::text[]) AS known (name) USING (name)) p
          CROSS JOIN LATERAL events_after(p.position) a

@@ -208,10 +208,12 @@ impl Runner {
             };
             let wait = match outcome {
                 Ok(done) => {
-                    if backoff.tries() > 0 {
+                    if backoff.tries() > 0 && done != Step::Elsewhere {
                         tracing::info!(tries = backoff.tries(), "the trouble has passed");
                     }
-                    backoff.reset();
+                    if done != Step::Elsewhere {
+                        backoff.reset();
+                    }
                     match done {
                         Step::Again => continue,
                         Step::Later(wait) => {
@@ -285,7 +287,6 @@ impl Runner {
             if skipped == 0 {
                 let to = page.events[0].tstamp;
                 self.finish(tx, place.failed, to).await?;
-                self.meter.skipped.inc();
                 return Ok(Step::Again);
             }
             // Those before it; then it comes first.
@@ -294,7 +295,7 @@ impl Runner {
         }
 
         let started = Instant::now();
-        let (applied, ahead) = {
+        let (applied, took, ahead) = {
             // A trace of its own: the loop has no end.
             let span = tracing::info_span!(
                 parent: None,
@@ -305,16 +306,21 @@ impl Runner {
             );
             let work = pin!(self.apply(tx, &place, &page, end).instrument(span));
             let reading = pin!(self.read_ahead(&page, end, limit));
-            match select(work, reading).await {
+            let (applied, reading) = match select(work, reading).await {
+                Either::Left((applied, reading)) => (applied?, Either::Left(reading)),
+                Either::Right((ahead, work)) => (work.await?, Either::Right(ahead)),
+            };
+            let took = started.elapsed();
+            let ahead = match (&applied, reading) {
+                (_, Either::Right(ahead)) => ahead,
                 // Not before the commit: reading needs a second connection, which may come free only then.
-                Either::Left((applied @ Ok(Applied::Committed(_)), reading)) => (applied?, reading.await),
-                Either::Left((applied, _)) => (applied?, None),
-                Either::Right((ahead, work)) => (work.await?, ahead),
-            }
+                (Applied::Committed(_), Either::Left(reading)) => reading.await,
+                (Applied::Failed { .. }, Either::Left(_)) => None,
+            };
+            (applied, took, ahead)
         };
         match applied {
             Applied::Committed(events) => {
-                let took = started.elapsed();
                 self.applied += events as u64;
                 self.meter.batch(events, took);
                 if let Some(bound) = self.plan.bound {
@@ -517,7 +523,6 @@ impl Runner {
             position::record_skip(&mut tx, self.definition.name, &failed).await?;
         }
         self.finish(tx, place.failed, failed.tstamp).await?;
-        self.meter.skipped.inc();
         let FailedEvent { id, name, tstamp, handler, error } = &failed;
         tracing::error!(
             projection = self.definition.name,

@@ -76,6 +76,8 @@ pub struct ProjectionStatus {
     pub events_behind_capped: bool,
     /// How long the oldest of them has been waiting.
     pub seconds_behind: f64,
+    /// Failing events that it passes by, as the error policy or someone said: see `readview_skips`.
+    pub skipped_events: i64,
     /// The event that it stopped at.
     pub failure: Option<Failure>,
 }
@@ -215,6 +217,7 @@ pub(crate) fn status(
                 events_behind: row.events_behind.min(10_000),
                 events_behind_capped: row.events_behind > 10_000,
                 seconds_behind: row.seconds_behind,
+                skipped_events: row.skipped_events,
                 failure: failure(row),
             }
         })

@@ -103,6 +103,8 @@ fn of_projections(now: &Now, app: &App, status: &Status) {
     let events = gauges("projection_lag_events", "Events, of any kind, that the projection has not passed.");
     let lag = gauges("projection_lag_seconds", "How long the oldest event that it has not passed has been waiting.");
     let is_stale = gauges("projection_stale", "Whether its rows were made by other code, or for other tables.");
+    let skipped =
+        gauges("projection_skipped_events", "Failing events that it passes by, as the policy or someone said.");
     let doing =
         now.gauges("projection_state", "What the projection does: 1 for one of the states.", &["projection", "state"]);
     for projection in &status.projections {
@@ -115,6 +117,7 @@ fn of_projections(now: &Now, app: &App, status: &Status) {
         let behind = app.history.events_behind(name).filter(|_| projection.events_behind_capped);
         events.with_label_values(&[name]).set(number(behind.unwrap_or(projection.events_behind)));
         lag.with_label_values(&[name]).set(projection.seconds_behind);
+        skipped.with_label_values(&[name]).set(number(projection.skipped_events));
         let matters = status.stale.iter().any(|stale| stale.projection == name && stale.matters());
         is_stale.with_label_values(&[name]).set(f64::from(u8::from(matters)));
     }
@@ -160,11 +163,8 @@ fn of_rabbitmq(now: &Now, app: &App) {
         "Whether this process is connected to the broker.",
         &["connection"],
     );
-    let blocked = now.gauges(
-        "projection_rabbitmq_blocked",
-        "Whether the broker, short of memory or disk, takes nothing.",
-        &["connection"],
-    );
+    let blocked = "Whether the broker, short of memory or disk, takes nothing; what the relay sees.";
+    let blocked = now.gauges("projection_rabbitmq_blocked", blocked, &["connection"]);
     let connection = |name: &str, status: &ConnectionStatus| {
         connected.with_label_values(&[name]).set(f64::from(u8::from(status.connected_since.is_some())));
         blocked.with_label_values(&[name]).set(f64::from(u8::from(status.blocked)));

@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use super::terminal::say;
 use super::{Broker, Database, Endpoint, Policies, Policy, Service, terminal};
 use crate::BoxError;
 use crate::error::Error;
@@ -66,7 +67,7 @@ pub(super) fn connect_options(url: &str) -> Result<PgConnectOptions, BoxError> {
 pub(super) async fn migrate(service: &Service, database: &Database) -> Result<(), BoxError> {
     let manager = service.manager(database)?;
     service.migrations.run(manager.pool()).await.map_err(|error| format!("migrating: {error}"))?;
-    println!("The schema is at version {}.", latest_migration(service));
+    say!("The schema is at version {}.", latest_migration(service));
     Ok(())
 }
 
@@ -241,9 +242,9 @@ async fn checked(service: &Service, manager: &ProjectionManager) -> Result<Check
 pub(super) async fn check(service: &Service, database: &Database, json: bool) -> Result<(), BoxError> {
     let check = checked(service, &service.manager(database)?).await?;
     if json {
-        println!("{}", serde_json::to_string_pretty(&check)?);
+        say!("{}", serde_json::to_string_pretty(&check)?);
     } else {
-        println!("{}", terminal::check(&service.projections, &check));
+        say!("{}", terminal::check(&service.projections, &check));
     }
     match check.problems.len() {
         0 => Ok(()),
@@ -267,9 +268,9 @@ pub(super) fn shutdown() -> Result<impl Future<Output = ()>, BoxError> {
 pub(super) async fn status(service: &Service, database: &Database, json: bool) -> Result<(), BoxError> {
     let status = service.manager(database)?.status().await?;
     if json {
-        println!("{}", serde_json::to_string_pretty(&status)?);
+        say!("{}", serde_json::to_string_pretty(&status)?);
     } else {
-        println!("{}", terminal::status(service.name, &status));
+        say!("{}", terminal::status(service.name, &status));
     }
     Ok(())
 }
@@ -323,9 +324,9 @@ pub(super) async fn import(
     .await?;
     progress.done();
     if json {
-        println!("{}", serde_json::to_string_pretty(&imported)?);
+        say!("{}", serde_json::to_string_pretty(&imported)?);
     } else {
-        println!("{imported}");
+        say!("{imported}");
     }
     Ok(())
 }
@@ -335,7 +336,7 @@ pub(super) async fn reset(service: &Service, database: &Database, names: &[Strin
     known(service, names)?;
     for name in names {
         manager.reset_projection(name).await?;
-        println!("{name}: tables emptied; running services apply the events again from the first.");
+        say!("{name}: tables emptied; running services apply the events again from the first.");
     }
     Ok(())
 }
@@ -422,10 +423,10 @@ async fn each(
 
 fn told(done: &[Difference], json: bool, text: &dyn Fn(&Difference) -> String) -> Result<(), BoxError> {
     if json {
-        println!("{}", serde_json::to_string_pretty(done)?);
+        say!("{}", serde_json::to_string_pretty(done)?);
     } else {
         for difference in done {
-            println!("{}", text(difference));
+            say!("{}", text(difference));
         }
     }
     Ok(())
@@ -441,7 +442,7 @@ pub(super) async fn pause(service: &Service, database: &Database, names: &[Strin
     known(service, names)?;
     for name in names {
         manager.pause(name, &operator()).await?;
-        println!("{name}: paused, in all processes, until `{} resume {name}`.", service.name);
+        say!("{name}: paused, in all processes, until `{} resume {name}`.", service.name);
     }
     Ok(())
 }
@@ -451,7 +452,7 @@ pub(super) async fn resume(service: &Service, database: &Database, names: &[Stri
     known(service, names)?;
     for name in names {
         manager.resume(name, &operator()).await?;
-        println!("{name}: running services go on with it.");
+        say!("{name}: running services go on with it.");
     }
     Ok(())
 }
@@ -464,7 +465,7 @@ pub(super) async fn skip(
     reason: &str,
 ) -> Result<(), BoxError> {
     service.manager(database)?.skip(name, event, reason, &operator()).await?;
-    println!("{name}: event {event} is passed by, now and in each rebuild; running services go on behind it.");
+    say!("{name}: event {event} is passed by, now and in each rebuild; running services go on behind it.");
     Ok(())
 }
 
@@ -483,7 +484,7 @@ pub(super) async fn wait(
         None => EventStore::new(manager.pool().clone()).head().await?,
     };
     manager.wait_for(&names, position, Duration::try_from_secs_f64(timeout)?).await?;
-    println!("{}: passed position {position}.", names.join(", "));
+    say!("{}: passed position {position}.", names.join(", "));
     Ok(())
 }
 
@@ -497,7 +498,7 @@ pub(super) async fn accept(service: &Service, database: &Database, names: &[Stri
     known(service, names)?;
     for name in names {
         manager.accept(name).await?;
-        println!("{name}: its rows count as made by the code of this program, for the tables as they are.");
+        say!("{name}: its rows count as made by the code of this program, for the tables as they are.");
     }
     Ok(())
 }
@@ -507,7 +508,7 @@ pub(super) async fn retry(service: &Service, database: &Database, names: &[Strin
     known(service, names)?;
     for name in names {
         manager.retry(name).await?;
-        println!("{name}: running services try the failed event again; `{} status` tells how it went.", service.name);
+        say!("{name}: running services try the failed event again; `{} status` tells how it went.", service.name);
     }
     Ok(())
 }

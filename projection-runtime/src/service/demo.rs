@@ -6,6 +6,7 @@ use futures_util::TryStreamExt;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgPool, Row};
 
+use super::terminal::say;
 use super::{Question, Service, commands, terminal};
 use crate::error::Error;
 use crate::import::{ImportOptions, Imported, import};
@@ -50,15 +51,15 @@ async fn tour(service: &Service, database: &Database, broker: Option<RabbitMqOpt
 
     heading("The schema");
     service.migrations.run(pool).await?;
-    println!("migrated to version {}", commands::latest_migration(service));
+    say!("migrated to version {}", commands::latest_migration(service));
 
     heading("Sample events into the event store");
     let imported = import_events(&manager, demo.events).await?;
-    println!("{imported}");
+    say!("{imported}");
 
     heading("Run the projections");
     let status = catch_up(&manager).await?;
-    println!("{}", terminal::status(service.name, &status));
+    say!("{}", terminal::status(service.name, &status));
 
     if manager.rabbitmq_status().is_some() {
         heading("Through RabbitMQ");
@@ -71,49 +72,49 @@ async fn tour(service: &Service, database: &Database, broker: Option<RabbitMqOpt
     }
 
     heading("Something goes wrong");
-    println!("{}, and life goes on:", demo.mishap_story);
+    say!("{}, and life goes on:", demo.mishap_story);
     import_events(&manager, demo.mishap).await?;
     let status = catch_up(&manager).await?;
-    println!("\n$ {} status\n{}\n", service.name, terminal::status(service.name, &status));
+    say!("\n$ {} status\n{}\n", service.name, terminal::status(service.name, &status));
     let stopped: Vec<&str> = status.stopped().map(|projection| projection.name.as_str()).collect();
     let [stopped] = stopped[..] else {
         return Err(format!("the demo expected one projection to stop, not {}", stopped.len()).into());
     };
-    println!("{stopped} stopped before the event that it cannot apply; the others went on.");
+    say!("{stopped} stopped before the event that it cannot apply; the others went on.");
 
     heading("The fix, and on again");
-    println!("{}:\n{}", demo.fix_story, demo.fix.trim_end());
+    say!("{}:\n{}", demo.fix_story, demo.fix.trim_end());
     sqlx::raw_sql(demo.fix).execute(pool).await?;
     manager.retry(stopped).await?;
-    println!("\n$ {} retry {stopped}", service.name);
+    say!("\n$ {} retry {stopped}", service.name);
     let status = catch_up(&manager).await?;
-    println!("{}", terminal::status(service.name, &status));
+    say!("{}", terminal::status(service.name, &status));
     expect_live(&status)?;
 
     let before = contents(&manager, demo.rebuilt).await?;
     heading("Are the rows right?");
-    println!("{}:\n{}", demo.edit_story, demo.edit.trim_end());
+    say!("{}:\n{}", demo.edit_story, demo.edit.trim_end());
     sqlx::raw_sql(demo.edit).execute(pool).await?;
     let found = manager.verify(demo.rebuilt, &mut |_| {}).await?;
-    println!("\n$ {} verify {}\n{}", service.name, demo.rebuilt, terminal::difference(&found, false));
+    say!("\n$ {} verify {}\n{}", service.name, demo.rebuilt, terminal::difference(&found, false));
     let replaced = manager.rebuild(demo.rebuilt, RebuildOptions::default(), &mut |_| {}).await?;
-    println!("\n$ {} rebuild {}\n{}", service.name, demo.rebuilt, terminal::replaced(&replaced, "replaced"));
+    say!("\n$ {} rebuild {}\n{}", service.name, demo.rebuilt, terminal::replaced(&replaced, "replaced"));
     if found.is_none() || before != contents(&manager, demo.rebuilt).await? {
         return Err(format!("the rebuild of `{}` did not undo the edit", demo.rebuilt).into());
     }
-    println!("\nIt was made anew beside the live table, and only the rows that differed were replaced.");
+    say!("\nIt was made anew beside the live table, and only the rows that differed were replaced.");
 
     heading(&format!("Reset and rebuild `{}`", demo.rebuilt));
     manager.reset_projection(demo.rebuilt).await?;
     let emptied = contents(&manager, demo.rebuilt).await?;
-    println!("rows before: {}, after the reset: {}", rows(&before), rows(&emptied));
+    say!("rows before: {}, after the reset: {}", rows(&before), rows(&emptied));
     let status = catch_up(&manager).await?;
     expect_live(&status)?;
     let after = contents(&manager, demo.rebuilt).await?;
     if before != after {
         return Err(format!("the rebuilt tables of `{}` differ from what they were", demo.rebuilt).into());
     }
-    println!("rows after the rebuild: {}, each as it was", rows(&after));
+    say!("rows after the rebuild: {}, each as it was", rows(&after));
 
     if keep {
         stay(service, database, &manager).await?;
@@ -122,7 +123,7 @@ async fn tour(service: &Service, database: &Database, broker: Option<RabbitMqOpt
 }
 
 fn heading(title: &str) {
-    println!("\n== {title}\n");
+    say!("\n== {title}\n");
 }
 
 async fn import_events(manager: &ProjectionManager, lines: &str) -> Result<Imported> {
@@ -158,7 +159,7 @@ async fn through_rabbitmq(manager: &ProjectionManager) -> Result<()> {
             let relay = status.relay.unwrap_or_default();
             let relayed = manager.status().await?.relays.first().is_some_and(|relay| relay.events_behind == 0);
             if relayed && status.consumer.consumed + relay.returned >= relay.confirmed {
-                println!(
+                say!(
                     "{}, exchange {}:\n{} events published and confirmed, {} messages came back by the service's queue",
                     status.broker,
                     status.exchange,
@@ -200,7 +201,7 @@ async fn ask(pool: &PgPool, question: &Question) -> Result<()> {
         .iter()
         .map(|row| (0..row.len()).map(|i| Ok(row.try_get::<Option<String>, _>(i)?.unwrap_or("-".into()))).collect())
         .collect();
-    println!("{}\n\n{}\n", question.title, terminal::table(&columns, rows?).trim_fmt());
+    say!("{}\n\n{}\n", question.title, terminal::table(&columns, rows?).trim_fmt());
     Ok(())
 }
 
@@ -223,7 +224,7 @@ fn rows(contents: &[(&str, Vec<String>)]) -> String {
 async fn stay(service: &Service, database: &Database, manager: &ProjectionManager) -> Result<()> {
     let url = &database.url;
     heading("It stays up");
-    println!(
+    say!(
         "The projections run on. In another terminal:\n\n  psql {url}\n  {name} --database-url {url} status\n  \
          {name} --database-url {url} reset {rebuilt}\n\nCtrl-C ends it.",
         url = url,
@@ -247,7 +248,7 @@ impl Database {
     async fn open(service: &Service, url: Option<String>) -> Result<Self> {
         let Some(url) = url else {
             let server = tokio::task::spawn_blocking(|| PostgresServer::start("DATABASE_URL")).await??;
-            println!("{}: a demo in a PostgreSQL of its own on 127.0.0.1:{}", service.name, server.port());
+            say!("{}: a demo in a PostgreSQL of its own on 127.0.0.1:{}", service.name, server.port());
             return Ok(Database { url: server.url("postgres"), host: None, _server: Some(server) });
         };
         let host = commands::connect_options(&url)?;
@@ -261,7 +262,7 @@ impl Database {
             .await
             .map_err(Error::database("making a database for the demo on the server of DATABASE_URL"))?;
         connection.close().await?;
-        println!("{}: a demo in database {name} on the server of DATABASE_URL, dropped at the end", service.name);
+        say!("{}: a demo in database {name} on the server of DATABASE_URL, dropped at the end", service.name);
         Ok(Database {
             url: host.clone().database(&name).to_url_lossy().to_string(),
             host: Some((host, name)),

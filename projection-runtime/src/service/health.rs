@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
+use super::terminal::say;
 use crate::BoxError;
 
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -19,7 +20,7 @@ pub(super) fn health(address: SocketAddr, ready: bool) -> Result<(), BoxError> {
     let path = if ready { "/health/ready" } else { "/health/live" };
     let answer = ask(address, path).map_err(|error| format!("nothing answers at http://{address}{path}: {error}"))?;
     let (head, body) = answer.split_once("\r\n\r\n").ok_or("the answer is no HTTP")?;
-    println!("{}", body.trim_end());
+    say!("{}", body.trim_end());
     match head.split(' ').nth(1) {
         Some("200") => Ok(()),
         code => Err(format!("http://{address}{path} answered {}", code.unwrap_or("nothing")).into()),

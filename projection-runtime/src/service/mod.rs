@@ -86,8 +86,8 @@ impl Service {
     #[must_use]
     pub fn main(self) -> ExitCode {
         let version = match self.commit {
-            Some(commit) => format!("{} ({commit})", self.version),
-            None => self.version.to_owned(),
+            Some(commit) if !commit.is_empty() => format!("{} ({commit})", self.version),
+            _ => self.version.to_owned(),
         };
         let matches = Cli::command().name(self.name).bin_name(self.name).version(version).try_get_matches();
         let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {

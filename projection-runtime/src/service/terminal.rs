@@ -12,6 +12,15 @@ use crate::rebuild::{ColumnDifference, Difference, RebuildProgress, RebuildStage
 use crate::schema::Check;
 use crate::status::{Failure, ProjectionStatus, Rebuilding, RelayProgress, State, Status};
 
+/// Prints a line. Where nobody reads any more, as behind `| head`, that is no failure.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
+pub(super) use say;
+
 /// Rows below a header, columns aligned.
 pub(super) fn table<C: Into<Cell>>(header: &[&str], rows: Vec<Vec<C>>) -> Table {
     let mut table = Table::new();
@@ -31,7 +40,7 @@ pub(super) fn redraw(text: &str) {
     if console::user_attended() {
         let _ = console::Term::stdout().clear_screen();
     }
-    println!("{}\n{text}\n", Utc::now().format("%Y-%m-%d %H:%M:%S UTC"));
+    say!("{}\n{text}\n", Utc::now().format("%Y-%m-%d %H:%M:%S UTC"));
 }
 
 /// The status table, and below it what stopped whom and what to do.
@@ -61,15 +70,18 @@ pub(super) fn status(service: &str, status: &Status) -> String {
     for projection in &status.projections {
         let Some(failure) = &projection.failure else { continue };
         let name = &projection.name;
-        let attempts = match failure.attempts {
-            1 => "1 attempt".to_owned(),
-            n => format!("{n} attempts"),
-        };
+        let attempts = counted(failure.attempts.into(), "attempt");
         let Failure { event_id, event_name, tstamp, handler, error, failed_at, .. } = failure;
         text = format!(
             "{text}\n\n{name} stopped at {event_name} {event_id} (tstamp {tstamp}), in handler `{handler}`, {attempts}, \
              last {at}:\n  {error}\n  after the fix: {service} retry {name}",
             at = failed_at.format("%Y-%m-%d %H:%M:%S UTC"),
+        );
+    }
+    for projection in status.projections.iter().filter(|projection| projection.skipped_events > 0) {
+        let (name, events) = (&projection.name, counted(projection.skipped_events, "event"));
+        text = format!(
+            "{text}\n\n{name} passes {events} by that it could not apply: readview_skips has which, who and why"
         );
     }
     for Rebuilding { name, stage, events, total, seconds, .. } in &status.rebuilds {
@@ -221,6 +233,11 @@ fn state(projection: &ProjectionStatus) -> String {
         State::New => "has not run yet".to_owned(),
         State::Unknown => "not in this program".to_owned(),
     }
+}
+
+/// `1 attempt`, `1,234 attempts`
+fn counted(n: i64, what: &str) -> String {
+    format!("{} {what}{}", count(n), if n == 1 { "" } else { "s" })
 }
 
 /// `12,345`

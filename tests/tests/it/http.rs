@@ -300,6 +300,7 @@ async fn acted_with_the_token() {
     let skip: (String, String) =
         sqlx::query_as("SELECT skipped_by, reason FROM readview_skips").fetch_one(&db.pool).await.unwrap();
     assert_eq!(skip, ("Elin".to_owned(), "recorded twice".to_owned()));
+    assert!(service.get("/metrics").await.1.contains("projection_skipped_events{projection=\"dancehall\"} 1\n"));
 
     assert_eq!(act("band/rebuild", &who).await.0, 202);
     let latest = async || service.json("/api/service").await["acts"][0].clone();
@@ -355,6 +356,48 @@ async fn waited_over_http() {
         assert_eq!(service.get(&format!("/api/wait?{query}")).await.0, 400, "{query}");
     }
     assert_eq!(service.get("/api/wait?projections=bands").await.0, 404);
+}
+
+/// The history counts all events, also where the status stops at 10,000, and how fast they go.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_minutes() {
+    let db = TestDatabase::new().await;
+    let manager = ProjectionManager::new(db.pool.clone(), dancefinder_projections::projections()).unwrap();
+    manager.pause("band", "a test").await.unwrap();
+    let service = Service::start(&db, &[]).await;
+    eventually("it has looked", Duration::from_secs(20), || async {
+        !service.json("/api/history").await["at"].as_array().unwrap().is_empty()
+    })
+    .await;
+    sqlx::query(
+        "INSERT INTO events (aggregate_id, aggregate_name, name, data)
+         SELECT gen_random_uuid(), 'domain.Band', 'BandCreated', jsonb_build_object('name', n::text)
+         FROM generate_series(1, 12345) n",
+    )
+    .execute(&db.pool)
+    .await
+    .unwrap();
+    let column = |history: &Value, name: &str, column: &str| -> Vec<f64> {
+        let projections = history["projections"].as_array().unwrap();
+        let projection = projections.iter().find(|projection| projection["name"] == name).unwrap();
+        projection[column].as_array().unwrap().iter().map(|value| value.as_f64().unwrap()).collect()
+    };
+    let behind = async |name: &str| column(&service.json("/api/history").await, name, "events_behind").pop().unwrap();
+    let patience = Duration::from_secs(60);
+    eventually("it is behind", patience, async || behind("band").await == 12_345.0).await;
+    assert!(service.get("/metrics").await.1.contains("projection_lag_events{projection=\"band\"} 12345\n"));
+    let status = service.json("/api/projections").await;
+    assert_eq!(status["projections"][0]["events_behind_capped"], true);
+    manager.resume("band", "a test").await.unwrap();
+    for name in ["band", "event"] {
+        eventually("it is live", patience, async || behind(name).await == 0.0).await;
+        let history = service.json("/api/history").await;
+        let at: Vec<chrono::DateTime<chrono::Utc>> = serde_json::from_value(history["at"].clone()).unwrap();
+        let seconds = at.windows(2).map(|pair| (pair[1] - pair[0]).as_seconds_f64());
+        let rates = column(&history, name, "events_per_second");
+        let passed: f64 = seconds.zip(&rates[1..]).map(|(seconds, rate)| seconds * rate).sum();
+        assert!((passed - 12_345.0).abs() < 125.0, "{name}: {passed}");
+    }
 }
 
 /// Whatever comes, the service is up afterwards, and has not taken much memory.

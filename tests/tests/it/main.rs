@@ -13,6 +13,7 @@ mod http;
 mod import;
 mod memory;
 
+mod metrics;
 mod openapi;
 mod ordering;
 mod page;

@@ -269,7 +269,9 @@ function renderProjection(card, view) {
     behind: `${view.events_behind_capped ? "more than " : ""}${count(events_behind)}`,
     seconds: seconds_behind > 0 ? duration(seconds_behind) : "-",
     position: utcOfPosition(view.position),
+    skipped: `${count(view.skipped_events)} (readview_skips says which and why)`,
   });
+  part(card, "skipped").hidden = view.skipped_events === 0;
   setAttribute(field(card, "position"), "title", `${view.position}`);
   setLines(field(card, "problems"), view.problems);
   part(card, "loop").hidden = !view.problems.some((problem) => problem.startsWith("its loop"));
