@@ -22,6 +22,7 @@ use crate::rabbitmq::{RabbitMq, RabbitMqOptions, RabbitMqStatus};
 use crate::rebuild::{Difference, Rebuild, RebuildOptions, RebuildProgress, Task};
 use crate::runner::Runner;
 use crate::schema::{self, Check, Problem};
+use crate::share::Share;
 use crate::status::{self, State, Status};
 use crate::store::{EventStore, PageLimit};
 use crate::wake::{self, Wake};
@@ -113,6 +114,7 @@ pub struct ProjectionManager {
     rabbitmq: Option<RabbitMq>,
     pulses: Pulses,
     metrics: Metrics,
+    share: Share,
 }
 
 impl ProjectionManager {
@@ -123,8 +125,17 @@ impl ProjectionManager {
     pub fn new(pool: PgPool, projections: ProjectionSet) -> Result<Self, Error> {
         projections.check()?;
         let (pulses, metrics) = (Pulses::of(&projections), Metrics::of(&projections));
-        let options = ManagerOptions::default();
-        Ok(ProjectionManager { pool, projections, options, policies: HashMap::new(), rabbitmq: None, pulses, metrics })
+        let (options, share) = (ManagerOptions::default(), Share::of(&projections));
+        Ok(ProjectionManager {
+            pool,
+            projections,
+            options,
+            policies: HashMap::new(),
+            rabbitmq: None,
+            pulses,
+            metrics,
+            share,
+        })
     }
 
     /// The same, run in another way.
@@ -177,6 +188,7 @@ impl ProjectionManager {
     /// Any number of processes may do so over one database. A database that is away is waited for.
     pub async fn run(&self, shutdown: impl Future<Output = ()>) {
         let wake = Wake::new(self.metrics.clone());
+        self.share.seen(Vec::new());
         let stop = CancellationToken::new();
         let mut loops = JoinSet::new();
         for projection in &self.projections.projections {
@@ -185,17 +197,21 @@ impl ProjectionManager {
             let runner =
                 Runner::new(self.pool.clone(), projection.clone(), self.options_of(name), awaited, wake.clone(), meter);
             let pulse = self.pulses.get(name);
-            loops.spawn(runner.run(stop.clone(), pulse));
+            loops.spawn(runner.run(stop.clone(), pulse, self.share.clone()));
         }
         if let Some(rabbitmq) = &self.rabbitmq {
             rabbitmq.spawn(&mut loops, &self.pool, &self.projections, self.options, &wake, &stop);
         }
         let mut beside = JoinSet::new(); // aborted when it is dropped
         let relay = self.rabbitmq.as_ref().filter(|rabbitmq| rabbitmq.options.relay);
-        let asked = position::Asked::of(&self.projections, relay.map(|rabbitmq| rabbitmq.options.relay_row()));
-        beside.spawn(wake::poll(self.pool.clone(), wake.clone(), asked, self.options.poll));
+        let asked = position::Asked::of(
+            &self.projections,
+            relay.map(|rabbitmq| rabbitmq.options.relay_row()),
+            self.share.group(),
+        );
+        beside.spawn(wake::poll(self.pool.clone(), wake.clone(), asked, self.share.clone(), self.options.poll));
         if self.options.listen {
-            beside.spawn(wake::listen(self.pool.clone(), wake));
+            beside.spawn(wake::listen(self.pool.clone(), wake, self.share.clone()));
         }
         beside.spawn(crate::rebuild::sweep_at_start(self.pool.clone()));
         beside.spawn(self.clone().settle_stale());
@@ -356,6 +372,10 @@ impl ProjectionManager {
     /// The loops of this process that hang or are gone.
     pub(crate) fn troubles(&self) -> Vec<(&'static str, String)> {
         self.pulses.troubles(HANGS)
+    }
+
+    pub(crate) fn share(&self) -> &Share {
+        &self.share
     }
 
     pub(crate) fn metrics(&self) -> &Metrics {

@@ -189,28 +189,35 @@ pub(crate) struct Asked {
     pub(crate) after: (Vec<&'static str>, Vec<&'static str>),
     /// The row of the relay, where this process has one.
     pub(crate) relay: Option<String>,
+    /// What the processes that share the projections have in common.
+    pub(crate) group: i32,
 }
 
 impl Asked {
-    pub(crate) fn of(set: &ProjectionSet, relay: Option<String>) -> Self {
+    pub(crate) fn of(set: &ProjectionSet, relay: Option<String>, group: i32) -> Self {
         let projections = set.definitions().map(|definition| definition.name).collect();
         let after = set.definitions().flat_map(|d| d.after.iter().map(|after| (d.name, *after))).unzip();
-        Asked { projections, after, relay }
+        Asked { projections, after, relay, group }
     }
 }
 
 /// Whether there is something to do.
-#[derive(Debug, Clone, Copy, sqlx::FromRow)]
+#[derive(Debug, Clone, sqlx::FromRow)]
 pub(crate) struct Pending {
     pub(crate) projections: bool,
     pub(crate) relay: bool,
+    /// Which processes are there: see `share`.
+    pub(crate) processes: Vec<i32>,
 }
 
 /// Whether a projection, or the relay, has events before it that it may apply now: it has not stopped at one, or is to
 /// try that again, and those that it comes after are ahead of it.
 pub(crate) async fn pending(pool: &PgPool, asked: &Asked) -> sqlx::Result<Pending> {
     sqlx::query_as(
-        "SELECT COALESCE(bool_or(NOT is_relay), false) AS projections, COALESCE(bool_or(is_relay), false) AS relay
+        "SELECT COALESCE(bool_or(NOT is_relay), false) AS projections, COALESCE(bool_or(is_relay), false) AS relay,
+                ARRAY(SELECT objid::int8::bit(32)::int4 FROM pg_locks
+                      WHERE locktype = 'advisory' AND objsubid = 2 AND granted AND classid::int8::bit(32)::int4 = $5
+                        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) AS processes
          FROM (SELECT name, false AS is_relay FROM UNNEST($1::text[]) AS known (name)
                UNION ALL SELECT $4, true WHERE $4 IS NOT NULL) known
          LEFT JOIN readviews r USING (name)
@@ -228,6 +235,7 @@ pub(crate) async fn pending(pool: &PgPool, asked: &Asked) -> sqlx::Result<Pendin
     .bind(&asked.after.0)
     .bind(&asked.after.1)
     .bind(&asked.relay)
+    .bind(asked.group)
     .fetch_one(pool)
     .await
 }

@@ -40,6 +40,7 @@ use crate::position::{self, FailedEvent, Mode, Place};
 use crate::projection::{AnyProjection, Definition, Form, Order};
 use crate::pulse::Pulse;
 use crate::runs::{Run, runs};
+use crate::share::{self, Share};
 use crate::store::{self, Page, PageLimit};
 use crate::wake::Wake;
 use crate::written::Written;
@@ -126,6 +127,14 @@ pub(crate) enum Step {
     Later(Duration),
 }
 
+/// What a loop waits for before it looks again.
+enum Wait {
+    /// So long. A wake-up must not shorten it: events that flow would make a hot loop.
+    Time(Duration),
+    /// Until it is woken, or so long.
+    WakeUp(Option<Duration>),
+}
+
 impl Runner {
     pub(crate) fn new(
         pool: PgPool,
@@ -189,11 +198,12 @@ impl Runner {
     /// Applies events until `stop`; then the transaction under way is finished, or, where that takes longer than the
     /// grace, rolled back.
     #[tracing::instrument(name = "loop", skip_all, fields(projection = self.definition.name))]
-    pub(crate) async fn run(mut self, stop: CancellationToken, pulse: Pulse) {
+    pub(crate) async fn run(mut self, stop: CancellationToken, pulse: Pulse, share: Share) {
         // Whatever ends it before it is told to, a panic as well.
         let _ended = Ended { pulse: &pulse, stop: &stop };
         let mut wake = self.wake.of_projections();
-        let mut backoff = Backoff::default();
+        let (mut backoff, mut held) = (Backoff::default(), Backoff::default());
+        let name = self.definition.name;
         let grace = self.options.shutdown_grace;
         while !stop.is_cancelled() {
             // Before the look, so that a wake-up that comes during the look is not lost.
@@ -213,20 +223,17 @@ impl Runner {
                     }
                     if done != Step::Elsewhere {
                         backoff.reset();
+                        held.reset();
                     }
                     match done {
-                        Step::Again => continue,
-                        Step::Later(wait) => {
-                            pulse.resting();
-                            // As below: a wake-up must not shorten it.
-                            tokio::select! {
-                                () = tokio::time::sleep(wait) => continue,
-                                () = stop.cancelled() => return,
-                            }
-                        }
+                        Step::Again if share.is_ours(name) => continue,
+                        Step::Again => Wait::Time(share::YIELD),
+                        Step::Later(wait) => Wait::Time(wait),
                         // The process's one poll wakes it where nobody else does.
-                        Step::Rest => None,
-                        Step::Elsewhere => Some(self.options.poll.min(Duration::from_secs(1))),
+                        Step::Rest => Wait::WakeUp(None),
+                        // Ready when it becomes free, where it is to be had soon.
+                        Step::Elsewhere if share.is_ours(name) => Wait::Time(held.next().min(share::ASIDE)),
+                        Step::Elsewhere => Wait::WakeUp(Some(self.options.poll.min(Duration::from_secs(1)))),
                     }
                 }
                 Err(error) => {
@@ -236,18 +243,23 @@ impl Runner {
                         let error = crate::error::describe(&error);
                         tracing::warn!(error, tries = backoff.tries() + 1, "trouble; trying again until it passes");
                     }
-                    pulse.resting();
-                    // A wake-up must not shorten the wait: events that flow would make it a hot loop.
-                    tokio::select! {
-                        () = tokio::time::sleep(backoff.next()) => continue,
-                        () = stop.cancelled() => return,
-                    }
+                    Wait::Time(backoff.next())
                 }
             };
             pulse.resting();
+            let waiting = async {
+                match wait {
+                    Wait::Time(time) => tokio::time::sleep(time).await,
+                    Wait::WakeUp(time) => {
+                        let _ = tokio::time::timeout(time.unwrap_or(Duration::MAX), wake.changed()).await;
+                        if !share.is_ours(name) {
+                            tokio::time::sleep(share::ASIDE).await;
+                        }
+                    }
+                }
+            };
             tokio::select! {
-                _ = wake.changed() => {}
-                () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {}
+                () = waiting => {}
                 () = stop.cancelled() => {}
             }
         }

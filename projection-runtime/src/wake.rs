@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use crate::metrics::{Metrics, Source};
 use crate::passing::Backoff;
 use crate::position;
+use crate::share::Share;
 
 /// Tells the loops of the process to look. Many calls before a loop looks are one wake-up.
 #[derive(Debug, Clone)]
@@ -52,10 +53,10 @@ impl Wake {
 }
 
 /// Listens until it is dropped; connects again, with growing waits, whatever happens to the connection.
-pub(crate) async fn listen(pool: PgPool, wake: Wake) {
+pub(crate) async fn listen(pool: PgPool, wake: Wake, share: Share) {
     let mut backoff = Backoff::default();
     loop {
-        match follow(&pool, &wake, &mut backoff).await {
+        match follow(&pool, &wake, &share, &mut backoff).await {
             Ok(never) => match never {},
             Err(error) => {
                 if backoff.tries() == 0 {
@@ -67,9 +68,15 @@ pub(crate) async fn listen(pool: PgPool, wake: Wake) {
     }
 }
 
-async fn follow(pool: &PgPool, wake: &Wake, backoff: &mut Backoff) -> sqlx::Result<std::convert::Infallible> {
+async fn follow(
+    pool: &PgPool,
+    wake: &Wake,
+    share: &Share,
+    backoff: &mut Backoff,
+) -> sqlx::Result<std::convert::Infallible> {
     let mut listener = PgListener::connect_with(pool).await?;
     listener.listen_all(["events", "readviews"]).await?;
+    share.announce(&mut listener).await?;
     if backoff.tries() > 0 {
         tracing::info!("LISTEN is back");
     }
@@ -77,17 +84,24 @@ async fn follow(pool: &PgPool, wake: &Wake, backoff: &mut Backoff) -> sqlx::Resu
     loop {
         // Also once at the start and after a lost connection: what was missed meanwhile is looked at.
         wake.all(Source::Listen);
-        listener.try_recv().await?;
+        if listener.try_recv().await?.is_none() {
+            // Another connection, by now: the lock went with the one before.
+            share.announce(&mut listener).await?;
+        }
     }
 }
 
 /// Asks every so often, in one query for the whole process, whether there is anything to do, and wakes the loops only
 /// then: an idle process costs the database next to nothing. Goes on until it is dropped.
-pub(crate) async fn poll(pool: PgPool, wake: Wake, what: position::Asked, every: Duration) {
+pub(crate) async fn poll(pool: PgPool, wake: Wake, what: position::Asked, share: Share, every: Duration) {
+    // The first look is early: it tells who else is there.
+    let mut wait = every.min(Duration::from_secs(1));
     loop {
-        tokio::time::sleep(every).await;
+        tokio::time::sleep(wait).await;
+        wait = every;
         match position::pending(&pool, &what).await {
             Ok(pending) => {
+                share.seen(pending.processes);
                 if pending.projections {
                     wake.projections(Source::Poll);
                 }

@@ -167,12 +167,21 @@ async fn service(State(app): State<Arc<App>>) -> Response {
         about: &'a About,
         #[serde(flatten)]
         health: Health,
+        /// How many processes share the projections, and which this one applies.
+        processes: usize,
+        applies: Vec<&'static str>,
         /// There are routes to act by.
         control: bool,
         acts: Vec<control::Act>,
     }
-    let answer =
-        Answer { about: &app.about, health: app.health().await, control: app.token.is_some(), acts: app.acts.latest() };
+    let answer = Answer {
+        about: &app.about,
+        health: app.health().await,
+        processes: app.manager.share().processes(),
+        applies: app.manager.share().ours(),
+        control: app.token.is_some(),
+        acts: app.acts.latest(),
+    };
     Json(answer).into_response()
 }
 

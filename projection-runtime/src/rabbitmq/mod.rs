@@ -166,7 +166,7 @@ impl RabbitMq {
             let wake = wake.of_relay();
             tasks.spawn(relay::run(self.clone(), pool.clone(), events(), options, wake, stop.clone()));
         }
-        let asked = Asked::of(set, None);
+        let asked = Asked::of(set, None, 0);
         tasks.spawn(consumer::run(self.clone(), pool.clone(), events(), options, wake.clone(), asked, stop.clone()));
         tasks.spawn(status::record(self.clone(), pool.clone(), stop.clone()));
     }

@@ -132,7 +132,8 @@ impl Copy {
 /// A session's lock: it ends with whoever rebuilds, however that ends.
 async fn lock(connection: &mut PgConnection, name: &str) -> sqlx::Result<bool> {
     // So that the server sees that also while a statement is under way.
-    let check = "SELECT set_config(name, '1s', false) FROM pg_settings WHERE name = 'client_connection_check_interval'";
+    let check = "SELECT set_config(name, '1s', false) FROM pg_settings
+                 WHERE name = 'client_connection_check_interval' AND version() LIKE '%linux%'";
     sqlx::query(check).execute(&mut *connection).await?;
     let sql = "SELECT pg_try_advisory_lock(hashtext('projection rebuild'), hashtext($1))";
     let started = Instant::now();

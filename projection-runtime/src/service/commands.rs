@@ -5,8 +5,8 @@ use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
-use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{PgConnection, PgPool};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -34,6 +34,7 @@ impl Service {
             // A projection has two while it reads ahead.
             .max_connections(u32::try_from(2 * projections + 5).unwrap_or(u32::MAX))
             .acquire_timeout(Duration::from_secs(10))
+            .after_connect(|connection, _| Box::pin(notice_loss(connection)))
             .connect_lazy_with(options))
     }
 
@@ -44,6 +45,22 @@ impl Service {
             .ok_or("no database: set DATABASE_URL or give --database-url, like postgres://user@host/database")?;
         Ok(ProjectionManager::new(self.pool(url)?, self.projections.clone())?)
     }
+}
+
+/// Has the server notice within 11 s that this process is cut off, instead of hours: until then the projections whose rows
+/// it holds stand still, for others may not take them.
+async fn notice_loss(connection: &mut PgConnection) -> sqlx::Result<()> {
+    sqlx::query(
+        "SELECT set_config(name, value, false)
+         FROM (VALUES ('tcp_keepalives_idle', '5'), ('tcp_keepalives_interval', '2'), ('tcp_keepalives_count', '3'),
+                      ('tcp_user_timeout', '11s'), ('client_connection_check_interval', '2s')) AS wanted (name, value)
+         JOIN pg_settings USING (name)
+         -- Where the last can be had.
+         WHERE name LIKE 'tcp_%' OR version() LIKE '%linux%'",
+    )
+    .execute(connection)
+    .await
+    .map(drop)
 }
 
 /// The broker at the URL, for this service.

@@ -20,6 +20,7 @@ mod page;
 mod passing;
 mod rabbitmq;
 mod rebuild;
+mod replicas;
 mod reset;
 mod service;
 mod store;

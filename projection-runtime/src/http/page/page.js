@@ -416,7 +416,8 @@ function render() {
     const commit = service.commit ? ` (${service.commit})` : "";
     const schema = service.schema_version === null ? "no schema" : `schema ${service.schema_version}`;
     const up = `up since ${utc(service.started_at)} (${ago(service.started_at)})`;
-    const about = `${service.service} ${service.version}${commit}, ${schema}, ${up}`;
+    const share = service.processes > 1 ? `, one of ${service.processes} processes: applies ${service.applies.join(", ")}` : "";
+    const about = `${service.service} ${service.version}${commit}, ${schema}, ${up}${share}`;
     setTexts(document, { service: service.service, about });
   }
   const top = byId("top");
