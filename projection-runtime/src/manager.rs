@@ -16,6 +16,7 @@ use crate::fingerprint::{self, Stale, WhenStale};
 use crate::metrics::Metrics;
 use crate::passing::Backoff;
 use crate::position;
+use crate::probe::Probe;
 use crate::projection::ProjectionSet;
 use crate::pulse::Pulses;
 use crate::rabbitmq::{RabbitMq, RabbitMqOptions, RabbitMqStatus};
@@ -115,6 +116,7 @@ pub struct ProjectionManager {
     pulses: Pulses,
     metrics: Metrics,
     share: Share,
+    probe: Probe,
 }
 
 impl ProjectionManager {
@@ -135,6 +137,7 @@ impl ProjectionManager {
             pulses,
             metrics,
             share,
+            probe: Probe::default(),
         })
     }
 
@@ -197,7 +200,7 @@ impl ProjectionManager {
             let runner =
                 Runner::new(self.pool.clone(), projection.clone(), self.options_of(name), awaited, wake.clone(), meter);
             let pulse = self.pulses.get(name);
-            loops.spawn(runner.run(stop.clone(), pulse, self.share.clone()));
+            loops.spawn(runner.with_probe(self.probe.clone()).run(stop.clone(), pulse, self.share.clone()));
         }
         if let Some(rabbitmq) = &self.rabbitmq {
             rabbitmq.spawn(&mut loops, &self.pool, &self.projections, self.options, &wake, &stop);
@@ -374,6 +377,12 @@ impl ProjectionManager {
         self.pulses.troubles(HANGS)
     }
 
+    /// The same, looked at.
+    pub(crate) fn with_probe(mut self, probe: Probe) -> Self {
+        self.probe = probe;
+        self
+    }
+
     pub(crate) fn share(&self) -> &Share {
         &self.share
     }
@@ -422,7 +431,8 @@ impl ProjectionManager {
         progress: &'a mut (dyn FnMut(RebuildProgress) + Send),
     ) -> Result<Rebuild<'a>, Error> {
         let projection = self.projections.get(name)?;
-        Ok(Rebuild { pool: &self.pool, projection, options: self.options_of(name), progress })
+        let (options, probe) = (self.options_of(name), &self.probe);
+        Ok(Rebuild { pool: &self.pool, projection, options, probe, progress })
     }
 
     /// Puts the rows back that the last rebuild with [`keep_old`](RebuildOptions::keep_old) replaced. The projection then

@@ -37,6 +37,7 @@ use crate::manager::ManagerOptions;
 use crate::metrics::{Meter, Metrics, Source};
 use crate::passing::{Backoff, is_passing};
 use crate::position::{self, FailedEvent, Mode, Place};
+use crate::probe::{Moment, Probe};
 use crate::projection::{AnyProjection, Definition, Form, Order};
 use crate::pulse::Pulse;
 use crate::runs::{Run, runs};
@@ -54,6 +55,7 @@ pub(crate) struct Runner {
     awaited: bool,
     wake: Wake,
     meter: Meter,
+    probe: Probe,
     names: Vec<&'static str>,
     read_sql: String,
     mode: Mode,
@@ -159,6 +161,7 @@ impl Runner {
             awaited,
             wake,
             meter,
+            probe: Probe::default(),
             names,
             read_sql,
             mode,
@@ -167,6 +170,12 @@ impl Runner {
             applied: 0,
             passed_by: Vec::new(),
         }
+    }
+
+    /// The same, looked at.
+    pub(crate) fn with_probe(mut self, probe: Probe) -> Self {
+        self.probe = probe;
+        self
     }
 
     /// One that fills a copy of the projection's tables: the connections of `pool` see that instead of them.
@@ -306,6 +315,7 @@ impl Runner {
             page.complete = false;
         }
 
+        self.probe.at(Moment::Read).await;
         let started = Instant::now();
         let (applied, took, ahead) = {
             // A trace of its own: the loop has no end.
@@ -388,6 +398,9 @@ impl Runner {
                 };
                 return Ok(Applied::Failed { at, error });
             }
+            if applied == 0 {
+                self.probe.at(Moment::Applied).await;
+            }
             applied += run.events.len();
         }
 
@@ -431,7 +444,9 @@ impl Runner {
         if failed {
             position::clear_failure(&mut tx, self.definition.name).await?;
         }
+        self.probe.at(Moment::Committing).await;
         tx.commit().await?;
+        self.probe.at(Moment::Committed).await;
         if self.awaited && !self.options.listen {
             // Those that come after it in this process don't hear the NOTIFY.
             self.wake.projections(Source::Projection);

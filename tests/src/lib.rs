@@ -6,7 +6,6 @@ pub mod fold;
 pub mod history;
 pub mod journal;
 pub mod rabbitmq_server;
-pub mod tcp_relay;
 
 use std::time::{Duration, Instant};
 

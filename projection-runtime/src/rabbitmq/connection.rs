@@ -56,7 +56,7 @@ impl Drop for Socket {
 }
 
 impl Link {
-    async fn connect(options: &RabbitMqOptions, purpose: &str) -> Result<Self, BoxError> {
+    pub(super) async fn connect(options: &RabbitMqOptions, purpose: &str) -> Result<Self, BoxError> {
         let name = format!("{} {purpose}", options.service);
         let properties = ConnectionProperties::default().with_connection_name(name.into());
         let tls = OwnedTLSConfig { identity: None, cert_chain: options.ca.clone() };
@@ -114,7 +114,7 @@ impl Link {
         status.blocked(false);
     }
 
-    async fn close(self) {
+    pub(super) async fn close(self) {
         let close = self.connection.close(200, ShortString::from("OK"));
         // A broker that does not answer is left.
         let _ = tokio::time::timeout(CLOSE, close).await;

@@ -15,6 +15,7 @@
 
 mod connection;
 mod consumer;
+mod faults;
 mod ingest;
 mod relay;
 mod status;
@@ -22,13 +23,14 @@ mod status;
 use std::path::Path;
 use std::sync::Arc;
 
-use lapin::uri::AMQPUri;
+use lapin::uri::{AMQPAuthority, AMQPUri};
 use sqlx::PgPool;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use connection::remove;
+pub(crate) use faults::{drop_messages, repeat_messages};
 pub(crate) use status::processes;
 pub use status::{ConnectionStatus, ConsumerStatus, RabbitMqProcess, RabbitMqStatus, RelayStatus, Trouble};
 
@@ -123,6 +125,17 @@ impl RabbitMqOptions {
     #[must_use]
     pub fn relay_row(&self) -> String {
         format!("{}{}", relay::ROW, self.exchange)
+    }
+
+    /// The same broker, by way of another port of this machine.
+    pub(crate) fn through(mut self, port: u16) -> Self {
+        self.uri.authority = AMQPAuthority { host: "127.0.0.1".to_owned(), port, ..self.uri.authority };
+        self
+    }
+
+    /// The broker's port.
+    pub(crate) fn port(&self) -> u16 {
+        self.uri.authority.port
     }
 
     /// The broker without the password.

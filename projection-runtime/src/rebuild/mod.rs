@@ -36,6 +36,7 @@ use crate::fingerprint;
 use crate::manager::ManagerOptions;
 use crate::passing::Backoff;
 use crate::position;
+use crate::probe::{Moment, Probe};
 use crate::projection::{AnyProjection, Definition};
 use copy::{Beside, Copy};
 use difference::{apply, compare};
@@ -96,6 +97,7 @@ pub(crate) struct Rebuild<'a> {
     pub(crate) pool: &'a PgPool,
     pub(crate) projection: &'a Arc<dyn AnyProjection>,
     pub(crate) options: ManagerOptions,
+    pub(crate) probe: &'a Probe,
     pub(crate) progress: &'a mut (dyn FnMut(RebuildProgress) + Send),
 }
 
@@ -180,6 +182,7 @@ impl Rebuild<'_> {
         settle(&mut tx, beside.name()).await.map_err(doing())?;
         // With the rows, so that nothing of it is left whenever this ends.
         beside.drop(&mut tx).await.map_err(doing())?;
+        self.probe.at(Moment::Replaced).await;
         tx.commit().await.map_err(doing())?;
         tracing::info!(projection = beside.name(), position, differed = difference.tables(), "rebuilt");
         Ok(difference)

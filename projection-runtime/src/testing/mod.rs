@@ -1,12 +1,17 @@
 //! For tests of projections, on a real PostgreSQL: [`Scenario`] says what events make of which rows, [`TestDatabase`] is
-//! for whatever else, [`apply`] for one event in a transaction of one's own.
+//! for whatever else, [`apply`] for one event in a transaction of one's own. [`FaultTest`] kills, cuts and restarts what
+//! projections run on, and sees whether their rows are right all the same; [`TcpRelay`] does so to one connection.
 
 mod database;
+mod faults;
+mod relay;
 mod scenario;
 
 use sqlx::PgConnection;
 
 pub use database::TestDatabase;
+pub use faults::{Endured, Fault, FaultTest};
+pub use relay::TcpRelay;
 pub use scenario::Scenario;
 
 use crate::error::ApplyError;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use projection_runtime::testing::TcpRelay;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use tests::tcp_relay::TcpRelay;
 
 use crate::rebuild::FASTEST;
 use crate::report::Section;

@@ -149,7 +149,7 @@ async fn a_projection_that_is_late() {
 #[tokio::test(flavor = "multi_thread")]
 async fn alive_without_a_database() {
     let db = TestDatabase::new().await;
-    let relay = tests::tcp_relay::TcpRelay::to(db.pool.connect_options().get_port()).await;
+    let relay = projection_runtime::testing::TcpRelay::to(db.pool.connect_options().get_port()).await;
     relay.refuse(true);
     let url = db.url.replacen(&format!(":{}", db.pool.connect_options().get_port()), &format!(":{}", relay.port), 1);
     let service = Service::start_at(&url, &[], None).await;

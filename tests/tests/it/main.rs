@@ -5,6 +5,7 @@ mod check;
 mod control;
 mod error_policy;
 mod failures;
+mod fault_kit;
 mod faults;
 mod fingerprint;
 mod forms;

@@ -5,11 +5,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use dancefinder_projections::events::BandCreated;
+use projection_runtime::testing::TcpRelay;
 use projection_runtime::{EventStore, ExpectedVersion, NewEvent, ProjectionManager};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, PgPool};
 use tests::history::History;
-use tests::tcp_relay::TcpRelay;
 use tests::{TestDatabase, eventually, fold, running};
 use uuid::Uuid;
 

@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use lapin::message::Delivery;
+use projection_runtime::testing::TcpRelay;
 use projection_runtime::{EventStore, ExpectedVersion, ManagerOptions, RabbitMqOptions, projections};
 use tests::history::History;
 use tests::journal::Journal;
 use tests::rabbitmq_server::RabbitMqServer;
-use tests::tcp_relay::TcpRelay;
 use tests::{TestDatabase, eventually, fold, journal};
 use tokio_util::sync::CancellationToken;
 

@@ -18,10 +18,10 @@ use lapin::options::{
 };
 use lapin::types::{FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, ExchangeKind};
+use projection_runtime::testing::TcpRelay;
 use projection_runtime::{ManagerOptions, ProjectionManager, ProjectionSet, RabbitMqOptions, RabbitMqStatus};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, PgPool};
-use tests::tcp_relay::TcpRelay;
 use tests::{TestDatabase, eventually, rabbitmq_server};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;

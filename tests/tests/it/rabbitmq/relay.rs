@@ -6,11 +6,11 @@ use futures_util::StreamExt;
 use lapin::options::{BasicConsumeOptions, QueueDeleteOptions};
 use lapin::types::FieldTable;
 use projection_runtime::postgres_server::PostgresServer;
+use projection_runtime::testing::TcpRelay;
 use projection_runtime::{EventStore, ExpectedVersion, ManagerOptions, ProjectionManager, ProjectionSet, projections};
 use serde_json::json;
 use sqlx::{Connection, PgPool};
 use tests::journal::{Happened, Journal};
-use tests::tcp_relay::TcpRelay;
 use tests::{TestDatabase, eventually, journal};
 use uuid::Uuid;
 

@@ -1,0 +1,27 @@
+//! The kit for users, on DanceFinder; and whether it finds what is wrong.
+
+use dancefinder_projections::MIGRATIONS;
+use projection_runtime::testing::{Fault, FaultTest};
+use tests::history::History;
+
+fn history(seed: u64) -> impl Iterator<Item = (uuid::Uuid, projection_runtime::NewEvent)> {
+    let mut history = History::new(seed);
+    std::iter::repeat_with(move || history.next_event())
+}
+
+/// The seed of `SEED`, or a new one.
+fn seed() -> u64 {
+    std::env::var("SEED").map_or_else(|_| rand::random_range(0..1_000_000), |seed| seed.parse().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_happens() {
+    let seed = seed();
+    println!("seed {seed}");
+    let test = FaultTest::of(dancefinder_projections::projections(), &MIGRATIONS).seed(seed).faults(60);
+    let endured = test.run(history(seed), 6_000).await;
+    println!("{endured}");
+    assert_eq!(endured.events, 6_000);
+    assert!(endured.faults.len() >= 8, "{endured}");
+    assert!(endured.faults.keys().all(|fault| Fault::ALL.contains(fault)));
+}
