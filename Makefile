@@ -1,6 +1,6 @@
 # The three commands of the README, and what a developer needs beside them.
 
-.PHONY: bench demo test misuse sqlx
+.PHONY: bench demo soak test misuse sqlx
 
 # Shows all of it on sample events, in a PostgreSQL that ends with it; `make demo ARGS=--keep` stays up.
 demo:
@@ -33,6 +33,13 @@ bench:
 			>target/bench/$$bench.jsonl || exit 1; \
 	done
 	cargo bench --quiet --package tests --bench speed -- --with $(CURDIR)/target/bench --docs $(CURDIR)/docs $(ARGS)
+
+# Faults for ten minutes, or for `MINUTES`, over as many events as come in that time: 100,000 a minute. `SEED` repeats a run.
+soak: export MINUTES ?= 10
+soak:
+	@$(call postgres,TEST_DATABASE_URL)
+	@$(rabbitmq)
+	cargo test --release --package tests --test soak -- --nocapture
 
 # Lists what can be written wrongly, and the tests of what is then said.
 misuse:
@@ -83,7 +90,7 @@ endef
 # Prometheus' own tool, that checks metrics and alert rules.
 define promtool
 if [ -n "$$PROMTOOL" ] || command -v promtool >/dev/null; then exit 0; fi; \
-$(call install,promtool,prometheus,true,systemctl disable -q prometheus prometheus-node-exporter); \
+$(call install,promtool,prometheus,true,systemctl disable -q prometheus); \
 echo "error: no promtool was found. Install it (apt-get install prometheus, brew install prometheus), or set PROMTOOL" >&2; \
 exit 1
 endef
@@ -99,11 +106,12 @@ if [ -f /etc/debian_version ] && $$as true 2>/dev/null; then \
 	if [ ! -e $$policy ]; then \
 		ours=yes; printf '#!/bin/sh\nexit 101\n' | $$as tee $$policy >/dev/null; $$as chmod 755 $$policy; \
 	fi; \
+	installed=1; \
+	trap '[ -z "$$ours" ] || $$as rm -f $$policy; $$as sh -c "$(4)" >/dev/null 2>&1; exit $$installed' EXIT INT TERM HUP; \
 	$$as sh -c "$(3)"; \
 	$$as apt-get update -q && \
-		DEBIAN_FRONTEND=noninteractive $$as apt-get install -q -y --no-install-recommends $(2); installed=$$?; \
-	[ -z "$$ours" ] || $$as rm -f $$policy; \
-	$$as sh -c "$(4)" >/dev/null 2>&1; \
+		$$as env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(2); \
+	installed=$$?; \
 	exit $$installed; \
 fi
 endef

@@ -17,10 +17,17 @@ fn main() {
         let changed = git(&["status", "--porcelain", "--untracked-files=no"]).is_none_or(|changes| !changes.is_empty());
         println!("cargo::rustc-env=BUILD_COMMIT={commit}{}", if changed { "-changed" } else { "" });
     }
-    // Where HEAD points to, and each commit.
-    for file in ["HEAD", "logs/HEAD", "index"] {
-        if let Some(path) = git(&["rev-parse", "--git-path", file]) {
-            println!("cargo::rerun-if-changed={path}");
-        }
+    // Where HEAD points to, each commit, and what may be changed since.
+    let state = ["HEAD", "logs/HEAD", "index"].into_iter().filter_map(|file| git(&["rev-parse", "--git-path", file]));
+    let sources = [
+        "Cargo.toml",
+        "Cargo.lock",
+        "migrations",
+        "projection-macros",
+        "projection-runtime",
+        "dancefinder-projections",
+    ];
+    for path in state.chain(sources.map(|path| format!("../{path}"))) {
+        println!("cargo::rerun-if-changed={path}");
     }
 }

@@ -33,7 +33,7 @@ pub fn service() -> Service {
     Service {
         name: "dancefinder-projections",
         version: env!("CARGO_PKG_VERSION"),
-        commit: option_env!("BUILD_COMMIT"),
+        commit: option_env!("BUILD_COMMIT"), // by build.rs
         projections: projections(),
         migrations: &MIGRATIONS,
         demo: Demo {

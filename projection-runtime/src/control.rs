@@ -63,9 +63,16 @@ pub(crate) async fn skip(
              ON CONFLICT (name, event_id) DO UPDATE SET reason = EXCLUDED.reason, skipped_by = EXCLUDED.skipped_by
              RETURNING name, tstamp
          )
-         UPDATE readviews r SET position = s.tstamp FROM skipped s WHERE r.name = s.name
+         UPDATE readviews r SET position = s.tstamp FROM skipped s
+         WHERE r.name = s.name AND r.position < s.tstamp
+           -- Only where it is the next event: what lies before it would never be applied.
+           AND NOT EXISTS (SELECT FROM events e WHERE e.tstamp > r.position AND e.tstamp < s.tstamp)
          RETURNING pg_notify('readviews', r.name)";
-    sqlx::query(skipped).bind(projection).bind(reason).bind(by).execute(&mut *tx).await.map_err(doing())?;
+    let skipped =
+        sqlx::query(skipped).bind(projection).bind(reason).bind(by).execute(&mut *tx).await.map_err(doing())?;
+    if skipped.rows_affected() == 0 {
+        return Err(Error::NotFailed { projection });
+    }
     position::clear_failure(&mut tx, projection).await.map_err(doing())?;
     tx.commit().await.map_err(doing())?;
     tracing::warn!(projection, %event, reason, by, "event skipped");

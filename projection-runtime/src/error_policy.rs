@@ -76,7 +76,7 @@ impl FromStr for OnError {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let retries = |text: &str| text.strip_prefix("retry(")?.strip_suffix(')')?.parse().ok();
+        let retries = |text: &str| text.strip_prefix("retry(")?.strip_suffix(')')?.parse().ok().filter(|n| *n > 0);
         let parsed = match text {
             "stop" => Some(OnError::STOP),
             "skip" => Some(OnError::SKIP),

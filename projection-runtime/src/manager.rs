@@ -84,9 +84,6 @@ impl Default for ManagerOptions {
     }
 }
 
-/// A loop that is at one transaction for so long is taken to hang.
-const HANGS: Duration = Duration::from_secs(20);
-
 /// Whether a process does what it is there for.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Health {
@@ -216,6 +213,7 @@ impl ProjectionManager {
         if self.options.listen {
             beside.spawn(wake::listen(self.pool.clone(), wake, self.share.clone()));
         }
+        beside.spawn(self.pulses.clone().watch(self.pool.clone()));
         beside.spawn(crate::rebuild::sweep_at_start(self.pool.clone()));
         beside.spawn(self.clone().settle_stale());
         beside.spawn(schema::warn_of_unknown_events(self.pool.clone(), self.projections.clone()));
@@ -250,7 +248,11 @@ impl ProjectionManager {
                     }
                 };
                 if let Err(error) = self.rebuild(name, RebuildOptions::default(), &mut progress).await {
-                    tracing::error!(projection = name, %error, "not rebuilt: its rows are those of before");
+                    tracing::error!(
+                        projection = name,
+                        error = error.to_string(),
+                        "not rebuilt: its rows are those of before"
+                    );
                 }
             } else {
                 tracing::warn!(
@@ -344,9 +346,17 @@ impl ProjectionManager {
         self.judge(self.answer(self.positions()).await.as_ref())
     }
 
+    /// How long the database may take to say where the projections stand.
+    pub(crate) const ANSWERS: Duration = Duration::from_secs(3);
+
+    /// The same, over other connections.
+    pub(crate) fn with_pool(self, pool: PgPool) -> Self {
+        ProjectionManager { pool, ..self }
+    }
+
     /// What the database answers, or why it does not.
     pub(crate) async fn answer<T>(&self, asked: impl Future<Output = Result<T, Error>>) -> Result<T, String> {
-        match tokio::time::timeout(Duration::from_secs(3), asked).await {
+        match tokio::time::timeout(Self::ANSWERS, asked).await {
             Err(_) => Err("the database does not answer within 3 s".to_owned()),
             Ok(answer) => answer.map_err(|error| error.to_string()),
         }
@@ -374,7 +384,7 @@ impl ProjectionManager {
 
     /// The loops of this process that hang or are gone.
     pub(crate) fn troubles(&self) -> Vec<(&'static str, String)> {
-        self.pulses.troubles(HANGS)
+        self.pulses.troubles()
     }
 
     /// The same, looked at.
@@ -385,6 +395,11 @@ impl ProjectionManager {
 
     pub(crate) fn share(&self) -> &Share {
         &self.share
+    }
+
+    /// What its loops try again, and will pass.
+    pub(crate) fn passing_troubles(&self) -> Vec<String> {
+        self.pulses.passing()
     }
 
     pub(crate) fn metrics(&self) -> &Metrics {

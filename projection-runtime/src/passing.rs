@@ -35,7 +35,37 @@ pub(crate) fn is_passing(error: &(dyn StdError + 'static)) -> bool {
     false
 }
 
+/// Whether the error, or one that it stems from, says that a statement could not be done at all, or took too long: it would
+/// be the same for other events, and for this one another time it may not.
+fn is_of_the_statement(error: &(dyn StdError + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let code = match error.downcast_ref::<sqlx::Error>() {
+            Some(sqlx::Error::Database(database)) => database.code().map(std::borrow::Cow::into_owned),
+            _ => error.downcast_ref::<PgDatabaseError>().map(|error| error.code().to_owned()),
+        };
+        // 42: no such table or column, no right to it; 57014: the statement time-out, also of a wait for a lock.
+        if code.is_some_and(|code| code.starts_with("42") || code == "57014") {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
 impl ApplyError {
+    /// Whether the event is to blame, so that a projection that passes failing events by may pass this one by: not where the
+    /// program is too old for it, or wrong, or the tables are others.
+    pub(crate) fn is_of_the_event(&self) -> bool {
+        match self {
+            ApplyError::Payload { .. } | ApplyError::Upcast { .. } | ApplyError::Panic(_) | ApplyError::Commit(_) => {
+                true
+            }
+            ApplyError::Handler(error) => !is_of_the_statement(error.as_ref()),
+            _ => false,
+        }
+    }
+
     pub(crate) fn is_passing(&self) -> bool {
         match self {
             ApplyError::Handler(error) => is_passing(error.as_ref()),

@@ -13,6 +13,7 @@ use crate::projection::ProjectionSet;
 
 /// What the locked row says.
 #[derive(Debug, sqlx::FromRow)]
+#[allow(clippy::struct_excessive_bools)] // what a row says
 pub(crate) struct Place {
     pub(crate) position: i64,
     /// The newest event when the row was asked for: everything up to it can be seen by now.
@@ -23,8 +24,12 @@ pub(crate) struct Place {
     pub(crate) retry: bool,
     /// An operator paused it.
     pub(crate) paused: bool,
-    /// Events before it that an operator told to pass by.
-    pub(crate) skipped: Vec<Uuid>,
+    /// What is read beside the row is as new as the row.
+    unchanged: bool,
+    /// The session that has the row now.
+    pub(crate) session: i32,
+    /// The first event before it that is to be passed by.
+    pub(crate) skipped: Option<Uuid>,
 }
 
 /// Makes the row of a projection that is new; returns whether it was.
@@ -48,14 +53,29 @@ pub(crate) struct Mode {
 }
 
 /// Locks the projection's row; `None` where another process holds it.
+///
+/// Where another transaction has changed the row between the snapshot of the statement and the lock, PostgreSQL reads the
+/// row itself anew, and nothing else: what is beside it is older. Then it is read once more, under the lock.
 pub(crate) async fn lock(tx: &mut PgConnection, name: &str, mode: Mode) -> sqlx::Result<Option<Place>> {
+    loop {
+        match try_lock(tx, name, mode).await? {
+            Some(place) if !place.unchanged => {}
+            place => return Ok(place),
+        }
+    }
+}
+
+async fn try_lock(tx: &mut PgConnection, name: &str, mode: Mode) -> sqlx::Result<Option<Place>> {
     sqlx::query_as(
         "SELECT r.position,
                 (SELECT COALESCE(MAX(tstamp), 0) FROM events) AS head,
                 f.name IS NOT NULL AS failed,
                 COALESCE(f.retry, false) AS retry,
                 r.paused_at IS NOT NULL AS paused,
-                ARRAY(SELECT s.event_id FROM readview_skips s WHERE s.name = r.name AND s.tstamp > r.position) AS skipped,
+                pg_backend_pid() AS session,
+                r.xmin = (SELECT s.xmin FROM readviews s WHERE s.name = r.name) AS unchanged,
+                (SELECT s.event_id FROM readview_skips s WHERE s.name = r.name AND s.tstamp > r.position
+                 ORDER BY s.tstamp LIMIT 1) AS skipped,
                 CASE WHEN NOT $2 THEN set_config('synchronous_commit', 'off', true) END AS synchronous_commit,
                 CASE WHEN $3 THEN set_config('plan_cache_mode', 'force_custom_plan', true) END AS plan_cache_mode
          FROM readviews r
@@ -68,6 +88,13 @@ pub(crate) async fn lock(tx: &mut PgConnection, name: &str, mode: Mode) -> sqlx:
     .bind(mode.custom_plans)
     .fetch_optional(tx)
     .await
+}
+
+/// Whether the event is still in the store: a crash of the server may have taken away what could be seen before it was on
+/// the disk, and with it all that came later.
+pub(crate) async fn is_there(tx: &mut PgConnection, id: Uuid, tstamp: i64) -> sqlx::Result<bool> {
+    let sql = "SELECT EXISTS (SELECT FROM events WHERE tstamp = $1 AND id = $2)";
+    sqlx::query_scalar(sql).bind(tstamp).bind(id).fetch_one(tx).await
 }
 
 /// How far the projections that this one comes after have all come; they stay unreset until the transaction ends.

@@ -3,15 +3,22 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use sqlx::PgPool;
+
 use crate::projection::ProjectionSet;
 
+/// A loop that is at one transaction for so long is taken to hang.
+const HANGS: Duration = Duration::from_secs(20);
+
 /// What a loop is doing.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 enum Beat {
     /// Not started, ended in good order, or nothing to do.
     Resting,
-    /// At one transaction, or at trouble with the database, since then.
-    Busy(Instant),
+    /// At one transaction since then, by the session of that id.
+    Busy { since: Instant, session: Option<i32>, told: bool, waits_for: Option<String> },
+    /// At trouble that passes, for so many tries.
+    Trying { error: String, tries: u32 },
     /// Ended by itself.
     Dead,
 }
@@ -25,32 +32,71 @@ impl Pulse {
         Pulse(Arc::new(Mutex::new(Beat::Resting)))
     }
 
-    fn set(&self, beat: Beat) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = beat;
+    fn with<T>(&self, look: impl FnOnce(&mut Beat) -> T) -> T {
+        look(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// A transaction begins.
     pub(crate) fn busy(&self) {
-        self.set(Beat::Busy(Instant::now()));
+        self.with(|beat| {
+            // Trouble is over when a try has come to its end.
+            if !matches!(beat, Beat::Trying { .. }) {
+                *beat = Beat::Busy { since: Instant::now(), session: None, told: false, waits_for: None };
+            }
+        });
+    }
+
+    /// It has the row, by this session.
+    pub(crate) fn busy_by(&self, session: i32) {
+        self.with(|beat| {
+            *beat = Beat::Busy { since: Instant::now(), session: Some(session), told: false, waits_for: None };
+        });
     }
 
     pub(crate) fn resting(&self) {
-        self.set(Beat::Resting);
+        self.with(|beat| *beat = Beat::Resting);
+    }
+
+    pub(crate) fn trying(&self, error: String, tries: u32) {
+        self.with(|beat| *beat = Beat::Trying { error, tries });
     }
 
     pub(crate) fn dead(&self) {
-        self.set(Beat::Dead);
+        self.with(|beat| *beat = Beat::Dead);
     }
 
     /// What is wrong with the loop, if anything is.
-    fn trouble(&self, patience: Duration) -> Option<String> {
-        match *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+    fn trouble(&self) -> Option<String> {
+        self.with(|beat| match beat {
             Beat::Dead => Some("its loop has ended".to_owned()),
-            Beat::Busy(since) if since.elapsed() > patience => {
-                let seconds = since.elapsed().as_secs();
-                Some(format!("its loop hangs: {seconds} s in one transaction; a handler waits for something"))
+            Beat::Busy { since, waits_for, .. } if since.elapsed() > HANGS => {
+                let (seconds, why) = (since.elapsed().as_secs(), waits_for.as_deref());
+                let why = why.unwrap_or("a handler waits for something");
+                Some(format!("its loop hangs: {seconds} s in one transaction; {why}"))
             }
             _ => None,
-        }
+        })
+    }
+
+    /// The session of a loop that hangs.
+    fn hanging(&self) -> Option<i32> {
+        self.with(|beat| match beat {
+            Beat::Busy { since, session, .. } if since.elapsed() > HANGS => *session,
+            _ => None,
+        })
+    }
+
+    /// Says what a hanging loop waits for, once.
+    fn tell(&self, name: &str, why: Option<String>) {
+        self.with(|beat| {
+            if let Beat::Busy { since, told, waits_for, .. } = beat {
+                if !*told {
+                    let waits_for = why.as_deref().unwrap_or("for something outside of the database");
+                    tracing::warn!(projection = name, since = ?since.elapsed(), waits_for, "a transaction takes long");
+                }
+                (*told, *waits_for) = (true, why);
+            }
+        });
     }
 }
 
@@ -68,7 +114,49 @@ impl Pulses {
     }
 
     /// What is wrong with which loop.
-    pub(crate) fn troubles(&self, patience: Duration) -> Vec<(&'static str, String)> {
-        self.0.iter().filter_map(|(name, pulse)| Some((*name, pulse.trouble(patience)?))).collect()
+    pub(crate) fn troubles(&self) -> Vec<(&'static str, String)> {
+        self.0.iter().filter_map(|(name, pulse)| Some((*name, pulse.trouble()?))).collect()
     }
+
+    /// What is tried again, and will pass.
+    pub(crate) fn passing(&self) -> Vec<String> {
+        let trying = |(name, pulse): &(&str, Pulse)| {
+            pulse.with(|beat| match beat {
+                Beat::Trying { error, tries } => Some(format!("{name}: trying again ({tries} tries): {error}")),
+                _ => None,
+            })
+        };
+        self.0.iter().filter_map(trying).collect()
+    }
+
+    /// Looks now and then for loops that hang, and what they wait for, until it is dropped.
+    pub(crate) async fn watch(self, pool: PgPool) {
+        loop {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            for (name, pulse) in &self.0 {
+                let Some(session) = pulse.hanging() else { continue };
+                match waits_for(&pool, session).await {
+                    Ok(why) => pulse.tell(name, why),
+                    Err(error) => tracing::debug!(%error, "what a loop waits for is not known"),
+                }
+            }
+        }
+    }
+}
+
+/// The lock that a session waits for, and who holds it.
+async fn waits_for(pool: &PgPool, session: i32) -> sqlx::Result<Option<String>> {
+    sqlx::query_scalar(
+        "SELECT format('it waits for a lock%s that session %s (%s, %s for %s s) holds',
+                       (SELECT ' on ' || relation::regclass FROM pg_locks
+                        WHERE pid = $1 AND NOT granted AND relation IS NOT NULL LIMIT 1),
+                       holder.pid, COALESCE(NULLIF(holder.application_name, ''), holder.usename, 'unnamed'),
+                       holder.state, extract(epoch FROM clock_timestamp() - holder.xact_start)::int)
+         FROM UNNEST(pg_blocking_pids($1)) AS blocking (pid)
+         JOIN pg_stat_activity holder USING (pid)
+         LIMIT 1",
+    )
+    .bind(session)
+    .fetch_optional(pool)
+    .await
 }

@@ -13,8 +13,9 @@
 //! What must hold: rows and position commit together; nothing of the place is kept in memory as the truth; a failing
 //! event is recorded only after everything before it is committed.
 //!
-//! What was read ahead is used only where the locked row says that it comes next: events are never changed, and none
-//! comes later at or below a position that could be seen, so what was read then is what would be read now.
+//! What was read ahead is used only where the locked row says that it comes next, and its last event is still in the store:
+//! events are never changed, none comes later at or below a position that could be seen, and a crash of the server takes
+//! away the last ones only; so what was read then is what would be read now.
 //!
 //! A batch begins small and grows while it takes little time, up to the bounds in events and bytes, and shrinks where
 //! it takes long: what waits for the row's lock, a reset for instance, waits for one batch.
@@ -56,6 +57,7 @@ pub(crate) struct Runner {
     wake: Wake,
     meter: Meter,
     probe: Probe,
+    pulse: Pulse,
     names: Vec<&'static str>,
     read_sql: String,
     mode: Mode,
@@ -67,6 +69,9 @@ pub(crate) struct Runner {
     /// Of a copy: events that it has passed by, as the error policy says. They are written down with the copy's rows.
     passed_by: Vec<FailedEvent>,
 }
+
+/// The most events that a rebuild passes by: they are kept in memory until its rows are in place.
+const MOST_PASSED_BY: usize = 10_000;
 
 /// The fewest events that a batch is made for: of fewer, each would cost a good part of a transaction.
 const SMALLEST_BATCH: usize = 64;
@@ -162,6 +167,7 @@ impl Runner {
             wake,
             meter,
             probe: Probe::default(),
+            pulse: Pulse::new(),
             names,
             read_sql,
             mode,
@@ -208,6 +214,7 @@ impl Runner {
     /// grace, rolled back.
     #[tracing::instrument(name = "loop", skip_all, fields(projection = self.definition.name))]
     pub(crate) async fn run(mut self, stop: CancellationToken, pulse: Pulse, share: Share) {
+        self.pulse = pulse.clone();
         // Whatever ends it before it is told to, a panic as well.
         let _ended = Ended { pulse: &pulse, stop: &stop };
         let mut wake = self.wake.of_projections();
@@ -247,15 +254,18 @@ impl Runner {
                 }
                 Err(error) => {
                     self.meter.retries.inc();
+                    let error = crate::error::describe(&error);
+                    pulse.trying(error.clone(), backoff.tries() + 1);
                     // Once when it begins, and now and then while it lasts.
                     if backoff.tries() % 20 == 0 {
-                        let error = crate::error::describe(&error);
                         tracing::warn!(error, tries = backoff.tries() + 1, "trouble; trying again until it passes");
                     }
                     Wait::Time(backoff.next())
                 }
             };
-            pulse.resting();
+            if backoff.tries() == 0 {
+                pulse.resting();
+            }
             let waiting = async {
                 match wait {
                     Wait::Time(time) => tokio::time::sleep(time).await,
@@ -281,6 +291,7 @@ impl Runner {
         let Some(place) = position::lock(&mut tx, self.definition.name, self.mode).await? else {
             return self.elsewhere(tx).await;
         };
+        self.pulse.busy_by(place.session);
         if place.paused || place.failed && !place.retry {
             return Ok(Step::Rest);
         }
@@ -299,12 +310,23 @@ impl Runner {
             let next = ahead.from == place.position && ahead.end <= end;
             next && self.plan.bound.is_none_or(|bound| ahead.page.events.len() <= bound)
         };
-        let (mut page, end) = match ahead.filter(fits) {
-            Some(Ahead { page, end, .. }) => (page, end),
+        let mut ahead = ahead.filter(fits);
+        if let Some(Ahead { page, .. }) = &ahead
+            && let Some(last) = page.events.last()
+            && !position::is_there(&mut tx, last.id, last.tstamp).await?
+        {
+            ahead = None;
+        }
+        let (mut page, end) = match ahead {
+            // Not to where the store ended then: that may be gone as well.
+            Some(Ahead { page, .. }) => {
+                let end = page.events.last().map_or(place.position, |last| last.tstamp);
+                (page, end)
+            }
             None => (store::read(&mut tx, &self.read_sql, &self.names, place.position, end, limit).await?, end),
         };
 
-        if let Some(skipped) = page.events.iter().position(|event| place.skipped.contains(&event.id)) {
+        if let Some(skipped) = page.events.iter().position(|event| place.skipped == Some(event.id)) {
             if skipped == 0 {
                 let to = page.events[0].tstamp;
                 self.finish(tx, place.failed, to).await?;
@@ -429,6 +451,8 @@ impl Runner {
         let from = page.events.last().filter(|_| !page.complete && self.plan.bound.is_none())?.tstamp;
         let mut connection = self.pool.acquire().await.ok()?;
         let page = store::read(&mut connection, &self.read_sql, &self.names, from, end, limit).await.ok()?;
+        // Of nothing there is no telling whether it is still so.
+        page.events.last()?;
         Some(Ahead { from, end, page })
     }
 
@@ -493,10 +517,16 @@ impl Runner {
 
         let mut tx = self.pool.begin().await?;
         let place = position::lock(&mut tx, self.definition.name, self.mode).await?;
-        let Some(place) = place.filter(|place| place.position == from && (!place.failed || place.retry)) else {
+        let Some(place) =
+            place.filter(|place| place.position == from && !place.paused && (!place.failed || place.retry))
+        else {
             // Another process took over meanwhile, or a reset: look again.
             return Ok(Step::Again);
         };
+        if !position::is_there(&mut tx, event.id, event.tstamp).await? {
+            self.plan = Plan::default();
+            return Ok(Step::Again);
+        }
         let failed = FailedEvent {
             id: event.id,
             name: event.name.to_string(),
@@ -505,7 +535,7 @@ impl Runner {
             error: error.to_string(),
         };
         self.plan = Plan::default();
-        if policy.skip {
+        if policy.skip && error.is_of_the_event() && self.passed_by.len() < MOST_PASSED_BY {
             self.pass_by(tx, &place, failed).await
         } else {
             self.stop_at(tx, from, failed, suspect.attempts).await

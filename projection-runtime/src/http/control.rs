@@ -102,7 +102,21 @@ impl Acts {
     fn begin(&self, act: Act) {
         self.with(|acts| {
             acts.push_front(act);
-            acts.truncate(REMEMBERED);
+            // What is under way stays.
+            if acts.len() > REMEMBERED
+                && let Some(oldest) = acts.iter().rposition(|act| act.outcome != Outcome::Running)
+            {
+                acts.remove(oldest);
+            }
+        });
+    }
+
+    /// Says what does not come to its end, as the process does.
+    pub(super) fn interrupted(&self) {
+        self.with(|acts| {
+            for Act { projection, act, by, .. } in acts.iter().filter(|act| act.outcome == Outcome::Running) {
+                tracing::error!(projection, act, by, error = "the process ends", "not done");
+            }
         });
     }
 
@@ -201,9 +215,13 @@ async fn act(
     app.acts.begin(begun.clone());
     // By itself: it does not end where the client goes away.
     let doing = tokio::spawn(async move {
-        let result = app.act(&begun, &order).await;
+        let working = {
+            let (app, begun) = (Arc::clone(&app), begun.clone());
+            tokio::spawn(async move { app.act(&begun, &order).await })
+        };
+        let result = working.await.unwrap_or_else(|panic| Err(Error::Definition(panic.to_string())));
         if let Err(error) = &result {
-            tracing::error!(projection, act, %error, "not done");
+            tracing::error!(projection, act, error = error.to_string(), "not done");
         }
         app.acts.end(&begun, &result);
         app.look.forget().await;

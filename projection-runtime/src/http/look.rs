@@ -1,8 +1,12 @@
 //! Asks the database where the projections stand: once a second at the most, for all who ask, however many.
+//!
+//! What must hold: whatever the database does, and whoever goes away before the answer, the projections find their
+//! connections free. So it has connections of its own, whose statements end by themselves.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sqlx::postgres::PgPoolOptions;
 use tokio::sync::Mutex;
 
 use crate::manager::ProjectionManager;
@@ -10,31 +14,56 @@ use crate::status::Status;
 
 /// How old an answer may be.
 const FRESH: Duration = Duration::from_secs(1);
+/// For the look, and for those who wait for projections.
+const CONNECTIONS: u32 = 4;
 
 /// The status, or why it is not known.
 type Looked = Result<Arc<Status>, String>;
 
+#[derive(Clone)]
 pub(super) struct Look {
     manager: ProjectionManager,
-    latest: Mutex<Option<(Instant, Looked)>>,
+    latest: Arc<Mutex<Option<(Instant, Looked)>>>,
 }
 
 impl Look {
-    pub(super) fn new(manager: ProjectionManager) -> Self {
-        Look { manager, latest: Mutex::new(None) }
+    pub(super) fn new(manager: &ProjectionManager) -> Self {
+        let options = manager.pool().connect_options().as_ref().clone();
+        let pool = PgPoolOptions::new()
+            .max_connections(CONNECTIONS)
+            .acquire_timeout(ProjectionManager::ANSWERS)
+            .after_connect(|connection, _| {
+                Box::pin(async move {
+                    let sql = "SELECT set_config('statement_timeout', $1, false)";
+                    let most = format!("{}s", ProjectionManager::ANSWERS.as_secs());
+                    sqlx::query(sql).bind(most).execute(connection).await.map(drop)
+                })
+            })
+            .connect_lazy_with(options);
+        Look { manager: manager.clone().with_pool(pool), latest: Arc::default() }
+    }
+
+    /// Who asks, over these connections.
+    pub(super) fn manager(&self) -> &ProjectionManager {
+        &self.manager
     }
 
     /// Where the projections stand. Who comes while someone asks gets the same answer.
     pub(super) async fn status(&self) -> Looked {
-        let mut latest = self.latest.lock().await;
-        if let Some((at, looked)) = &*latest
-            && at.elapsed() < FRESH
-        {
-            return looked.clone();
-        }
-        let looked = self.manager.answer(self.manager.status()).await.map(Arc::new);
-        *latest = Some((Instant::now(), looked.clone()));
-        looked
+        let look = self.clone();
+        // By itself, so that it comes to its end where nobody waits for it any more.
+        let looking = tokio::spawn(async move {
+            let mut latest = look.latest.lock().await;
+            if let Some((at, looked)) = &*latest
+                && at.elapsed() < FRESH
+            {
+                return looked.clone();
+            }
+            let looked = look.manager.answer(look.manager.status()).await.map(Arc::new);
+            *latest = Some((Instant::now(), looked.clone()));
+            looked
+        });
+        looking.await.unwrap_or_else(|error| Err(error.to_string()))
     }
 
     /// What was answered so far is no longer so.

@@ -114,7 +114,10 @@ fn of_projections(now: &Now, app: &App, status: &Status) {
             doing.with_label_values(&[name, known]).set(f64::from(u8::from(state == known)));
         }
         position.with_label_values(&[name]).set(seconds(projection.position));
-        let behind = app.history.events_behind(name).filter(|_| projection.events_behind_capped);
+        let behind = app
+            .history
+            .events_behind(name)
+            .filter(|n| projection.events_behind_capped && *n > projection.events_behind);
         events.with_label_values(&[name]).set(number(behind.unwrap_or(projection.events_behind)));
         lag.with_label_values(&[name]).set(projection.seconds_behind);
         skipped.with_label_values(&[name]).set(number(projection.skipped_events));

@@ -27,6 +27,7 @@ use tokio::sync::Semaphore;
 
 use crate::error::Error;
 use crate::manager::{Health, ProjectionManager};
+use crate::projection::Definition;
 use crate::store::EventStore;
 use control::Acts;
 pub(crate) use control::Token;
@@ -60,6 +61,7 @@ pub(crate) struct App {
     acts: Acts,
     token: Option<Token>,
     waiting: Semaphore,
+    address: String,
 }
 
 /// Answers until `shutdown` is ready.
@@ -71,13 +73,14 @@ pub(crate) async fn serve(
     shutdown: impl Future<Output = ()>,
 ) {
     let app = Arc::new(App {
-        look: Look::new(manager.clone()),
+        look: Look::new(&manager),
         history: History::new(manager.projections()),
         manager,
         about,
         acts: Acts::default(),
         token,
         waiting: Semaphore::new(WAITING),
+        address: listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string()),
     });
     match listener.local_addr() {
         Ok(address) => tracing::info!(page = %format!("http://{address}/"), control = app.token.is_some(), "HTTP"),
@@ -87,6 +90,7 @@ pub(crate) async fn serve(
         () = server::serve(listener, routes(&app), shutdown) => {}
         () = app.history.keep(app.manager.pool()) => {}
     }
+    app.acts.interrupted();
 }
 
 fn routes(app: &Arc<App>) -> Router {
@@ -167,6 +171,12 @@ async fn service(State(app): State<Arc<App>>) -> Response {
         about: &'a About,
         #[serde(flatten)]
         health: Health,
+        /// What its loops try again, and will pass.
+        troubles: Vec<String>,
+        projections: Vec<Described>,
+        /// Where it runs, and on what.
+        process: String,
+        database: String,
         /// How many processes share the projections, and which this one applies.
         processes: usize,
         applies: Vec<&'static str>,
@@ -177,12 +187,32 @@ async fn service(State(app): State<Arc<App>>) -> Response {
     let answer = Answer {
         about: &app.about,
         health: app.health().await,
+        troubles: app.manager.passing_troubles(),
+        projections: app.manager.projections().definitions().map(Described::from).collect(),
+        process: format!("pid {} at {}", std::process::id(), app.address),
+        database: crate::service::place(&app.manager.pool().connect_options()),
         processes: app.manager.share().processes(),
         applies: app.manager.share().ours(),
         control: app.token.is_some(),
         acts: app.acts.latest(),
     };
     Json(answer).into_response()
+}
+
+/// What a projection is made of.
+#[derive(Serialize)]
+struct Described {
+    name: &'static str,
+    tables: &'static [&'static str],
+    events: Vec<&'static str>,
+    after: &'static [&'static str],
+}
+
+impl From<&'static Definition> for Described {
+    fn from(definition: &'static Definition) -> Self {
+        let &Definition { name, tables, after, events, .. } = definition;
+        Described { name, tables, events: events.iter().map(|event| event.name).collect(), after }
+    }
 }
 
 async fn history(State(app): State<Arc<App>>) -> Response {
@@ -242,9 +272,9 @@ impl App {
         }
         let position = match wait.position {
             Some(position) => position,
-            None => EventStore::new(self.manager.pool().clone()).head().await?,
+            None => EventStore::new(self.look.manager().pool().clone()).head().await?,
         };
-        self.manager.wait_for(&names, position, timeout).await?;
+        self.look.manager().wait_for(&names, position, timeout).await?;
         Ok(position)
     }
 }

@@ -13,6 +13,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
@@ -21,6 +22,10 @@ use tower::ServiceExt;
 const CONNECTIONS: usize = 256;
 /// How long a client may take to send the head of a request, also the next one of a connection that stays.
 const HEAD: Duration = Duration::from_secs(10);
+/// How long a client may take to read a part of an answer.
+const WRITE: Duration = Duration::from_secs(10);
+/// How long a connection is kept for further requests.
+const KEPT: Duration = Duration::from_mins(2);
 /// The longest head, in bytes.
 const HEAD_SIZE: usize = 16 << 10;
 
@@ -61,16 +66,18 @@ async fn answer(stream: TcpStream, peer: SocketAddr, router: Router, stop: Cance
         request.extensions_mut().insert(ConnectInfo(peer));
         router.clone().oneshot(request.map(Body::new))
     });
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(WRITE));
     let mut connection = std::pin::pin!(
         http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD)
             .max_buf_size(HEAD_SIZE)
-            .serve_connection(TokioIo::new(stream), answers)
+            .serve_connection(TokioIo::new(Box::pin(stream)), answers)
     );
     let done = tokio::select! {
         done = connection.as_mut() => done,
-        () = stop.cancelled() => {
+        () = async { tokio::select! { () = stop.cancelled() => {}, () = tokio::time::sleep(KEPT) => {} } } => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }

@@ -23,6 +23,8 @@ pub(super) struct Filler {
     runner: Runner,
     patience: Duration,
     told: RebuildProgress,
+    /// Nothing comes of it but a word.
+    pub(super) verifies: bool,
     /// When others were told, by `readview_rebuilds`.
     written: Option<Instant>,
 }
@@ -35,7 +37,16 @@ impl Filler {
         let definition = projection.definition();
         let runner = Runner::beside(copy.clone(), projection, options);
         let told = RebuildProgress { stage: RebuildStage::Filling, events: 0, total: 0 };
-        Filler { live, copy, definition, runner, patience: options.reset_patience, told, written: None }
+        Filler {
+            live,
+            copy,
+            definition,
+            runner,
+            patience: options.reset_patience,
+            told,
+            verifies: false,
+            written: None,
+        }
     }
 
     /// Until it is near the live position, wherever that goes meanwhile.
@@ -132,7 +143,7 @@ impl Filler {
             "UPDATE readview_rebuilds SET stage = $2, events = $3, total = $4, seen_at = clock_timestamp() WHERE name = $1",
         )
         .bind(self.definition.name)
-        .bind(stage.name())
+        .bind(if self.verifies && stage == RebuildStage::Filling { "verifying" } else { stage.name() })
         .bind(number(events))
         .bind(number(total))
         .execute(&self.live);

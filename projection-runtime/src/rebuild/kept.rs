@@ -19,7 +19,7 @@ pub(super) async fn keep(tx: &mut PgConnection, definition: &'static Definition)
              EXECUTE format('COMMENT ON SCHEMA %I IS %L', current_setting('rebuild.schema'), format(
                  'Made by a rebuild: rows of projection %s before it. `rebuild --undo` puts them back; DROP it otherwise.',
                  current_setting('rebuild.name')));
-             FOREACH item IN ARRAY current_setting('rebuild.tables')::text[] || ARRAY['readviews'] LOOP
+             FOREACH item IN ARRAY current_setting('rebuild.tables')::text[] || ARRAY['readviews', 'readview_skips'] LOOP
                  EXECUTE format('CREATE TABLE %I.%I AS TABLE %s',
                      current_setting('rebuild.schema'), item, item::regclass);
              END LOOP;
@@ -50,7 +50,7 @@ pub(super) async fn position(tx: &mut PgConnection, kept: &Beside) -> sqlx::Resu
     sqlx::query_scalar(sql).fetch_one(tx).await
 }
 
-/// The projection goes on from there, as what it was.
+/// The projection goes on from there, as what it was; what the rebuild passed by counts again.
 pub(super) async fn restore(tx: &mut PgConnection, kept: &Beside) -> sqlx::Result<()> {
     kept.tell_scripts(tx).await?;
     tx.execute(
@@ -60,6 +60,14 @@ pub(super) async fn restore(tx: &mut PgConnection, kept: &Beside) -> sqlx::Resul
                  'UPDATE readviews r SET position = k.position, made_by = k.made_by FROM %I.readviews k
                   WHERE r.name = k.name AND r.name = $1',
                  current_setting('rebuild.schema')) USING current_setting('rebuild.name');
+             -- Not kept by a rebuild of an older version.
+             IF to_regclass(format('%I.readview_skips', current_setting('rebuild.schema'))) IS NOT NULL THEN
+                 EXECUTE format(
+                     'DELETE FROM readview_skips s USING readviews r
+                      WHERE s.name = $1 AND r.name = $1 AND s.tstamp <= r.position AND s.skipped_by = ''error policy''
+                        AND NOT EXISTS (SELECT FROM %I.readview_skips k WHERE (k.name, k.event_id) = (s.name, s.event_id))',
+                     current_setting('rebuild.schema')) USING current_setting('rebuild.name');
+             END IF;
          END
          $$",
     )

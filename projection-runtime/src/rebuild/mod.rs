@@ -120,6 +120,7 @@ impl Rebuild<'_> {
     }
 
     async fn run_with(&mut self, copy: &mut Copy, task: Task) -> Result<Difference, Error> {
+        copy.filler.verifies = matches!(task, Task::Verify);
         copy.filler.fill(self.progress).await?;
         let (started, mut backoff) = (Instant::now(), Backoff::default());
         loop {
@@ -198,14 +199,19 @@ pub(crate) async fn undo(pool: &PgPool, definition: &'static Definition) -> Resu
     let doing = || Error::database(format!("undoing the rebuild of `{}`", definition.name));
     let mut tx = pool.begin().await.map_err(doing())?;
     let kept = Beside::kept(definition);
-    hold_position(&mut tx, definition.name).await.map_err(doing())?;
+    // Those that come after this projection must not look things up while it goes back: they share the row's key.
+    hold(&mut tx, definition.name, "SELECT position FROM readviews WHERE name = $1 FOR UPDATE")
+        .await
+        .map_err(doing())?;
     let Some(position) = kept::position(&mut tx, &kept).await.map_err(doing())? else {
         return Err(Error::NothingKept { projection: definition.name });
     };
     let difference = compare(&mut tx, &kept, position, true).await.map_err(doing())?;
     apply(&mut tx, &kept).await.map_err(doing())?;
     kept::restore(&mut tx, &kept).await.map_err(doing())?;
-    settle(&mut tx, definition.name).await.map_err(doing())?;
+    // It may lie behind the position now, with others before it that are to be applied first.
+    position::clear_failure(&mut tx, definition.name).await.map_err(doing())?;
+    wake(&mut tx, definition.name).await.map_err(doing())?;
     kept.drop(&mut tx).await.map_err(doing())?;
     tx.commit().await.map_err(doing())?;
     tracing::info!(projection = definition.name, position, differed = difference.tables(), "rebuild undone");
@@ -214,12 +220,13 @@ pub(crate) async fn undo(pool: &PgPool, definition: &'static Definition) -> Resu
 
 /// Locks the live position, and returns it. As in [`position`], but it waits for whoever applies events just now.
 async fn hold_position(tx: &mut PgConnection, name: &str) -> sqlx::Result<i64> {
+    hold(tx, name, "SELECT position FROM readviews WHERE name = $1 FOR NO KEY UPDATE").await
+}
+
+async fn hold(tx: &mut PgConnection, name: &str, sql: &'static str) -> sqlx::Result<i64> {
     position::create(tx, name).await?;
     sqlx::query("SET LOCAL lock_timeout = '10s'").execute(&mut *tx).await?;
-    sqlx::query_scalar("SELECT position FROM readviews WHERE name = $1 FOR NO KEY UPDATE")
-        .bind(name)
-        .fetch_one(tx)
-        .await
+    sqlx::query_scalar(sql).bind(name).fetch_one(tx).await
 }
 
 /// The rows are others now: an event that the projection stopped at may pass.

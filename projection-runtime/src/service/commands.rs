@@ -6,13 +6,13 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{PgConnection, PgPool};
+use sqlx::{Connection, PgConnection, PgPool};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::terminal::say;
-use super::{Broker, Database, Endpoint, Policies, Policy, Service, terminal};
+use super::{Broker, Database, Endpoint, Policies, Policy, Service, Usage, terminal};
 use crate::BoxError;
 use crate::error::Error;
 use crate::error_policy::{ErrorPolicy, OnError};
@@ -38,11 +38,17 @@ impl Service {
             .connect_lazy_with(options))
     }
 
+    /// The same, of a database that answers; why it does not, the pool would not say.
+    async fn reached(&self, database: &Database) -> Result<ProjectionManager, BoxError> {
+        let manager = self.manager(database)?;
+        reach(manager.pool()).await?;
+        Ok(manager)
+    }
+
     fn manager(&self, database: &Database) -> Result<ProjectionManager, BoxError> {
-        let url = database
-            .url
-            .as_deref()
-            .ok_or("no database: set DATABASE_URL or give --database-url, like postgres://user@host/database")?;
+        let url = database.url.as_deref().filter(|url| !url.is_empty()).ok_or_else(|| {
+            Usage("no database: set DATABASE_URL or give --database-url, like postgres://user@host/database".to_owned())
+        })?;
         Ok(ProjectionManager::new(self.pool(url)?, self.projections.clone())?)
     }
 }
@@ -72,17 +78,67 @@ pub(super) fn rabbitmq(service: &Service, url: &str, ca: Option<&Path>) -> Resul
     })
 }
 
+/// Connects once.
+async fn reach(pool: &PgPool) -> Result<(), BoxError> {
+    let options = pool.connect_options();
+    let why = match tokio::time::timeout(Duration::from_secs(10), PgConnection::connect_with(&options)).await {
+        Ok(Ok(connection)) => return Ok(connection.close().await?),
+        Ok(Err(error)) => crate::error::describe(&error),
+        Err(_) => "it does not answer within 10 s".to_owned(),
+    };
+    Err(format!("the database {} cannot be reached: {why}", place(&options)).into())
+}
+
+/// `host:port/database`
+pub(crate) fn place(options: &PgConnectOptions) -> String {
+    let database = options.get_database().unwrap_or(options.get_username());
+    format!("{}:{}/{database}", options.get_host(), options.get_port())
+}
+
+/// The parameters that sqlx takes; it passes others by, and `sslmod=verify-full` would be no TLS.
+const PARAMETERS: [&str; 20] = [
+    "sslmode",
+    "ssl-mode",
+    "sslrootcert",
+    "ssl-root-cert",
+    "ssl-ca",
+    "sslcert",
+    "ssl-cert",
+    "sslkey",
+    "ssl-key",
+    "statement-cache-capacity",
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "password",
+    "application_name",
+    "options",
+    "fallback_application_name",
+    "connect_timeout",
+];
+
 /// What the URL says; the error never repeats it, for it may hold a password.
 pub(super) fn connect_options(url: &str) -> Result<PgConnectOptions, BoxError> {
-    let form = "it reads postgres://user@host/database";
+    let wrong = |what: &str| {
+        Usage(format!("DATABASE_URL (or --database-url) {what}; it must look like postgres://user@host/database"))
+    };
     if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
-        return Err(format!("DATABASE_URL (or --database-url) names no PostgreSQL database: {form}").into());
+        return Err(wrong("names no PostgreSQL database").into());
     }
-    PgConnectOptions::from_str(url).map_err(|error| format!("DATABASE_URL (or --database-url): {error}; {form}").into())
+    let parameters = url.split_once('?').map_or("", |(_, parameters)| parameters).split('&');
+    let mut names = parameters.filter_map(|parameter| parameter.split('=').next()).filter(|name| !name.is_empty());
+    if let Some(name) = names.find(|name| !PARAMETERS.contains(name) && !name.starts_with("options[")) {
+        let alike = PARAMETERS.iter().max_by(|a, b| strsim::jaro(a, name).total_cmp(&strsim::jaro(b, name)));
+        let meant = alike.map_or("", |alike| alike);
+        return Err(wrong(&format!("has a parameter `{name}`, which is unknown; is `{meant}` meant?")).into());
+    }
+    PgConnectOptions::from_str(url).map_err(|error| wrong(&format!("cannot be read: {error}")).into())
 }
 
 pub(super) async fn migrate(service: &Service, database: &Database) -> Result<(), BoxError> {
-    let manager = service.manager(database)?;
+    let manager = service.reached(database).await?;
     service.migrations.run(manager.pool()).await.map_err(|error| format!("migrating: {error}"))?;
     say!("The schema is at version {}.", latest_migration(service));
     Ok(())
@@ -152,11 +208,19 @@ fn with_policies(
     manager: ProjectionManager,
     policies: &Policies,
     options: ManagerOptions,
-) -> Result<ProjectionManager, Error> {
+) -> Result<ProjectionManager, BoxError> {
     let Policies { on_error, on_rebuild_error } = policies;
-    // The last word counts, as with other flags.
+    for (flag, said) in
+        [("ON_ERROR (or --on-error)", on_error), ("ON_REBUILD_ERROR (or --on-rebuild-error)", on_rebuild_error)]
+    {
+        let mut names: Vec<_> = said.iter().map(|policy| policy.name.as_deref().unwrap_or("all")).collect();
+        names.sort_unstable();
+        if let Some([name, _]) = names.array_windows().find(|[one, two]| one == two) {
+            return Err(Usage(format!("{flag} says more than one thing about {name}")).into());
+        }
+    }
     let said = |said: &[Policy], name: Option<&str>| {
-        said.iter().rev().find(|policy| policy.name.as_deref() == name).map(|policy| policy.on_error)
+        said.iter().find(|policy| policy.name.as_deref() == name).map(|policy| policy.on_error)
     };
     let of_all = ErrorPolicy::default()
         .live(said(on_error, None).unwrap_or_default())
@@ -167,7 +231,7 @@ fn with_policies(
         let policy = ErrorPolicy::default()
             .live(said(on_error, Some(name)).unwrap_or(of_all.live))
             .rebuild(said(on_rebuild_error, Some(name)).unwrap_or(of_all.rebuild));
-        manager.with_error_policy(name, policy)
+        Ok(manager.with_error_policy(name, policy)?)
     })
 }
 
@@ -176,7 +240,7 @@ fn token(http: &Endpoint) -> Result<Option<Token>, BoxError> {
     let (from, text) = match &http.admin_token_file {
         Some(file) => {
             let name = format!("ADMIN_TOKEN_FILE (or --admin-token-file) {}", file.display());
-            let text = std::fs::read_to_string(file).map_err(|error| format!("{name}: {error}"))?;
+            let text = std::fs::read_to_string(file).map_err(|error| Usage(format!("{name}: {error}")))?;
             (name, text)
         }
         // No flag: the arguments of a process can be seen by others.
@@ -185,7 +249,7 @@ fn token(http: &Endpoint) -> Result<Option<Token>, BoxError> {
     if text.is_empty() && http.admin_token_file.is_none() {
         return Ok(None);
     }
-    Ok(Some(Token::new(&text).map_err(|error| format!("{from}: {error}"))?))
+    Ok(Some(Token::new(&text).map_err(|error| Usage(format!("{from}: {error}")))?))
 }
 
 /// The socket for HTTP. Where nobody asked for one, and the usual one is taken, there is none.
@@ -217,7 +281,8 @@ async fn fits(service: &Service, manager: &ProjectionManager) -> Result<(), BoxE
                 return Err(format!("the database does not fit the projections:\n{}", problems.join("\n")).into());
             }
             Err(error) if error.is_passing() => {
-                tracing::warn!(%error, "the database does not answer; trying again until it does");
+                let error = reach(manager.pool()).await.err().unwrap_or_else(|| error.into()).to_string();
+                tracing::warn!(error, "the database does not answer; trying again until it does");
                 tokio::time::sleep(backoff.next()).await;
             }
             Err(error) => return Err(error.into()),
@@ -257,7 +322,7 @@ async fn checked(service: &Service, manager: &ProjectionManager) -> Result<Check
 }
 
 pub(super) async fn check(service: &Service, database: &Database, json: bool) -> Result<(), BoxError> {
-    let check = checked(service, &service.manager(database)?).await?;
+    let check = checked(service, &service.reached(database).await?).await?;
     if json {
         say!("{}", serde_json::to_string_pretty(&check)?);
     } else {
@@ -283,7 +348,7 @@ pub(super) fn shutdown() -> Result<impl Future<Output = ()>, BoxError> {
 }
 
 pub(super) async fn status(service: &Service, database: &Database, json: bool) -> Result<(), BoxError> {
-    let status = service.manager(database)?.status().await?;
+    let status = service.reached(database).await?.status().await?;
     if json {
         say!("{}", serde_json::to_string_pretty(&status)?);
     } else {
@@ -320,7 +385,7 @@ pub(super) async fn import(
     skip_invalid: bool,
     json: bool,
 ) -> Result<(), BoxError> {
-    let manager = service.manager(database)?;
+    let manager = service.reached(database).await?;
     let name = file.display().to_string();
     let (source, size): (Box<dyn tokio::io::AsyncRead + Unpin>, u64) = if name == "-" {
         (Box::new(tokio::io::stdin()), 0)
@@ -349,7 +414,7 @@ pub(super) async fn import(
 }
 
 pub(super) async fn reset(service: &Service, database: &Database, names: &[String]) -> Result<(), BoxError> {
-    let manager = service.manager(database)?;
+    let manager = service.reached(database).await?;
     known(service, names)?;
     for name in names {
         manager.reset_projection(name).await?;
@@ -368,7 +433,8 @@ pub(super) async fn rebuild(
 ) -> Result<(), BoxError> {
     let options = RebuildOptions { keep_old };
     let error_policy = ErrorPolicy::default().rebuild(on_error);
-    let manager = service.manager(database)?.with_options(ManagerOptions { error_policy, ..ManagerOptions::default() });
+    let manager =
+        service.reached(database).await?.with_options(ManagerOptions { error_policy, ..ManagerOptions::default() });
     let done = each(service, &manager, names, "Rebuilding", async |name, progress| {
         manager.rebuild(name, options, progress).await
     });
@@ -376,7 +442,7 @@ pub(super) async fn rebuild(
 }
 
 pub(super) async fn undo(service: &Service, database: &Database, names: &[String], json: bool) -> Result<(), BoxError> {
-    let manager = service.manager(database)?;
+    let manager = service.reached(database).await?;
     let done = each(service, &manager, names, "Undoing", async |name, _| manager.undo_rebuild(name).await);
     told(&done.await?, json, &|difference| terminal::replaced(difference, "put back"))
 }
@@ -388,7 +454,7 @@ pub(super) async fn verify(
     repair: bool,
     json: bool,
 ) -> Result<(), BoxError> {
-    let manager = service.manager(database)?;
+    let manager = service.reached(database).await?;
     let all: Vec<String> = service.projections.definitions().map(|definition| definition.name.to_owned()).collect();
     let names = if names.is_empty() { &all } else { names };
     let done = each(service, &manager, names, "Verifying", async |name, progress| {
@@ -455,7 +521,7 @@ fn operator() -> String {
 }
 
 pub(super) async fn pause(service: &Service, database: &Database, names: &[String]) -> Result<(), BoxError> {
-    let manager = service.manager(database)?;
+    let manager = service.reached(database).await?;
     known(service, names)?;
     for name in names {
         manager.pause(name, &operator()).await?;
@@ -465,7 +531,7 @@ pub(super) async fn pause(service: &Service, database: &Database, names: &[Strin
 }
 
 pub(super) async fn resume(service: &Service, database: &Database, names: &[String]) -> Result<(), BoxError> {
-    let manager = service.manager(database)?;
+    let manager = service.reached(database).await?;
     known(service, names)?;
     for name in names {
         manager.resume(name, &operator()).await?;
@@ -481,7 +547,7 @@ pub(super) async fn skip(
     event: uuid::Uuid,
     reason: &str,
 ) -> Result<(), BoxError> {
-    service.manager(database)?.skip(name, event, reason, &operator()).await?;
+    service.reached(database).await?.skip(name, event, reason, &operator()).await?;
     say!("{name}: event {event} is passed by, now and in each rebuild; running services go on behind it.");
     Ok(())
 }
@@ -493,7 +559,7 @@ pub(super) async fn wait(
     position: Option<i64>,
     timeout: f64,
 ) -> Result<(), BoxError> {
-    let manager = service.manager(database)?;
+    let manager = service.reached(database).await?;
     let all: Vec<&str> = service.projections.definitions().map(|definition| definition.name).collect();
     let names = if names.is_empty() { all } else { names.iter().map(String::as_str).collect() };
     let position = match position {
@@ -511,7 +577,7 @@ fn known(service: &Service, names: &[String]) -> Result<(), Error> {
 }
 
 pub(super) async fn accept(service: &Service, database: &Database, names: &[String]) -> Result<(), BoxError> {
-    let manager = service.manager(database)?;
+    let manager = service.reached(database).await?;
     known(service, names)?;
     for name in names {
         manager.accept(name).await?;
@@ -521,7 +587,7 @@ pub(super) async fn accept(service: &Service, database: &Database, names: &[Stri
 }
 
 pub(super) async fn retry(service: &Service, database: &Database, names: &[String]) -> Result<(), BoxError> {
-    let manager = service.manager(database)?;
+    let manager = service.reached(database).await?;
     known(service, names)?;
     for name in names {
         manager.retry(name).await?;

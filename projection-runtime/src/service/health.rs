@@ -20,6 +20,10 @@ pub(super) fn health(address: SocketAddr, ready: bool) -> Result<(), BoxError> {
     let path = if ready { "/health/ready" } else { "/health/live" };
     let answer = ask(address, path).map_err(|error| format!("nothing answers at http://{address}{path}: {error}"))?;
     let (head, body) = answer.split_once("\r\n\r\n").ok_or("the answer is no HTTP")?;
+    let is_ours = if ready { body.starts_with('{') } else { body.trim_end() == "live" };
+    if !is_ours {
+        return Err(format!("what answers at http://{address}{path} is another program").into());
+    }
     say!("{}", body.trim_end());
     match head.split(' ').nth(1) {
         Some("200") => Ok(()),

@@ -9,6 +9,8 @@ mod health;
 mod telemetry;
 mod terminal;
 
+pub(crate) use commands::place;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,6 +19,7 @@ use clap::error::{ContextKind, ContextValue};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use sqlx::migrate::Migrator;
 
+use crate::BoxError;
 use crate::error_policy::OnError;
 use crate::fingerprint::WhenStale;
 use crate::manager::ManagerOptions;
@@ -103,19 +106,39 @@ impl Service {
         if let Command::Run { broker: Broker { ingest: true, no_relay: false, .. }, .. } = &cli.command {
             const WHY: &str =
                 "--ingest needs --no-relay: what came from the broker would go back to it, again and again";
-            Cli::command().error(clap::error::ErrorKind::MissingRequiredArgument, WHY).exit();
+            Cli::command()
+                .name(self.name)
+                .bin_name(self.name)
+                .error(clap::error::ErrorKind::MissingRequiredArgument, WHY)
+                .exit();
         }
+        let json = cli.log_format == LogFormat::Json;
         let _telemetry = match telemetry::start(&self, cli.log_format) {
             Ok(telemetry) => telemetry,
-            Err(error) => return failed(&error),
+            Err(error) => {
+                eprintln!("error: {error}");
+                return ExitCode::from(2);
+            }
         };
         let runtime = match tokio::runtime::Runtime::new() {
             Ok(runtime) => runtime,
             Err(error) => return failed(&format!("the threads could not be started: {error}")),
         };
-        match runtime.block_on(self.command(cli)) {
+        let name = self.name;
+        let done = runtime.block_on(self.command(cli));
+        // Whoever still waits for standard input, as an import that failed does, is not waited for.
+        runtime.shutdown_background();
+        match done {
             Ok(()) => ExitCode::SUCCESS,
-            Err(error) => failed(&error.to_string()),
+            Err(error) => {
+                let text = format!("{error}{}", cure(&error, name).unwrap_or_default());
+                if json {
+                    tracing::error!("{text}");
+                } else {
+                    eprintln!("error: {text}");
+                }
+                ExitCode::from(if is_usage(&error) { 2 } else { 1 })
+            }
         }
     }
 
@@ -141,8 +164,9 @@ impl Service {
             Command::Status { json, .. } => commands::status(&self, &database, json).await,
             Command::Health { http_addr, ready } => health::health(http_addr, ready),
             Command::Completions { shell } => {
-                let mut command = Cli::command();
-                clap_complete::generate(shell, &mut command, self.name, &mut std::io::stdout());
+                let (mut command, mut script) = (Cli::command().name(self.name).bin_name(self.name), Vec::new());
+                clap_complete::generate(shell, &mut command, self.name, &mut script);
+                terminal::print(format_args!("{}", String::from_utf8_lossy(&script).trim_end()));
                 Ok(())
             }
             Command::Check { json } => commands::check(&self, &database, json).await,
@@ -181,6 +205,28 @@ fn from_environment(error: &clap::Error) -> Option<String> {
     let flag = argument.split(' ').next().unwrap_or(argument);
     let given = std::env::args().any(|given| given.split('=').next() == Some(flag));
     (!given).then(|| variable.to_string_lossy().into_owned())
+}
+
+/// What was asked for cannot be meant.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Usage(String);
+
+fn is_usage(error: &BoxError) -> bool {
+    use crate::Error::{AmqpCa, AmqpUrl, NoReason, UnknownProjection};
+    let wrong =
+        |error: &crate::Error| matches!(error, UnknownProjection { .. } | NoReason | AmqpUrl { .. } | AmqpCa { .. });
+    error.is::<Usage>() || error.downcast_ref().is_some_and(wrong)
+}
+
+/// What helps where the schema is not there, which PostgreSQL can't know.
+fn cure(error: &BoxError, name: &str) -> Option<String> {
+    let Some(crate::Error::Database { source, .. }) = error.downcast_ref() else { return None };
+    let database = source.as_database_error()?;
+    let ours = ["readview", "events", "rabbitmq_"].iter().any(|ours| database.message().contains(ours));
+    // No such table, column or function.
+    let missing = database.code().is_some_and(|code| ["42P01", "42703", "42883"].contains(&&*code));
+    (ours && missing).then(|| format!("; the schema is not there, or older than this program: {name} migrate"))
 }
 
 fn failed(message: &str) -> ExitCode {
@@ -234,14 +280,14 @@ struct Endpoint {
     #[arg(long, env = "HTTP_ADDR", value_name = "ADDRESS", value_parser = address)]
     http_addr: Option<SocketAddr>,
     /// Answer no HTTP
-    #[arg(long, conflicts_with = "http_addr")]
+    #[arg(long)]
     no_http: bool,
     /// Seconds that an event may wait for a projection before `/health/ready` says no
     #[arg(long, env = "MAX_LAG", value_name = "SECONDS", default_value_t = 60.0, value_parser = seconds)]
     max_lag: f64,
     /// A file with the token that acts over HTTP need, like pause and retry; or the token itself in `ADMIN_TOKEN`. Without
     /// one nobody can act over HTTP
-    #[arg(long, env = "ADMIN_TOKEN_FILE", value_name = "FILE", conflicts_with = "no_http")]
+    #[arg(long, env = "ADMIN_TOKEN_FILE", value_name = "FILE")]
     admin_token_file: Option<PathBuf>,
 }
 

@@ -1,6 +1,7 @@
 //! Log lines and traces. docs/LOGGING.md says what is in them.
 
 use std::io::IsTerminal;
+use std::time::Duration;
 
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig};
@@ -21,13 +22,16 @@ pub(super) enum LogFormat {
     Json,
 }
 
+/// How long the last spans may take.
+const LAST: Duration = Duration::from_secs(1);
+
 /// Sends what spans are left when it is dropped.
 pub(super) struct Telemetry(Option<SdkTracerProvider>);
 
 impl Drop for Telemetry {
     fn drop(&mut self) {
         if let Some(provider) = &self.0
-            && let Err(error) = provider.shutdown()
+            && let Err(error) = provider.shutdown_with_timeout(LAST)
         {
             eprintln!("warning: the last spans were not sent: {error}");
         }
@@ -58,7 +62,7 @@ pub(super) fn start(service: &Service, format: LogFormat) -> Result<Telemetry, S
 
 fn filter() -> Result<EnvFilter, String> {
     let said = std::env::var("RUST_LOG").ok().filter(|said| !said.is_empty());
-    let filter = said.as_deref().unwrap_or("info,sqlx=warn");
+    let filter = said.as_deref().unwrap_or("info,sqlx=warn,sqlx::pool=error");
     let filter = EnvFilter::try_new(filter)
         .map_err(|error| format!("RUST_LOG: {error}; it expects levels, like info or info,projection_runtime=debug"))?;
     // Its traces may hold the frame with the password. What it has to say, our own lines do.
@@ -75,8 +79,10 @@ fn provider(service: &Service) -> Result<Option<SdkTracerProvider>, String> {
         Some((name, value))
     });
     let Some((name, endpoint)) = endpoint else { return Ok(None) };
-    if !endpoint.starts_with("http://") {
-        return Err(format!("{name} expects a collector near by, like http://localhost:4318; TLS is the collector's"));
+    if !endpoint.starts_with("http://") || endpoint.contains('@') {
+        return Err(format!(
+            "{name} expects a collector near by, like http://localhost:4318; TLS and passwords are the collector's"
+        ));
     }
     let exporter = SpanExporter::builder()
         .with_http()

@@ -1,5 +1,6 @@
 //! How things look: tables and progress.
 
+use std::io::Write;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -12,14 +13,21 @@ use crate::rebuild::{ColumnDifference, Difference, RebuildProgress, RebuildStage
 use crate::schema::Check;
 use crate::status::{Failure, ProjectionStatus, Rebuilding, RelayProgress, State, Status};
 
-/// Prints a line. Where nobody reads any more, as behind `| head`, that is no failure.
+/// Prints a line.
 macro_rules! say {
-    ($($text:tt)*) => {{
-        use std::io::Write as _;
-        let _ = writeln!(std::io::stdout(), $($text)*);
-    }};
+    ($($text:tt)*) => { $crate::service::terminal::print(format_args!($($text)*)) };
 }
 pub(super) use say;
+
+/// Where nobody reads any more, as behind `| head`, that is no failure.
+pub(super) fn print(text: std::fmt::Arguments<'_>) {
+    if let Err(error) = writeln!(std::io::stdout(), "{text}")
+        && error.kind() != std::io::ErrorKind::BrokenPipe
+    {
+        eprintln!("error: standard output: {error}");
+        std::process::exit(1);
+    }
+}
 
 /// Rows below a header, columns aligned.
 pub(super) fn table<C: Into<Cell>>(header: &[&str], rows: Vec<Vec<C>>) -> Table {

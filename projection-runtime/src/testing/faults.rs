@@ -232,6 +232,10 @@ impl FaultTest {
 
     /// The same, and a check of one's own at the end, which panics where something is wrong. Of more than 20,000 events the
     /// rows are compared with those that batches make, as one by one would take long: so look with your own eyes.
+    ///
+    /// # Panics
+    ///
+    /// As [`run`](Self::run) does.
     pub async fn run_and(
         self,
         history: impl IntoIterator<Item = (Uuid, NewEvent)>,
@@ -308,7 +312,7 @@ impl Armed {
         };
         if is_it {
             self.reached.notify_one();
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }
@@ -419,9 +423,9 @@ impl Run {
                     tokio::time::sleep(while_long).await;
                     self.processes[victim].relay.stall(false);
                 }
-                Fault::RestartServer => self.restart(StopMode::Fast, while_long).await,
-                Fault::CrashServer => self.restart(StopMode::Immediate, while_long).await,
-                Fault::KillServer => self.restart(StopMode::Kill, while_long).await,
+                Fault::RestartServer => self.restart(StopMode::Fast, while_long),
+                Fault::CrashServer => self.restart(StopMode::Immediate, while_long),
+                Fault::KillServer => self.restart(StopMode::Kill, while_long),
                 Fault::CutBroker => self.processes[victim].to_broker.iter().for_each(TcpRelay::cut),
                 Fault::DropMessages | Fault::RepeatMessages => {
                     let rabbitmq = self.test.rabbitmq.as_ref().expect("RabbitMQ");
@@ -472,7 +476,7 @@ impl Run {
         reached
     }
 
-    async fn restart(&mut self, how: StopMode, away: Duration) {
+    fn restart(&mut self, how: StopMode, away: Duration) {
         let server = &mut self.server;
         tokio::task::block_in_place(|| {
             server.stop(how).unwrap_or_else(|error| panic!("{error}"));

@@ -28,6 +28,10 @@ struct State {
 
 impl TcpRelay {
     /// A relay to a port on 127.0.0.1.
+    ///
+    /// # Panics
+    ///
+    /// Where there is no free port.
     pub async fn to(target: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let port = listener.local_addr().expect("address").port();

@@ -479,6 +479,62 @@ async fn slow_clients() {
     }
 }
 
+/// Clients that ask and don't read the answers are let go as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_do_not_read() {
+    let db = TestDatabase::new().await;
+    let service = Service::start(&db, &[]).await;
+    let mut deaf = Vec::new();
+    for _ in 0..300 {
+        let mut stream = TcpStream::connect(("127.0.0.1", service.port)).await.unwrap();
+        let asked = "GET /page.js HTTP/1.1\r\nhost: x\r\n\r\n".repeat(400);
+        let _ = tokio::time::timeout(Duration::from_millis(50), stream.write_all(asked.as_bytes())).await;
+        deaf.push(stream);
+    }
+    let began = Instant::now();
+    let live = tokio::time::timeout(Duration::from_secs(60), service.get("/health/live")).await;
+    println!("answered after {:?}", began.elapsed());
+    assert_eq!(live.unwrap().0, 200);
+}
+
+/// A question that the database does not answer takes none of the projections' connections, however often it is asked.
+#[tokio::test(flavor = "multi_thread")]
+async fn asked_in_vain() {
+    let db = TestDatabase::new().await;
+    let service = Service::start(&db, &[]).await;
+    service.is_live().await;
+    let mut lock = db.pool.begin().await.unwrap();
+    sqlx::query("LOCK TABLE readview_rebuilds IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
+    // Clients that go away before the answer, as probes do.
+    for _ in 0..30 {
+        let _ = tokio::time::timeout(Duration::from_millis(500), service.get("/health/ready")).await;
+    }
+    let band = uuid::Uuid::new_v4();
+    sqlx::query(
+        "INSERT INTO events (aggregate_id, aggregate_name, name, data)
+         VALUES ($1, 'domain.Band', 'BandCreated', jsonb_build_object('name', $1))",
+    )
+    .bind(band)
+    .execute(&db.pool)
+    .await
+    .unwrap();
+    eventually("the projections go on", Duration::from_secs(10), || async {
+        sqlx::query_scalar("SELECT EXISTS (SELECT FROM band WHERE id = $1)")
+            .bind(band)
+            .fetch_one(&db.pool)
+            .await
+            .unwrap()
+    })
+    .await;
+    let sessions: i64 = sqlx::query_scalar(
+        "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
+    )
+    .fetch_one(&mut *lock)
+    .await
+    .unwrap();
+    assert!(sessions <= 4, "{sessions} wait for the lock");
+}
+
 struct Hanging;
 
 #[projection(name = "hanging", tables = ["journal"])]

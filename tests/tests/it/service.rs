@@ -77,13 +77,13 @@ async fn import_run_status_reset_retry() {
 async fn what_is_wrong_is_said_and_gives_the_exit_code() {
     let db = TestDatabase::new().await;
     let cases: &[(&str, &[&str], i32, &str)] = &[
-        (&db.url, &["reset", "bands"], 1, "there is no projection `bands`; did you mean `band`?"),
-        (&db.url, &["reset", "concerts"], 1, "there is no projection `concerts`; the projections are band, dancehall"),
+        (&db.url, &["reset", "bands"], 2, "there is no projection `bands`; did you mean `band`?"),
+        (&db.url, &["reset", "concerts"], 2, "there is no projection `concerts`; the projections are band, dancehall"),
         (&db.url, &["import", "/nowhere.jsonl"], 1, "/nowhere.jsonl cannot be opened"),
         (&db.url, &["frobnicate"], 2, "unrecognized subcommand"),
         (&db.url, &["reset"], 2, "<NAME>"),
-        ("mysql://x", &["status"], 1, "names no PostgreSQL database"),
-        ("postgres://postgres:sesame@127.0.0.1:1/x", &["status"], 1, "reading the positions"),
+        ("mysql://x", &["status"], 2, "names no PostgreSQL database"),
+        ("postgres://postgres:sesame@127.0.0.1:1/x", &["status"], 1, "the database 127.0.0.1:1/x cannot be reached: "),
     ];
     for (url, arguments, code, message) in cases {
         let output = service(url, arguments);
@@ -92,6 +92,10 @@ async fn what_is_wrong_is_said_and_gives_the_exit_code() {
         assert!(error.contains(message), "{arguments:?}: {error}");
         assert!(!error.contains("sesame"), "a password in {error}");
     }
+    // A database without the schema.
+    let empty = db.url.rsplit_once('/').unwrap().0.to_owned() + "/template1";
+    let error = text(&service(&empty, &["status"]).stderr);
+    assert!(error.contains("older than this program: dancefinder-projections migrate"), "{error}");
     let output = command(&db.url).env_remove("DATABASE_URL").arg("status").output().unwrap();
     assert!(text(&output.stderr).contains("no database: set DATABASE_URL"), "{}", text(&output.stderr));
 }

@@ -7,7 +7,11 @@ const HISTORY_MS = 600_000;
 const GAP_MS = 20_000; // samples further apart than this are not joined by a line
 const IN_STEP_SECONDS = 5; // who is so little behind keeps up: the verdict shall not flicker with every event
 const STILL_SECONDS = 20;
+const LOST_SECONDS = 30; // a rebuild tells of itself each second
 const SILENT_SECONDS = 90; // a process tells of RabbitMQ at least every 35 s
+const TOLD_MS = 15_000; // what came of an act is no news for longer
+const ASKS_MS = 5000;
+const HELD_MS = 2000; // no button comes under a pointer that still clicks
 
 const sources = {
   service: { path: "api/service" },
@@ -55,16 +59,28 @@ function staleMatters({ handlers, other_code, tables }) {
   return other_code || tables || handlers.some(({ behind }) => behind);
 }
 
-function howFar({ events, total, seconds, seconds_since_seen, stage }) {
-  const parts = [`${count(events)} of ${plural(total, "event")}`];
-  if (stage === "filling" && events > 0 && seconds > 0) {
+const isLost = ({ seconds_since_seen }) => seconds_since_seen > LOST_SECONDS;
+
+/** What is being made of the projection's rows, and how far that is. */
+function rebuildTexts({ stage, events, total, seconds, seconds_since_seen }) {
+  const done = `${count(events)} of ${plural(total, "event")}`;
+  if (isLost({ seconds_since_seen })) {
+    const cure = "the next start of the service, or another rebuild, removes it";
+    const last = `last heard of ${duration(seconds_since_seen, 0)} ago`;
+    return { rebuild: `A copy of its tables is left, with ${done}`, progress: `interrupted, as it seems: ${last}; ${cure}` };
+  }
+  const headings = {
+    verifying: "is being verified: nothing is changed",
+    comparing: "its rows are compared with rows made anew", // by a rebuild or a verification
+  };
+  const parts = [done];
+  if (["filling", "verifying"].includes(stage) && events > 0 && seconds > 0) {
     parts.push(`${count(events / seconds)} a second`);
     if (total > events) parts.push(`about ${duration(((total - events) * seconds) / events)} left`);
   }
   parts.push(`at it for ${duration(seconds, 0)}`);
-  const silent = `last heard of ${duration(seconds_since_seen, 0)} ago: whoever did it may be gone`;
-  if (seconds_since_seen > 60) parts.push(silent);
-  return parts.join(", ");
+  const rebuild = headings[stage] ?? `is being made anew beside its live tables: ${stage}`;
+  return { rebuild, progress: parts.join(", ") };
 }
 
 // -- what it comes to ------------------------------------------------------------------------------------------------
@@ -73,6 +89,7 @@ function howFar({ events, total, seconds, seconds_since_seen, stage }) {
 const STANDINGS = {
   failed: ["bad", "bad", "has failed", "have failed"],
   trouble: ["bad", "bad", "is in trouble", "are in trouble"],
+  trying: ["warn", "busy", "is trying again", "are trying again"],
   still: ["warn", "warn", "does not move", "do not move"],
   retrying: ["warn", "busy", "is retrying", "are retrying"],
   paused: ["warn", "paused", "is paused", "are paused"],
@@ -85,80 +102,99 @@ const STANDINGS = {
   unknown: ["off", "off", "is not in this program", "are not in this program"],
 };
 const LEVELS = ["bad", "warn", "busy", "off", "ok"];
-const isOf = (name) => (problem) => problem.startsWith(`${name}: `);
+const isOf = (name) => (text) => text.startsWith(`${name}: `);
+const without = (name, text) => (isOf(name)(text) ? text.slice(name.length + 2) : text);
 
-/** Those that cannot go on until someone mends what stopped one of them. */
-function stuckOnes(projections) {
-  const hasStopped = ({ state }) => ["failed", "paused"].includes(state);
-  const stuck = new Set(projections.filter(hasStopped).map(({ name }) => name));
-  for (let before = -1; before < stuck.size;) {
-    before = stuck.size;
-    const waiting = projections.filter(({ waits_for }) => waits_for?.some((other) => stuck.has(other)));
-    for (const { name } of waiting) stuck.add(name);
-  }
-  return stuck;
+// What this page remembers of each projection: its state, since when, and what was last done about it from here.
+const memories = new Map();
+
+function memoryOf(name) {
+  if (!memories.has(name)) memories.set(name, {});
+  return memories.get(name);
 }
 
 /** All that is known of each projection, and how it stands. */
-function views(status, problems, history) {
-  const stuck = stuckOnes(status.projections);
-  return status.projections.map((projection) => {
-    const { name, state, seconds_behind } = projection;
+function views({ projections, stale, rebuilds }, service, history) {
+  // Those that cannot go on until someone mends what stopped one of them.
+  const hasStopped = ({ state }) => ["failed", "paused"].includes(state);
+  const stuck = new Set(projections.filter(hasStopped).map(({ name }) => name));
+  for (const _ of projections) {
+    for (const { name, waits_for } of projections) if (waits_for?.some((other) => stuck.has(other))) stuck.add(name);
+  }
+  return projections.map((projection) => {
+    const { name, state } = projection;
+    const texts = (all = []) => all.filter(isOf(name)).map((text) => without(name, text));
+    const memory = memoryOf(name);
+    if (memory.state !== state) Object.assign(memory, { state, since: memory.state ? serverNow() : 0 });
+    const lastAct = service?.acts.find((act) => act.projection === name);
     const view = {
       ...projection,
-      problems: problems.filter(isOf(name)).map((problem) => problem.slice(name.length + 2)),
-      stale: status.stale.find((stale) => stale.projection === name),
-      rebuild: status.rebuilds.find((rebuild) => rebuild.name === name),
+      problems: texts(service?.problems),
+      troubles: texts(service?.troubles),
+      stale: stale.find((stale) => stale.projection === name),
+      rebuild: rebuilds.find((rebuild) => rebuild.name === name),
       history: history?.projections.find((columns) => columns.name === name),
+      madeOf: service?.projections?.find((described) => described.name === name),
       stuckAt: projection.waits_for?.filter((other) => stuck.has(other)) ?? [],
     };
+    const changed = Math.max(memory.since, new Date(lastAct?.at ?? 0));
+    const lately = view.history?.events_per_second.filter((_, i) => new Date(history.at[i]) > changed).slice(-3) ?? [];
+    view.isStill = lately.length === 3 && lately.every((n) => n === 0) && !sources.history.trouble;
     const counted = view.history?.events_behind.at(-1) ?? 0; // in full, where the other count stops
     if (view.events_behind_capped && counted > view.events_behind) {
       Object.assign(view, { events_behind: counted, events_behind_capped: false });
     }
     view.standing = standing(view);
     [view.level, view.icon] = STANDINGS[view.standing];
-    view.keepsUp = ["behind", "waiting"].includes(view.standing) && seconds_behind < IN_STEP_SECONDS;
     [view.word, view.summary] = words(view);
+    const isWaiting = view.word.endsWith("waits for");
+    view.waits = !isWaiting ? [] : view.stuckAt.length > 0 ? view.stuckAt : view.waits_for;
     return view;
   });
 }
 
-function standing({ state, problems, stuckAt, stale, seconds_behind, history }) {
-  if (state === "failed") return "failed";
+function standing({ state, failure, problems, troubles, stuckAt, stale, seconds_behind, isStill }) {
+  const keepsUp = seconds_behind < IN_STEP_SECONDS;
+  if (state === "failed" || (state === "paused" && failure)) return "failed";
   if (problems.length > 0) return "trouble";
-  const lately = history?.events_per_second.slice(-3) ?? [];
-  const hasStopped = lately.length === 3 && lately.every((n) => n === 0) && !sources.history.trouble;
-  if (state === "behind" && seconds_behind > STILL_SECONDS && hasStopped) return "still";
+  if (troubles.length > 0 && !keepsUp) return "trying";
+  if (state === "behind" && seconds_behind > STILL_SECONDS && isStill) return "still";
   if (stuckAt.length > 0) return "stuck";
   if (["live", "behind", "waiting"].includes(state) && stale && staleMatters(stale)) return "stale";
+  if (["behind", "waiting"].includes(state) && keepsUp) return "live";
   return state in STANDINGS ? state : "unknown";
 }
 
-/** The state, and a sentence that goes on from there. */
+/** How it stands, and a sentence that goes on from there. */
 function words(view) {
+  const { events_per_second = [], seconds_left = null } = view.history ?? {};
   const lag = eventsBehind(view);
-  const also = { trouble: "in trouble · ", stale: "may need a rebuild · " }[view.standing] ?? "";
-  if (view.standing === "still") return ["does not move", `although it is ${lag}: look at the log of the service`];
-  switch (view.state) {
-    case "behind": {
-      const { events_per_second = [], seconds_left = null } = view.history ?? {};
-      const perSecond = events_per_second.at(-1) ?? 0;
-      const parts = [lag];
-      if (perSecond > 0) parts.push(`${rate(perSecond)} a second`);
-      if (seconds_left !== null) parts.push(`about ${duration(seconds_left)} left`);
-      return [`${also}catching up`, parts.join(", ")];
-    }
-    case "waiting": {
-      const until = view.stuckAt.length > 0 ? `until ${view.stuckAt.join(", ")} can go on: look there` : lag;
-      return [`${also}waits for ${view.waits_for.join(", ")}`, until];
-    }
-    case "paused": return [`${also}paused`, `by ${view.by} since ${utc(view.since)} (${ago(view.since)}); ${lag}`];
-    case "failed": return ["failed", `at ${view.failure?.event_name ?? "an event"}; everything before it is applied`];
-    case "retrying": return [`${also}retrying`, "the event that failed"];
-    case "new": return [`${also}has not run yet`, ""];
-    case "unknown": return ["not in this program", "but it has a row in the database"];
-    default: return [also + view.state, ""];
+  const pace = [lag];
+  if (events_per_second.at(-1) > 0) pace.push(`${rate(events_per_second.at(-1))} a second`);
+  if (seconds_left !== null) pace.push(`about ${duration(seconds_left)} left`);
+  const failed = `at ${view.failure?.event_name ?? "an event"}; everything before it is applied`;
+  const paused = view.since ? `by ${view.by} since ${utc(view.since)} (${ago(view.since)})` : "";
+  const [word, summary] = {
+    behind: ["catching up", pace.join(", ")],
+    waiting: ["waits for", view.stuckAt.length > 0 ? "" : lag],
+    paused: ["paused", `${paused}; ${lag}`],
+    failed: ["failed", failed],
+    retrying: ["retrying", "the event that failed"],
+    new: ["has not run yet", ""],
+    unknown: ["not in this program", "but it has a row in the database"],
+  }[view.state] ?? [view.state, ""];
+  const inTrouble = (trouble) => {
+    if (view.state === "waiting") return [`${trouble}, ${word}`, summary];
+    return [trouble, view.state === "behind" ? summary : summary && `${word} ${summary}`];
+  };
+  switch (view.standing) {
+    case "live": return ["live", ""];
+    case "trouble": return inTrouble("in trouble");
+    case "trying": return inTrouble("trying again");
+    case "still": return ["does not move", `although it is ${lag}: look at the log of the service`];
+    case "stale": return [`may need a rebuild · ${word}`, summary];
+    case "failed": return view.state === "paused" ? ["paused, failed", `${failed}; paused ${paused}`] : [word, summary];
+    default: return [word, summary];
   }
 }
 
@@ -175,16 +211,15 @@ function brokerTroubles(processes) {
 /** The sentence at the top, how bad it is, and what to look at. */
 function verdict(all, general, broker) {
   const ours = all.filter(({ standing }) => standing !== "unknown");
-  const countsAs = ({ standing, keepsUp }) => (keepsUp ? "live" : standing);
   const parts = [];
   for (const [name, [, , one, many]] of Object.entries(STANDINGS)) {
-    const n = all.filter((view) => countsAs(view) === name).length;
+    const n = all.filter(({ standing }) => standing === name).length;
     const isAll = name === "live" && n === ours.length && n > 1;
     const who = isAll ? `All ${n} projections` : plural(n, "projection");
     if (n > 0) parts.push(`${parts.length === 0 ? who : n} ${n === 1 ? one : many}`);
   }
   const sentences = [parts.join(", ") || "There are no projections"];
-  const levels = ours.map((view) => STANDINGS[countsAs(view)][0]);
+  const levels = ours.map(({ level }) => level);
   const notes = [];
   const note = (name, href, text, level, icon = level) => notes.push({ name, href, text, level, icon });
   if (general.length > 0) {
@@ -198,13 +233,22 @@ function verdict(all, general, broker) {
     sentences.push("RabbitMQ is in trouble");
     note("RabbitMQ", "#rabbitmq", `: ${broker}`, "warn");
   }
+  const passing = all.filter(({ skipped_events }) => skipped_events > 0);
+  if (passing.length > 0) {
+    const n = passing.reduce((sum, { skipped_events }) => sum + skipped_events, 0);
+    const which = passing.map(({ name, skipped_events }) => `${name} ${count(skipped_events)}`).join(", ");
+    note(`${plural(n, "event")} ${n === 1 ? "is" : "are"} passed by`, `#projection-${passing[0].name}`, `: ${which}`, "info");
+  }
   levels.push(...notes.map(({ level }) => level));
   return { text: sentences.join(". "), level: LEVELS.find((level) => levels.includes(level)) ?? "ok", notes };
 }
 
-function noteText({ standing, problems, word, summary }) {
+function noteText({ standing, state, failure, problems, troubles, word, waits, summary }) {
   if (standing === "trouble") return `: ${problems.join("; ")}`;
-  return standing === "stale" ? " may need a rebuild" : ` ${word} ${summary}`;
+  if (standing === "trying") return `: ${troubles.join("; ")}`;
+  if (standing === "stale") return " may need a rebuild";
+  if (standing === "failed" && state === "paused") return ` is paused, and has failed at ${failure.event_name}`;
+  return ` ${[word, waits.join(", "), summary].filter(Boolean).join(" ")}`;
 }
 
 // -- the document: only what differs is touched, so focus, selection and what was typed stay -------------------------
@@ -256,11 +300,11 @@ function setLines(parent, lines, tag = "li") {
 
 function setCommands(parent, commands) {
   const update = (child, [when, command]) => setTexts(child, { when, command });
-  setChildren(parent, commands, ([when]) => when, template("command"), update);
+  setChildren(parent, commands, ([, command]) => command, template("command"), update);
 }
 
 function renderProjection(card, view) {
-  const { name, failure, rebuild, stale, events_behind, seconds_behind } = view;
+  const { name, failure, rebuild, stale, events_behind, seconds_behind, madeOf } = view;
   card.dataset.state = view.state;
   setLevel(card, view.level, view.icon);
   setTexts(card, {
@@ -269,12 +313,20 @@ function renderProjection(card, view) {
     behind: `${view.events_behind_capped ? "more than " : ""}${count(events_behind)}`,
     seconds: seconds_behind > 0 ? duration(seconds_behind) : "-",
     position: utcOfPosition(view.position),
-    skipped: `${count(view.skipped_events)} (readview_skips says which and why)`,
+    skipped: `${plural(view.skipped_events ?? 0, "event")} passed by`,
   });
-  part(card, "skipped").hidden = view.skipped_events === 0;
+  setChildren(field(card, "waits"), view.waits, (other) => other, () => document.createElement("a"), (link, other) => {
+    setText(link, other);
+    setAttribute(link, "href", `#projection-${other}`);
+  });
+  part(card, "skipped").hidden = !(view.skipped_events > 0);
   setAttribute(field(card, "position"), "title", `${view.position}`);
   setLines(field(card, "problems"), view.problems);
-  part(card, "loop").hidden = !view.problems.some((problem) => problem.startsWith("its loop"));
+  setLines(field(card, "passing"), view.troubles);
+  const sessions = new Set(view.problems.flatMap((problem) => problem.match(/(?<=session )\d+/g) ?? []));
+  const end = "Ends that session; what it has not committed is undone";
+  setCommands(field(card, "sessions"), [...sessions].map((id) => [end, `SELECT pg_terminate_backend(${id})`]));
+  part(card, "loop").hidden = sessions.size > 0 || !view.problems.some((problem) => problem.startsWith("its loop"));
   for (const figure of card.querySelectorAll("figure")) renderChart(figure, view);
 
   part(card, "failure").hidden = !failure;
@@ -288,15 +340,20 @@ function renderProjection(card, view) {
       error: failure.error,
     });
     setCommands(field(card, "cures"), [
-      ["After the fix", command("retry", name)],
+      ["", command("retry", name)],
       ["Where it can never be applied", command("skip", name, "--event", failure.event_id, '--reason ".."')],
     ]);
   }
 
+  const isToResume = view.state === "paused" && sources.service.data?.control === false;
+  setCommands(field(card, "resume"), isToResume ? [["To let it go on", command("resume", name)]] : []);
+
   part(card, "rebuild").hidden = !rebuild;
   if (rebuild) {
-    card.querySelector("progress").value = rebuild.total > 0 ? rebuild.events / rebuild.total : 0;
-    setTexts(card, { stage: rebuild.stage, progress: howFar(rebuild) });
+    const bar = card.querySelector("progress");
+    bar.hidden = isLost(rebuild);
+    bar.value = rebuild.total > 0 ? rebuild.events / rebuild.total : 0;
+    setTexts(part(card, "rebuild"), rebuildTexts(rebuild));
   }
 
   part(card, "stale").hidden = !stale;
@@ -307,6 +364,11 @@ function renderProjection(card, view) {
       : "Its rows are right; the next start of the service writes that down." });
     setCommands(field(card, "stale-cures"), matters
       ? [["To make them anew", command("rebuild", name)], ["Where they are right", command("accept", name)]] : []);
+  }
+  part(card, "made-of").hidden = !madeOf;
+  if (madeOf) {
+    const [tables, events, after] = [madeOf.tables, madeOf.events, madeOf.after].map((names) => names.join(", ") || "none");
+    setTexts(card, { tables, events, after });
   }
   renderAct(part(card, "act"), view);
 }
@@ -370,9 +432,9 @@ function renderActs(acts) {
   byId("acts").hidden = acts.length === 0;
   const key = ({ at, projection, act }) => `${at} ${projection} ${act}`;
   setChildren(byId("acts").querySelector("ul"), acts, key, template("act"), (item, act) => {
-    setLevel(item, { done: "ok", failed: "bad", running: "busy" }[act.outcome] ?? "off");
+    setLevel(item, { failed: "bad", running: "busy" }[act.outcome] ?? "off", { done: "ok", failed: "bad" }[act.outcome] ?? "busy");
     setTexts(item, {
-      what: `${act.act} ${act.projection}: ${act.outcome}`,
+      what: `${act.act} ${act.projection}${act.outcome === "done" ? "" : `: ${act.outcome}`}`,
       detail: act.detail ?? "",
       who: `${utc(act.at)} (${ago(act.at)}) by ${act.by}: ${act.reason}`,
     });
@@ -384,13 +446,14 @@ function renderTroubles() {
   const { service, projections, history } = sources;
   const troubles = [service, projections, history].map(({ trouble }) => trouble).filter(Boolean);
   const byText = new Map(troubles.map((trouble) => [trouble.text, trouble]));
-  const lines = [...byText.values()].map(({ text, since }) => `Since ${utc(since)} (${ago(since)}): ${text}`);
+  const lines = [...byText.values()].map(({ text, since }) => `Since ${utc(since)} (noticed by this page, ${ago(since)}): ${text}`);
   const isOld = Boolean(service.trouble || projections.trouble);
   const last = Math.min(service.at ?? 0, projections.at ?? 0);
   const old = isOld && last > 0 ? `All below is old: it is from ${utc(last)}. ` : "";
+  const away = troubles.some(({ isAway }) => isAway) ? "The service goes on by itself when the database is back. " : "";
   byId("trouble").hidden = troubles.length === 0;
   setLines(field(byId("trouble"), "troubles"), lines);
-  setTexts(byId("trouble"), { old: `${old}This page asks again every 2 s.` });
+  setTexts(byId("trouble"), { old: `${away}${old}This page asks again every 2 s.` });
   for (const id of ["main", "footer"]) byId(id).classList.toggle("old", isOld);
   byId("main").classList.toggle("old-charts", !isOld && Boolean(history.trouble));
   return isOld;
@@ -402,7 +465,7 @@ function render() {
   let said = { text: "Where the projections stand is not known", level: isOld ? "bad" : "off", notes: [] };
   if (status) {
     const problems = service?.problems ?? [];
-    const all = views(status, problems, history);
+    const all = views(status, service, history);
     const general = problems.filter((problem) => !all.some(({ name }) => isOf(name)(problem)));
     if (!isOld) said = verdict(all, general, brokerTroubles(status.rabbitmq));
     setChildren(byId("projections"), all, ({ name }) => name, newCard, renderProjection);
@@ -412,13 +475,18 @@ function render() {
   }
   if (service) {
     byId("token").hidden = !service.control;
+    byId("no-control").hidden = service.control;
     renderActs(service.acts);
+    const { process, processes, applies, database } = service;
     const commit = service.commit ? ` (${service.commit})` : "";
-    const schema = service.schema_version === null ? "no schema" : `schema ${service.schema_version}`;
     const up = `up since ${utc(service.started_at)} (${ago(service.started_at)})`;
-    const share = service.processes > 1 ? `, one of ${service.processes} processes: applies ${service.applies.join(", ")}` : "";
-    const about = `${service.service} ${service.version}${commit}, ${schema}, ${up}${share}`;
-    setTexts(document, { service: service.service, about });
+    const share = processes > 1 ? `, one of ${processes}; it applies ${applies?.join(", ") || "none"}` : "";
+    setTexts(document, {
+      service: service.service,
+      about: `${service.service} ${service.version}${commit}, schema ${service.schema_version}, ${up}`,
+      process: process ? `this is process ${process}${share}` : "",
+      database: database ? `database ${database}` : "",
+    });
   }
   const top = byId("top");
   setLevel(top, said.level);
@@ -463,61 +531,121 @@ function newCard({ name }) {
     remember("by", target.value);
     for (const input of document.querySelectorAll('[name="by"]')) if (input !== target) input.value = target.value;
   });
-  form.addEventListener("submit", (event) => {
-    event.preventDefault();
-    act(form, name, event.submitter);
+  form.addEventListener("click", ({ target, detail }) => {
+    if (target.matches("[data-act]") && detail < 2) act(form, name, target); // the second click of two is no other wish
   });
   return card;
 }
 
-function renderAct(details, { name, state, failure, rebuild }) {
-  const { control, acts } = sources.service.data ?? {};
-  details.hidden = !control || state === "unknown";
-  if (details.hidden) return;
-  const isFailed = Boolean(failure) && state !== "retrying";
-  const isPaused = state === "paused";
-  const offered = { retry: isFailed, skip: isFailed, pause: !isPaused, resume: isPaused, rebuild: true };
-  const form = details.querySelector("form");
-  form.dataset.event = failure?.event_id ?? "";
-  for (const button of form.querySelectorAll("[data-act]")) {
-    button.parentElement.hidden = !offered[button.dataset.act];
-    button.disabled = "busy" in form.dataset || (button.dataset.act === "rebuild" && Boolean(rebuild));
+function renderAct(details, view) {
+  const { name, state, failure } = view;
+  const memory = memoryOf(name);
+  memory.view = view;
+  details.hidden = !sources.service.data?.control || state === "unknown";
+  const says = failure && state !== "retrying"
+    ? "makes the rows anew up to the failing event, and tries it once more: unless it passes, the failure stays until Retry or Skip"
+    : "makes the rows anew beside the live ones; readers notice nothing";
+  setTexts(details, { "rebuild-does": says });
+  if (!memory.isBusy) hear(memory, view);
+  renderForm(details.querySelector("form"), memory);
+}
+
+/** What was said of the last act stays while it is news: until it is known what came of it, and then for a moment. */
+function hear(memory, view) {
+  const { told } = memory;
+  if (!told) return;
+  const outcome = told.isPending && cameOf(told, view);
+  if (outcome) Object.assign(told, { isPending: false, mark: mark(view), until: Date.now() + TOLD_MS }, outcome);
+  told.mark ??= mark(view);
+  if (!told.isPending && (told.mark !== mark(view) || Date.now() > told.until)) memory.told = null;
+}
+
+/** What a card says is another thing when this is. */
+const mark = ({ standing, failure }) => `${standing} ${failure?.failed_at ?? ""}`;
+
+/** What came of a retry or a rebuild; nothing where it is not known yet. */
+function cameOf({ text, act, at, failure: before }, { name, state, failure, seconds_behind }) {
+  if (act === "rebuild") {
+    const done = sources.service.data.acts.find((act) => act.at === at && act.projection === name);
+    if (!done) return { text: "how it went, the log of the service says" };
+    const isError = done.outcome === "failed";
+    return done.outcome !== "running" && { text: without(name, done.detail), isError, until: Date.now() + 4 * TOLD_MS };
   }
-  const last = acts.find(({ projection }) => projection === name);
-  const how = last && [last.outcome, last.detail].filter(Boolean).join(", ");
-  setTexts(details, { "last-act": last ? `Last: ${last.act} by ${last.by} ${ago(last.at)}: ${how}` : "" });
+  if (!failure) return { text: `${text}: it worked: ${seconds_behind < IN_STEP_SECONDS ? "live" : "it goes on"}` };
+  if (state === "retrying" || failure.failed_at === before?.failed_at) return null;
+  const where = failure.event_id === before?.event_id ? "the same event" : "a later one";
+  return { text: `${text}: failed again at ${where}, ${utc(failure.failed_at).slice(11)}` };
+}
+
+function renderForm(form, { view, told, held, isBusy }) {
+  const output = form.querySelector("output");
+  output.toggleAttribute("data-error", Boolean(told?.isError));
+  setText(output, told?.text ?? "");
+  const isFailed = Boolean(view.failure) && view.state !== "retrying";
+  const isPaused = view.state === "paused";
+  const offered = { retry: isFailed, skip: isFailed, pause: !isPaused, resume: isPaused, rebuild: true };
+  const age = held ? Date.now() - held.at : Infinity;
+  const isHeld = isBusy || age < HELD_MS || (age < 5 * HELD_MS && mark(view) === held.mark);
+  const isRebuilt = Boolean(view.rebuild) && !isLost(view.rebuild);
+  for (const button of form.querySelectorAll("[data-act]")) {
+    const { act } = button.dataset;
+    button.parentElement.hidden = !offered[act];
+    button.disabled = !offered[act] || isHeld || (act === "rebuild" && isRebuilt);
+  }
+}
+
+/** Whether it was asked, and is pressed for the second time. */
+function isConfirmed(button, event) {
+  const isSecond = button.dataset.asks === event;
+  const ask = (text, asks) => {
+    setText(button, text);
+    button.dataset.asks = asks;
+  };
+  if (isSecond) ask("Skip", "");
+  else ask("Skip this event?", event);
+  if (!isSecond) setTimeout(ask, ASKS_MS, "Skip", "");
+  return isSecond;
 }
 
 async function act(form, name, button) {
-  const output = form.querySelector("output");
-  const say = (text, isError = false) => {
-    output.toggleAttribute("data-error", isError);
-    setText(output, text);
+  const memory = memoryOf(name);
+  const { by, reason } = form.elements;
+  const say = (text, more = {}) => {
+    memory.told = { text, until: Infinity, ...more };
+    renderForm(form, memory);
   };
+  if (!form.reportValidity()) return;
   if (token.value.trim() === "") {
-    say("The admin token is missing: it goes into the field above the projections.", true);
+    say("The admin token is missing: it goes into the field above the projections.", { isError: true });
     token.focus();
     return;
   }
-  const body = { by: form.elements.by.value.trim(), reason: form.elements.reason.value.trim() };
-  if (button.dataset.act === "skip") body.event = form.dataset.event;
-  form.dataset.busy = "";
-  for (const each of form.querySelectorAll("button")) each.disabled = true;
+  const [{ act }, { failure }] = [button.dataset, memory.view];
+  if (act === "skip" && !isConfirmed(button, failure.event_id)) return;
+  const body = { by: by.value.trim(), reason: reason.value.trim() };
+  if (act === "skip") body.event = failure.event_id;
+  memory.isBusy = true;
   say(`${button.textContent} ..`);
+  const before = mark(memory.view);
   try {
-    const answer = await ask(`api/projections/${encodeURIComponent(name)}/${button.dataset.act}`, ACT_TIMEOUT_MS, {
+    const answer = await ask(`api/projections/${encodeURIComponent(name)}/${act}`, ACT_TIMEOUT_MS, {
       method: "POST",
       headers: { Authorization: `Bearer ${token.value.trim()}`, "Content-Type": "application/json" },
       body: JSON.stringify(body),
     });
-    say(answer.body.text);
+    memory.held = { at: Date.now(), mark: act === "rebuild" ? null : before };
+    reason.value = "";
+    const { text, at } = answer.body;
+    const isPending = ["retry", "rebuild"].includes(act);
+    say(without(name, text.split("; /api")[0]), { act, at, failure, isPending, until: Date.now() + TOLD_MS });
+    await polling; // that one may have asked before
+    memory.isBusy = false;
   } catch (error) {
-    say(error.message, true);
+    memory.isBusy = false;
+    say(error.message, { isError: true });
   }
-  delete form.dataset.busy;
-  await polling; // that one may have asked before
   await poll();
-  if (document.activeElement === document.body) (button.checkVisibility() ? button : output).focus();
+  if (document.activeElement === document.body) (button.disabled ? form.querySelector("output") : button).focus();
 }
 
 document.addEventListener("click", async ({ target }) => {
@@ -542,7 +670,11 @@ async function ask(path, timeout, options) {
     throw new Error(`The service does not answer${within}`);
   });
   const body = await response.json().catch(() => null);
-  if (!response.ok) throw new Error(`The service answers ${response.status}: ${body?.error ?? response.statusText}`);
+  if (response.status === 401) throw new Error("The admin token is wrong. The service was started with another ADMIN_TOKEN.");
+  if (!response.ok) {
+    const error = new Error(`The service answers ${response.status}: ${body?.error ?? response.statusText}`);
+    throw Object.assign(error, { isAway: response.status === 503 && Boolean(body?.error) });
+  }
   if (body === null) throw new Error(`/${path} is no JSON`);
   return { body, date: Date.parse(response.headers.get("Date")) };
 }
@@ -553,7 +685,7 @@ async function refresh(source) {
     if (Math.abs(date - serverNow()) > 2000) clockSkew = date - Date.now(); // it counts whole seconds
     Object.assign(source, { data: body, at: serverNow(), trouble: null });
   } catch (error) {
-    source.trouble = { text: error.message, since: source.trouble?.since ?? serverNow() };
+    source.trouble = { text: error.message, isAway: error.isAway, since: source.trouble?.since ?? serverNow() };
   }
 }
 
