@@ -34,7 +34,7 @@ bench:
 	done
 	cargo bench --quiet --package tests --bench speed -- --with $(CURDIR)/target/bench --docs $(CURDIR)/docs $(ARGS)
 
-# Faults for ten minutes, or for `MINUTES`, over as many events as come in that time: 100,000 a minute. `SEED` repeats a run.
+# Faults for ten minutes, or for `MINUTES`, over as many events as come in that time. `SEED` repeats a run.
 soak: export MINUTES ?= 10
 soak:
 	@$(call postgres,TEST_DATABASE_URL)

@@ -1,7 +1,6 @@
 //! The long run: two processes, RabbitMQ, a million events, hundreds of faults. `make soak MINUTES=10` is the whole of it;
-//! with the other tests it goes for a minute. `SEED` makes the same history and the same faults again.
+//! with the other tests it goes for half a minute. `SEED` makes the same history and the same faults again.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use dancefinder_projections::MIGRATIONS;
@@ -73,10 +72,8 @@ async fn soak() {
         |name: &str| std::env::var(name).ok().map(|n| n.parse::<f64>().unwrap_or_else(|_| panic!("{name}: {n}")));
     let minutes = number("MINUTES").unwrap_or(0.5);
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-    let (faults, events) = ((minutes * 55.0) as usize, (minutes * 110_000.0) as usize);
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     let seed = number("SEED").map_or_else(|| rand::random_range(0..1_000_000), |seed| seed as u64);
-    println!("seed {seed}: {events} events, {faults} faults, two processes");
+    println!("seed {seed}: {minutes} minutes, two processes");
 
     let broker = tokio::task::spawn_blocking(rabbitmq_server::shared).await.unwrap();
     let mut options = RabbitMqOptions::new(broker, "soak").unwrap();
@@ -94,21 +91,20 @@ async fn soak() {
         made += 1;
         if told.elapsed() > Duration::from_secs(30) {
             told = Instant::now();
-            println!("{made} of {events} events after {:.0?}", began.elapsed());
+            println!("{made} events after {:.0?}", began.elapsed());
         }
         history.next_event()
     });
-    let test = FaultTest::of(set, &MIGRATIONS).seed(seed).faults(faults).prepare(TALLY).rabbitmq(options);
+    let time = Duration::from_secs_f64(minutes * 60.0);
+    let test = FaultTest::of(set, &MIGRATIONS).seed(seed).lasting(time).prepare(TALLY).rabbitmq(options);
     let endured = test
-        .run_and(history, events, async |pool| {
+        .run_and(history, usize::MAX, async |pool| {
             let (lost, doubled) = lost_and_doubled(pool).await;
             fold::assert_equal(pool).await;
             assert_eq!((lost, doubled), (0, 0), "seed {seed}: lost, doubled");
             println!("{lost} lost, {doubled} doubled, read models equal");
         })
         .await;
-    let kinds: BTreeMap<_, _> = endured.faults.clone();
     println!("{endured}");
-    assert_eq!(endured.events, events);
-    assert!(minutes < 1.0 || kinds.len() >= 8, "{kinds:?}");
+    assert!(endured.faults.len() >= if minutes < 1.0 { 4 } else { 8 }, "{endured}");
 }

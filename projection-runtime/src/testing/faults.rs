@@ -130,6 +130,7 @@ pub struct FaultTest {
     prepare: &'static str,
     rabbitmq: Option<RabbitMqOptions>,
     no_listen: bool,
+    lasting: Option<Duration>,
 }
 
 /// What the projections went through.
@@ -174,6 +175,7 @@ impl FaultTest {
             prepare: "",
             rabbitmq: None,
             no_listen: false,
+            lasting: None,
         }
     }
 
@@ -186,6 +188,12 @@ impl FaultTest {
     /// How many faults; 50 where nothing is said.
     pub fn faults(mut self, faults: usize) -> Self {
         self.faults = faults;
+        self
+    }
+
+    /// For so long, with as many faults and events as come in that time; of the events there are no more than are asked for.
+    pub fn lasting(mut self, time: Duration) -> Self {
+        self.lasting = Some(time);
         self
     }
 
@@ -244,8 +252,10 @@ impl FaultTest {
     ) -> Endured {
         let (seed, started) = (self.seed, Instant::now());
         let mut run = Run::start(self).await;
+        let lasting = run.test.lasting;
+        let goes_on = move || lasting.is_none_or(|lasting| started.elapsed() < lasting);
         let each = events / run.test.faults.max(1);
-        let allowed = Semaphore::new(0);
+        let allowed = Semaphore::new(if lasting.is_some() { Semaphore::MAX_PERMITS } else { 0 });
         let mut senders = Vec::new();
         let mut appenders = Vec::new();
         for n in 0..run.test.appenders {
@@ -254,7 +264,7 @@ impl FaultTest {
             appenders.push(tokio::spawn(append(run.pool.clone(), receiver, seed.wrapping_add(n as u64))));
         }
         let feeding = async {
-            for (aggregate, event) in history.into_iter().take(events) {
+            for (aggregate, event) in history.into_iter().take(events).take_while(|_| goes_on()) {
                 allowed.acquire().await.expect("it is never closed").forget();
                 let appender = usize::from(aggregate.as_bytes()[15]) % senders.len();
                 // One that is gone has panicked, which is told below.
@@ -264,11 +274,18 @@ impl FaultTest {
         };
         let causing = async {
             let mut faults: BTreeMap<Fault, usize> = BTreeMap::new();
-            for _ in 0..run.test.faults {
-                allowed.add_permits(each);
+            for n in 0.. {
+                if lasting.is_none() && n == run.test.faults || !goes_on() {
+                    break;
+                }
+                if lasting.is_none() {
+                    allowed.add_permits(each);
+                }
                 *faults.entry(run.cause().await).or_default() += 1;
             }
-            allowed.add_permits(events);
+            if lasting.is_none() {
+                allowed.add_permits(events);
+            }
             faults
         };
         let ((), faults) = tokio::join!(feeding, causing);
@@ -381,7 +398,8 @@ struct Run {
 impl Run {
     async fn start(test: FaultTest) -> Self {
         // Processes are killed, not the machine: what the server has written is there afterwards, on the disk or not.
-        let settings = &["max_connections=200", "fsync=off"];
+        // Little is left to be recovered at a start.
+        let settings = &["max_connections=200", "fsync=off", "max_wal_size=64MB"];
         let server = tokio::task::spawn_blocking(|| PostgresServer::start_with("TEST_DATABASE_URL", settings));
         let server = server.await.expect("a thread").unwrap_or_else(|error| panic!("{error}"));
         let options: PgConnectOptions = server.url("postgres").parse().expect("a URL");
@@ -534,7 +552,7 @@ async fn append(pool: PgPool, mut events: mpsc::Receiver<(Uuid, NewEvent)>, seed
     let mut rng = StdRng::seed_from_u64(seed);
     let mut appended = 0;
     let mut together = Vec::new();
-    while events.recv_many(&mut together, rng.random_range(1..10)).await > 0 {
+    while events.recv_many(&mut together, rng.random_range(1..60)).await > 0 {
         let lingering = Duration::from_millis(if rng.random_ratio(1, 10) { rng.random_range(1..10) } else { 0 });
         loop {
             match transaction(&pool, &together, lingering).await {
