@@ -122,7 +122,10 @@ impl Pulses {
     pub(crate) fn passing(&self) -> Vec<String> {
         let trying = |(name, pulse): &(&str, Pulse)| {
             pulse.with(|beat| match beat {
-                Beat::Trying { error, tries } => Some(format!("{name}: trying again ({tries} tries): {error}")),
+                Beat::Trying { error, tries } => {
+                    let times = if *tries == 1 { "try" } else { "tries" };
+                    Some(format!("{name}: trying again ({tries} {times}): {error}"))
+                }
                 _ => None,
             })
         };

@@ -33,7 +33,7 @@ pub struct Status {
 pub struct Rebuilding {
     /// The projection.
     pub name: String,
-    /// What it does: `filling` (`verifying`, where nothing but a comparison comes of it), `comparing` or `replacing`.
+    /// What it does: `filling`, `comparing` or `replacing`; `verifying`, where nothing but a comparison comes of it.
     pub stage: String,
     /// Events of the projection that are applied to the copy.
     pub events: i64,

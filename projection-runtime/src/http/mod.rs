@@ -189,7 +189,7 @@ async fn service(State(app): State<Arc<App>>) -> Response {
         health: app.health().await,
         troubles: app.manager.passing_troubles(),
         projections: app.manager.projections().definitions().map(Described::from).collect(),
-        process: format!("pid {} at {}", std::process::id(), app.address),
+        process: format!("{} at {}", std::process::id(), app.address),
         database: crate::service::place(&app.manager.pool().connect_options()),
         processes: app.manager.share().processes(),
         applies: app.manager.share().ours(),

@@ -143,7 +143,7 @@ impl Filler {
             "UPDATE readview_rebuilds SET stage = $2, events = $3, total = $4, seen_at = clock_timestamp() WHERE name = $1",
         )
         .bind(self.definition.name)
-        .bind(if self.verifies && stage == RebuildStage::Filling { "verifying" } else { stage.name() })
+        .bind(if self.verifies { "verifying" } else { stage.name() })
         .bind(number(events))
         .bind(number(total))
         .execute(&self.live);

@@ -23,7 +23,7 @@ mod fill;
 mod kept;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
@@ -114,13 +114,17 @@ impl Rebuild<'_> {
     /// Returns where the live rows differ, or differed, from what the handlers make of the events.
     pub(crate) async fn run(mut self, task: Task) -> Result<Difference, Error> {
         let mut copy = Copy::make(self.pool, self.projection, self.options).await?;
-        let done = self.run_with(&mut copy, task).await;
+        copy.filler.verifies = matches!(task, Task::Verify);
+        let beating = beat(self.pool, copy.beside.name());
+        let done = tokio::select! {
+            done = self.run_with(&mut copy, task) => done,
+            never = beating => match never {},
+        };
         copy.remove().await;
         done
     }
 
     async fn run_with(&mut self, copy: &mut Copy, task: Task) -> Result<Difference, Error> {
-        copy.filler.verifies = matches!(task, Task::Verify);
         copy.filler.fill(self.progress).await?;
         let (started, mut backoff) = (Instant::now(), Backoff::default());
         loop {
@@ -187,6 +191,17 @@ impl Rebuild<'_> {
         tx.commit().await.map_err(doing())?;
         tracing::info!(projection = beside.name(), position, differed = difference.tables(), "rebuilt");
         Ok(difference)
+    }
+}
+
+/// Says that someone is at it, also while a statement takes long.
+async fn beat(pool: &PgPool, name: &str) -> std::convert::Infallible {
+    loop {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let sql = "UPDATE readview_rebuilds SET seen_at = clock_timestamp() WHERE name = $1";
+        if let Err(error) = sqlx::query(sql).bind(name).execute(pool).await {
+            tracing::debug!(%error, "the progress of a rebuild could not be told");
+        }
     }
 }
 

@@ -11,13 +11,10 @@ const LOST_SECONDS = 30; // a rebuild tells of itself each second
 const SILENT_SECONDS = 90; // a process tells of RabbitMQ at least every 35 s
 const TOLD_MS = 15_000; // what came of an act is no news for longer
 const ASKS_MS = 5000;
-const HELD_MS = 2000; // no button comes under a pointer that still clicks
+const HELD_MS = 2000; // so that no other button comes under a pointer that still clicks
 
-const sources = {
-  service: { path: "api/service" },
-  projections: { path: "api/projections" },
-  history: { path: "api/history" },
-};
+const source = (name) => ({ path: `api/${name}` });
+const sources = { service: source("service"), projections: source("projections"), history: source("history") };
 let clockSkew = 0; // ages are by the server's clock
 
 // -- words -----------------------------------------------------------------------------------------------------------
@@ -36,13 +33,9 @@ function duration(seconds, digits = 1) {
   return seconds < 172_800 ? `${Math.round(seconds / 3600)} h` : `${Math.round(seconds / 86_400)} d`;
 }
 
-function eventsBehind({ events_behind, events_behind_capped }) {
-  return `${events_behind_capped ? "more than " : ""}${plural(events_behind, "event")} behind`;
-}
-
-function command(...words) {
-  return [sources.service.data?.service, ...words].filter(Boolean).join(" ");
-}
+const command = (...words) => [sources.service.data?.service, ...words].filter(Boolean).join(" ");
+const upTo = ({ events_behind_capped }) => (events_behind_capped ? "more than " : "");
+const eventsBehind = (view) => `${upTo(view)}${plural(view.events_behind, "event")} behind`;
 
 function staleText({ handlers, other_code, tables }) {
   const changes = { changed: "has changed", added: "is new", removed: "is gone" };
@@ -55,32 +48,26 @@ function staleText({ handlers, other_code, tables }) {
   return parts.join("; ");
 }
 
-function staleMatters({ handlers, other_code, tables }) {
-  return other_code || tables || handlers.some(({ behind }) => behind);
-}
+const staleMatters = (stale) => stale.other_code || stale.tables || stale.handlers.some(({ behind }) => behind);
 
 const isLost = ({ seconds_since_seen }) => seconds_since_seen > LOST_SECONDS;
 
 /** What is being made of the projection's rows, and how far that is. */
-function rebuildTexts({ stage, events, total, seconds, seconds_since_seen }) {
+function rebuildTexts({ stage, events, total, seconds, seconds_since_seen: silent }) {
   const done = `${count(events)} of ${plural(total, "event")}`;
-  if (isLost({ seconds_since_seen })) {
-    const cure = "the next start of the service, or another rebuild, removes it";
-    const last = `last heard of ${duration(seconds_since_seen, 0)} ago`;
-    return { rebuild: `A copy of its tables is left, with ${done}`, progress: `interrupted, as it seems: ${last}; ${cure}` };
+  if (silent > LOST_SECONDS) {
+    const last = `interrupted, as it seems: last heard of ${duration(silent, 0)} ago`;
+    const progress = `${last}; the next start of the service, or another rebuild, removes it`;
+    return { rebuild: `a copy of its tables is left, with ${done}`, progress };
   }
-  const headings = {
+  const isFilling = ["filling", "verifying"].includes(stage) && events > 0 && seconds > 0;
+  const pace = isFilling ? `, ${count(events / seconds)} a second` : "";
+  const left = isFilling && total > events ? `, about ${duration(((total - events) * seconds) / events)} left` : "";
+  const rebuild = {
     verifying: "is being verified: nothing is changed",
     comparing: "its rows are compared with rows made anew", // by a rebuild or a verification
-  };
-  const parts = [done];
-  if (["filling", "verifying"].includes(stage) && events > 0 && seconds > 0) {
-    parts.push(`${count(events / seconds)} a second`);
-    if (total > events) parts.push(`about ${duration(((total - events) * seconds) / events)} left`);
-  }
-  parts.push(`at it for ${duration(seconds, 0)}`);
-  const rebuild = headings[stage] ?? `is being made anew beside its live tables: ${stage}`;
-  return { rebuild, progress: parts.join(", ") };
+  }[stage] ?? `is being made anew beside its live tables: ${stage}`;
+  return { rebuild, progress: `${done}${pace}${left}, at it for ${duration(seconds, 0)}` };
 }
 
 // -- what it comes to ------------------------------------------------------------------------------------------------
@@ -106,12 +93,8 @@ const isOf = (name) => (text) => text.startsWith(`${name}: `);
 const without = (name, text) => (isOf(name)(text) ? text.slice(name.length + 2) : text);
 
 // What this page remembers of each projection: its state, since when, and what was last done about it from here.
-const memories = new Map();
-
-function memoryOf(name) {
-  if (!memories.has(name)) memories.set(name, {});
-  return memories.get(name);
-}
+const memories = { __proto__: null };
+const memoryOf = (name) => (memories[name] ??= {});
 
 /** All that is known of each projection, and how it stands. */
 function views({ projections, stale, rebuilds }, service, history) {
@@ -147,8 +130,9 @@ function views({ projections, stale, rebuilds }, service, history) {
     view.standing = standing(view);
     [view.level, view.icon] = STANDINGS[view.standing];
     [view.word, view.summary] = words(view);
-    const isWaiting = view.word.endsWith("waits for");
-    view.waits = !isWaiting ? [] : view.stuckAt.length > 0 ? view.stuckAt : view.waits_for;
+    const waits = view.stuckAt.length > 0 ? view.stuckAt : view.waits_for;
+    view.waits = view.word.endsWith("waits for") ? waits : [];
+    memory.view = view;
     return view;
   });
 }
@@ -177,25 +161,23 @@ function words(view) {
   const [word, summary] = {
     behind: ["catching up", pace.join(", ")],
     waiting: ["waits for", view.stuckAt.length > 0 ? "" : lag],
-    paused: ["paused", `${paused}; ${lag}`],
+    paused: view.failure ? ["paused, failed", `${failed}; paused ${paused}`] : ["paused", `${paused}; ${lag}`],
     failed: ["failed", failed],
     retrying: ["retrying", "the event that failed"],
     new: ["has not run yet", ""],
     unknown: ["not in this program", "but it has a row in the database"],
   }[view.state] ?? [view.state, ""];
-  const inTrouble = (trouble) => {
-    if (view.state === "waiting") return [`${trouble}, ${word}`, summary];
-    return [trouble, view.state === "behind" ? summary : summary && `${word} ${summary}`];
-  };
-  switch (view.standing) {
-    case "live": return ["live", ""];
-    case "trouble": return inTrouble("in trouble");
-    case "trying": return inTrouble("trying again");
-    case "still": return ["does not move", `although it is ${lag}: look at the log of the service`];
-    case "stale": return [`may need a rebuild · ${word}`, summary];
-    case "failed": return view.state === "paused" ? ["paused, failed", `${failed}; paused ${paused}`] : [word, summary];
-    default: return [word, summary];
-  }
+  const inTrouble = (trouble) => ({
+    behind: [trouble, summary],
+    waiting: [`${trouble}, ${word}`, summary],
+  }[view.state] ?? [trouble, summary && `${word} ${summary}`]);
+  return {
+    live: ["live", ""],
+    trouble: inTrouble("in trouble"),
+    trying: inTrouble("trying again"),
+    still: ["does not move", `although it is ${lag}: look at the log of the service`],
+    stale: [`may need a rebuild · ${word}`, summary],
+  }[view.standing] ?? [word, summary];
 }
 
 const isHeardOf = ({ seen_at }) => (serverNow() - new Date(seen_at)) / 1000 < SILENT_SECONDS;
@@ -236,8 +218,9 @@ function verdict(all, general, broker) {
   const passing = all.filter(({ skipped_events }) => skipped_events > 0);
   if (passing.length > 0) {
     const n = passing.reduce((sum, { skipped_events }) => sum + skipped_events, 0);
+    const all = `${plural(n, "event")} ${n === 1 ? "is" : "are"} passed by`;
     const which = passing.map(({ name, skipped_events }) => `${name} ${count(skipped_events)}`).join(", ");
-    note(`${plural(n, "event")} ${n === 1 ? "is" : "are"} passed by`, `#projection-${passing[0].name}`, `: ${which}`, "info");
+    note(all, `#projection-${passing[0].name}`, `: ${which}`, "info");
   }
   levels.push(...notes.map(({ level }) => level));
   return { text: sentences.join(". "), level: LEVELS.find((level) => levels.includes(level)) ?? "ok", notes };
@@ -258,16 +241,17 @@ const field = (node, name) => node.querySelector(`[data-field="${name}"]`);
 const part = (node, name) => node.querySelector(`[data-part="${name}"]`);
 const template = (name) => () => byId(`${name}-template`).content.firstElementChild.cloneNode(true);
 
-function setText(node, text) {
-  if (node.textContent !== text) node.textContent = text;
-}
+const setText = (node, text) => { if (node.textContent !== text) node.textContent = text; };
+const setAttribute = (node, name, value) => { if (node.getAttribute(name) !== value) node.setAttribute(name, value); };
 
 function setTexts(node, texts) {
   for (const [name, text] of Object.entries(texts)) setText(field(node, name), text);
 }
 
-function setAttribute(node, name, value) {
-  if (node.getAttribute(name) !== value) node.setAttribute(name, value);
+/** Shows a part of the card where there is something to be shown. */
+function show(card, name, something) {
+  part(card, name).hidden = !something;
+  return Boolean(something);
 }
 
 function setLevel(node, level, icon = level) {
@@ -304,71 +288,58 @@ function setCommands(parent, commands) {
 }
 
 function renderProjection(card, view) {
-  const { name, failure, rebuild, stale, events_behind, seconds_behind, madeOf } = view;
+  const { name, problems, failure, rebuild, stale, skipped_events, seconds_behind, madeOf } = view;
   card.dataset.state = view.state;
   setLevel(card, view.level, view.icon);
   setTexts(card, {
     state: view.word,
     summary: view.summary,
-    behind: `${view.events_behind_capped ? "more than " : ""}${count(events_behind)}`,
+    behind: `${upTo(view)}${count(view.events_behind)}`,
     seconds: seconds_behind > 0 ? duration(seconds_behind) : "-",
     position: utcOfPosition(view.position),
-    skipped: `${plural(view.skipped_events ?? 0, "event")} passed by`,
+    skipped: `${plural(skipped_events ?? 0, "event")} passed by:`,
   });
+  setAttribute(field(card, "position"), "title", `${view.position}`);
   setChildren(field(card, "waits"), view.waits, (other) => other, () => document.createElement("a"), (link, other) => {
     setText(link, other);
     setAttribute(link, "href", `#projection-${other}`);
   });
-  part(card, "skipped").hidden = !(view.skipped_events > 0);
-  setAttribute(field(card, "position"), "title", `${view.position}`);
-  setLines(field(card, "problems"), view.problems);
-  setLines(field(card, "passing"), view.troubles);
-  const sessions = new Set(view.problems.flatMap((problem) => problem.match(/(?<=session )\d+/g) ?? []));
-  const end = "Ends that session; what it has not committed is undone";
-  setCommands(field(card, "sessions"), [...sessions].map((id) => [end, `SELECT pg_terminate_backend(${id})`]));
-  part(card, "loop").hidden = sessions.size > 0 || !view.problems.some((problem) => problem.startsWith("its loop"));
+  show(card, "skipped", skipped_events);
   for (const figure of card.querySelectorAll("figure")) renderChart(figure, view);
 
-  part(card, "failure").hidden = !failure;
-  if (failure) {
-    setTexts(card, {
-      event: failure.event_name,
-      "event-id": failure.event_id,
-      handler: failure.handler,
-      attempts: count(failure.attempts),
-      "failed-at": `${utc(failure.failed_at)} (${ago(failure.failed_at)})`,
-      error: failure.error,
-    });
+  setLines(field(card, "problems"), problems);
+  setLines(field(card, "passing"), view.troubles);
+  const sessions = new Set(problems.flatMap((problem) => problem.match(/(?<=session )\d+/g) ?? []));
+  const ends = "Ends that session; what it has not committed is undone";
+  setCommands(field(card, "sessions"), [...sessions].map((id) => [ends, `SELECT pg_terminate_backend(${id})`]));
+  show(card, "loop", sessions.size === 0 && problems.some((problem) => problem.startsWith("its loop")));
+  const mustResume = view.state === "paused" && sources.service.data?.control === false;
+  setCommands(field(card, "resume"), mustResume ? [["To let it go on", command("resume", name)]] : []);
+
+  if (show(card, "failure", failure)) {
+    const { event_name, event_id, handler, attempts, error, failed_at } = failure;
+    const last = `${utc(failed_at)} (${ago(failed_at)})`;
+    setTexts(card, { event_name, event_id, handler, attempts: count(attempts), failed_at: last, error });
     setCommands(field(card, "cures"), [
       ["", command("retry", name)],
-      ["Where it can never be applied", command("skip", name, "--event", failure.event_id, '--reason ".."')],
+      ["Where it can never be applied", command("skip", name, "--event", event_id, '--reason ".."')],
     ]);
   }
-
-  const isToResume = view.state === "paused" && sources.service.data?.control === false;
-  setCommands(field(card, "resume"), isToResume ? [["To let it go on", command("resume", name)]] : []);
-
-  part(card, "rebuild").hidden = !rebuild;
-  if (rebuild) {
+  if (show(card, "rebuild", rebuild)) {
     const bar = card.querySelector("progress");
     bar.hidden = isLost(rebuild);
     bar.value = rebuild.total > 0 ? rebuild.events / rebuild.total : 0;
-    setTexts(part(card, "rebuild"), rebuildTexts(rebuild));
+    setTexts(card, rebuildTexts(rebuild));
   }
-
-  part(card, "stale").hidden = !stale;
-  if (stale) {
-    const matters = staleMatters(stale);
-    setTexts(card, { stale: staleText(stale), "stale-meaning": matters
-      ? "Its rows may be others than a rebuild would make."
-      : "Its rows are right; the next start of the service writes that down." });
-    setCommands(field(card, "stale-cures"), matters
-      ? [["To make them anew", command("rebuild", name)], ["Where they are right", command("accept", name)]] : []);
+  if (show(card, "stale", stale)) {
+    setTexts(card, { stale: staleText(stale) });
+    show(card, "stale-right", !staleMatters(stale));
+    show(card, "stale-wrong", staleMatters(stale));
+    const cures = [["To make them anew", command("rebuild", name)], ["Where they are right", command("accept", name)]];
+    setCommands(field(card, "stale-cures"), cures);
   }
-  part(card, "made-of").hidden = !madeOf;
-  if (madeOf) {
-    const [tables, events, after] = [madeOf.tables, madeOf.events, madeOf.after].map((names) => names.join(", ") || "none");
-    setTexts(card, { tables, events, after });
+  if (show(card, "made-of", madeOf)) {
+    for (const kind of ["tables", "events", "after"]) setTexts(card, { [kind]: madeOf[kind].join(", ") || "none" });
   }
   renderAct(part(card, "act"), view);
 }
@@ -390,12 +361,12 @@ function renderChart(figure, { name, history }) {
   const areas = runs.map((run) => `M${run[0][0]} 100L${line(run)}L${run.at(-1)[0]} 100Z`);
   setAttribute(figure.querySelector(".line"), "d", lines.join(""));
   setAttribute(figure.querySelector(".area"), "d", areas.join(""));
-  const isLag = figure.dataset.chart === "events_behind";
-  const [what, format] = isLag ? ["Events behind", count] : ["Events a second", rate];
+  const format = figure.dataset.chart === "events_behind" ? count : rate;
   const isEmpty = values.length === 0;
   setText(field(figure, "most"), isEmpty ? "not known yet" : `max ${format(most)}`);
   const told = isEmpty ? "not known yet" : `now ${format(values.at(-1))}, at most ${format(most)}`;
-  setAttribute(figure.querySelector("svg"), "aria-label", `${what} of ${name} in the last 10 minutes: ${told}`);
+  const what = `${field(figure, "what").textContent} of ${name} in the last 10 minutes`;
+  setAttribute(figure.querySelector("svg"), "aria-label", `${what}: ${told}`);
 }
 
 function renderBroker({ relays, rabbitmq }) {
@@ -432,10 +403,11 @@ function renderActs(acts) {
   byId("acts").hidden = acts.length === 0;
   const key = ({ at, projection, act }) => `${at} ${projection} ${act}`;
   setChildren(byId("acts").querySelector("ul"), acts, key, template("act"), (item, act) => {
-    setLevel(item, { failed: "bad", running: "busy" }[act.outcome] ?? "off", { done: "ok", failed: "bad" }[act.outcome] ?? "busy");
+    // What is done may be so no more.
+    setLevel(item, ...({ done: ["off", "ok"], failed: ["bad"] }[act.outcome] ?? ["busy"]));
     setTexts(item, {
       what: `${act.act} ${act.projection}${act.outcome === "done" ? "" : `: ${act.outcome}`}`,
-      detail: act.detail ?? "",
+      detail: act.detail,
       who: `${utc(act.at)} (${ago(act.at)}) by ${act.by}: ${act.reason}`,
     });
   });
@@ -446,11 +418,13 @@ function renderTroubles() {
   const { service, projections, history } = sources;
   const troubles = [service, projections, history].map(({ trouble }) => trouble).filter(Boolean);
   const byText = new Map(troubles.map((trouble) => [trouble.text, trouble]));
-  const lines = [...byText.values()].map(({ text, since }) => `Since ${utc(since)} (noticed by this page, ${ago(since)}): ${text}`);
+  const lines = [...byText.values()].map(({ text, since }) =>
+    `Since ${utc(since)} (noticed by this page, ${ago(since)}): ${text}`);
   const isOld = Boolean(service.trouble || projections.trouble);
   const last = Math.min(service.at ?? 0, projections.at ?? 0);
   const old = isOld && last > 0 ? `All below is old: it is from ${utc(last)}. ` : "";
-  const away = troubles.some(({ isAway }) => isAway) ? "The service goes on by itself when the database is back. " : "";
+  const isAway = troubles.some(({ status }) => status === 503);
+  const away = isAway ? "The service goes on by itself when the database is back. " : "";
   byId("trouble").hidden = troubles.length === 0;
   setLines(field(byId("trouble"), "troubles"), lines);
   setTexts(byId("trouble"), { old: `${away}${old}This page asks again every 2 s.` });
@@ -464,9 +438,8 @@ function render() {
   const [service, status, history] = [sources.service.data, sources.projections.data, sources.history.data];
   let said = { text: "Where the projections stand is not known", level: isOld ? "bad" : "off", notes: [] };
   if (status) {
-    const problems = service?.problems ?? [];
     const all = views(status, service, history);
-    const general = problems.filter((problem) => !all.some(({ name }) => isOf(name)(problem)));
+    const general = (service?.problems ?? []).filter((problem) => !all.some(({ name }) => isOf(name)(problem)));
     if (!isOld) said = verdict(all, general, brokerTroubles(status.rabbitmq));
     setChildren(byId("projections"), all, ({ name }) => name, newCard, renderProjection);
     renderBroker(status);
@@ -537,114 +510,95 @@ function newCard({ name }) {
   return card;
 }
 
+/** What is told of an act is old where this is another. */
+const mark = ({ standing, failure }) => `${standing} ${failure?.failed_at ?? ""}`;
+
 function renderAct(details, view) {
-  const { name, state, failure } = view;
-  const memory = memoryOf(name);
-  memory.view = view;
-  details.hidden = !sources.service.data?.control || state === "unknown";
-  const says = failure && state !== "retrying"
-    ? "makes the rows anew up to the failing event, and tries it once more: unless it passes, the failure stays until Retry or Skip"
-    : "makes the rows anew beside the live ones; readers notice nothing";
-  setTexts(details, { "rebuild-does": says });
-  if (!memory.isBusy) hear(memory, view);
+  const memory = memoryOf(view.name);
+  const { told } = memory;
+  details.hidden = !sources.service.data?.control || view.state === "unknown";
+  // An answer stays while it is news: until it is known what came of it, and then for a moment.
+  if (told?.until) {
+    const outcome = told.isPending && cameOf(told, view);
+    if (outcome) Object.assign(told, { isPending: false, mark: mark(view), until: Date.now() + TOLD_MS }, outcome);
+    told.mark ??= mark(view);
+    if (!told.isPending && (told.mark !== mark(view) || Date.now() > told.until)) memory.told = null;
+  }
   renderForm(details.querySelector("form"), memory);
 }
-
-/** What was said of the last act stays while it is news: until it is known what came of it, and then for a moment. */
-function hear(memory, view) {
-  const { told } = memory;
-  if (!told) return;
-  const outcome = told.isPending && cameOf(told, view);
-  if (outcome) Object.assign(told, { isPending: false, mark: mark(view), until: Date.now() + TOLD_MS }, outcome);
-  told.mark ??= mark(view);
-  if (!told.isPending && (told.mark !== mark(view) || Date.now() > told.until)) memory.told = null;
-}
-
-/** What a card says is another thing when this is. */
-const mark = ({ standing, failure }) => `${standing} ${failure?.failed_at ?? ""}`;
 
 /** What came of a retry or a rebuild; nothing where it is not known yet. */
 function cameOf({ text, act, at, failure: before }, { name, state, failure, seconds_behind }) {
   if (act === "rebuild") {
     const done = sources.service.data.acts.find((act) => act.at === at && act.projection === name);
-    if (!done) return { text: "how it went, the log of the service says" };
-    const isError = done.outcome === "failed";
-    return done.outcome !== "running" && { text: without(name, done.detail), isError, until: Date.now() + 4 * TOLD_MS };
+    if (!done) return !sources.service.trouble && { text: "how it went, the log says: the service was started again" };
+    if (done.outcome === "running") return null;
+    return { text: without(name, done.detail), isError: done.outcome === "failed", until: Date.now() + 4 * TOLD_MS };
   }
   if (!failure) return { text: `${text}: it worked: ${seconds_behind < IN_STEP_SECONDS ? "live" : "it goes on"}` };
-  if (state === "retrying" || failure.failed_at === before?.failed_at) return null;
-  const where = failure.event_id === before?.event_id ? "the same event" : "a later one";
-  return { text: `${text}: failed again at ${where}, ${utc(failure.failed_at).slice(11)}` };
+  if (failure.failed_at === before.failed_at) return state === "paused" && { text: `${text}, once it is resumed` };
+  if (state === "retrying") return null;
+  const what = failure.event_id === before.event_id ? "failed again at the same event" : "failed at a later event";
+  return { text: `${text}: ${what}, ${utc(failure.failed_at).slice(11)}` };
 }
 
-function renderForm(form, { view, told, held, isBusy }) {
+function renderForm(form, { view, told, isBusy }) {
   const output = form.querySelector("output");
   output.toggleAttribute("data-error", Boolean(told?.isError));
   setText(output, told?.text ?? "");
   const isFailed = Boolean(view.failure) && view.state !== "retrying";
   const isPaused = view.state === "paused";
   const offered = { retry: isFailed, skip: isFailed, pause: !isPaused, resume: isPaused, rebuild: true };
-  const age = held ? Date.now() - held.at : Infinity;
-  const isHeld = isBusy || age < HELD_MS || (age < 5 * HELD_MS && mark(view) === held.mark);
   const isRebuilt = Boolean(view.rebuild) && !isLost(view.rebuild);
   for (const button of form.querySelectorAll("[data-act]")) {
     const { act } = button.dataset;
     button.parentElement.hidden = !offered[act];
-    button.disabled = !offered[act] || isHeld || (act === "rebuild" && isRebuilt);
+    button.disabled = !offered[act] || isBusy || (act === "rebuild" && isRebuilt);
   }
+  show(form, "rebuild-plain", !isFailed);
+  show(form, "rebuild-failed", isFailed);
 }
 
-/** Whether it was asked, and is pressed for the second time. */
+/** Whether it has asked already. It asks for a moment. */
 function isConfirmed(button, event) {
-  const isSecond = button.dataset.asks === event;
-  const ask = (text, asks) => {
-    setText(button, text);
-    button.dataset.asks = asks;
-  };
-  if (isSecond) ask("Skip", "");
-  else ask("Skip this event?", event);
-  if (!isSecond) setTimeout(ask, ASKS_MS, "Skip", "");
-  return isSecond;
+  const asked = button.dataset.asks === event;
+  button.dataset.asks = event;
+  setText(button, "Skip this event?");
+  setTimeout(() => { delete button.dataset.asks; setText(button, "Skip"); }, ASKS_MS);
+  return asked;
 }
 
 async function act(form, name, button) {
+  if (![form, token.form].every((each) => each.reportValidity())) return;
   const memory = memoryOf(name);
+  const { act } = button.dataset;
   const { by, reason } = form.elements;
-  const say = (text, more = {}) => {
-    memory.told = { text, until: Infinity, ...more };
-    renderForm(form, memory);
-  };
-  if (!form.reportValidity()) return;
-  if (token.value.trim() === "") {
-    say("The admin token is missing: it goes into the field above the projections.", { isError: true });
-    token.focus();
-    return;
-  }
-  const [{ act }, { failure }] = [button.dataset, memory.view];
+  const { failure } = memory.view;
   if (act === "skip" && !isConfirmed(button, failure.event_id)) return;
   const body = { by: by.value.trim(), reason: reason.value.trim() };
   if (act === "skip") body.event = failure.event_id;
-  memory.isBusy = true;
-  say(`${button.textContent} ..`);
-  const before = mark(memory.view);
+  const tell = (told, isBusy) => {
+    Object.assign(memory, { told, isBusy });
+    renderForm(form, memory);
+  };
+  tell({ text: `${act} ..` }, true);
   try {
-    const answer = await ask(`api/projections/${encodeURIComponent(name)}/${act}`, ACT_TIMEOUT_MS, {
+    const { body: { text, at } } = await ask(`api/projections/${encodeURIComponent(name)}/${act}`, ACT_TIMEOUT_MS, {
       method: "POST",
       headers: { Authorization: `Bearer ${token.value.trim()}`, "Content-Type": "application/json" },
       body: JSON.stringify(body),
     });
-    memory.held = { at: Date.now(), mark: act === "rebuild" ? null : before };
-    reason.value = "";
-    const { text, at } = answer.body;
-    const isPending = ["retry", "rebuild"].includes(act);
-    say(without(name, text.split("; /api")[0]), { act, at, failure, isPending, until: Date.now() + TOLD_MS });
+    if (reason.value.trim() === body.reason) reason.value = "";
     await polling; // that one may have asked before
-    memory.isBusy = false;
+    const told = { text: without(name, text.split("; /api")[0]), act, at, failure, until: Date.now() + TOLD_MS };
+    tell({ ...told, isPending: ["retry", "rebuild"].includes(act) }, true);
+    await poll();
+    setTimeout(() => tell(memory.told, false), HELD_MS);
   } catch (error) {
-    memory.isBusy = false;
-    say(error.message, { isError: true });
+    tell({ text: error.message, isError: true, until: Infinity }, false);
+    await polling;
+    await poll();
   }
-  await poll();
   if (document.activeElement === document.body) (button.disabled ? form.querySelector("output") : button).focus();
 }
 
@@ -670,10 +624,10 @@ async function ask(path, timeout, options) {
     throw new Error(`The service does not answer${within}`);
   });
   const body = await response.json().catch(() => null);
-  if (response.status === 401) throw new Error("The admin token is wrong. The service was started with another ADMIN_TOKEN.");
   if (!response.ok) {
-    const error = new Error(`The service answers ${response.status}: ${body?.error ?? response.statusText}`);
-    throw Object.assign(error, { isAway: response.status === 503 && Boolean(body?.error) });
+    const error = `The service answers ${response.status}: ${body?.error ?? response.statusText}`;
+    const wrong = "The admin token is wrong. The service was started with another ADMIN_TOKEN.";
+    throw new Error(response.status === 401 ? wrong : error, { cause: body && response.status });
   }
   if (body === null) throw new Error(`/${path} is no JSON`);
   return { body, date: Date.parse(response.headers.get("Date")) };
@@ -685,7 +639,7 @@ async function refresh(source) {
     if (Math.abs(date - serverNow()) > 2000) clockSkew = date - Date.now(); // it counts whole seconds
     Object.assign(source, { data: body, at: serverNow(), trouble: null });
   } catch (error) {
-    source.trouble = { text: error.message, isAway: error.isAway, since: source.trouble?.since ?? serverNow() };
+    source.trouble = { text: error.message, status: error.cause, since: source.trouble?.since ?? serverNow() };
   }
 }
 

@@ -46,7 +46,7 @@ async fn the_password_never_shows() {
         let mut run = Command::new(env!("CARGO_BIN_EXE_dancefinder"));
         let output = run.args(["--database-url", &db.url, "run"]).env("AMQP_URL", wrong).output().unwrap();
         let error = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{error}");
+        assert_eq!(output.status.code(), Some(2), "{error}");
         assert!(error.contains("AMQP_URL (or --amqp-url)") && error.contains("it reads amqp://"), "{error}");
         all += &error;
     }
