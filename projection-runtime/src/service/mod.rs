@@ -166,7 +166,10 @@ impl Service {
             Command::Completions { shell } => {
                 let (mut command, mut script) = (Cli::command().name(self.name).bin_name(self.name), Vec::new());
                 clap_complete::generate(shell, &mut command, self.name, &mut script);
-                terminal::print(format_args!("{}", String::from_utf8_lossy(&script).trim_end()));
+                // clap_complete 4.6 takes the hyphens of a name for spaces, in one of two places of bash's script.
+                let (wrong, right) = (self.name.replace('-', "__subcmd__"), self.name.replace('-', "__"));
+                let script = String::from_utf8_lossy(&script).replace(&wrong, &right);
+                terminal::print(format_args!("{}", script.trim_end()));
                 Ok(())
             }
             Command::Check { json } => commands::check(&self, &database, json).await,

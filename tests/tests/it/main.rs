@@ -3,6 +3,7 @@
 mod append;
 mod check;
 mod control;
+mod docs;
 mod error_policy;
 mod failures;
 mod fault_kit;

@@ -213,6 +213,14 @@ fn help_that_teaches() {
         let script = ok(&service("", &["completions", shell]));
         assert!(script.contains("dancefinder-projections") && script.contains("verify"), "{script}");
     }
+    // In a shell, also behind a command.
+    let complete = "source /dev/stdin; COMP_WORDS=(dancefinder-projections wait --ti); COMP_CWORD=2
+                    _dancefinder__projections dancefinder-projections --ti wait; echo \"${COMPREPLY[@]}\"";
+    let mut bash =
+        Command::new("bash").args(["-c", complete]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    std::io::Write::write_all(&mut bash.stdin.take().unwrap(), service("", &["completions", "bash"]).stdout.as_slice())
+        .unwrap();
+    assert_eq!(text(&bash.wait_with_output().unwrap().stdout), "--timeout\n");
     let meant = service("", &["retyr", "band"]);
     assert_eq!((meant.status.code(), text(&meant.stderr).contains("'retry'")), (Some(2), true));
 }
