@@ -11,10 +11,10 @@ use crate::projection::Definition;
 pub(crate) async fn pause(pool: &PgPool, definition: &Definition, by: &str) -> Result<(), Error> {
     let doing = || Error::database(format!("pausing `{}`", definition.name));
     let mut tx = pool.begin().await.map_err(doing())?;
-    position::create(&mut tx, definition.name).await.map_err(doing())?;
+    position::create(&mut tx, definition.name, definition.partitions).await.map_err(doing())?;
     // Who paused it first stays.
-    let sql =
-        "UPDATE readviews SET paused_at = clock_timestamp(), paused_by = $2 WHERE name = $1 AND paused_at IS NULL";
+    let sql = "UPDATE readviews SET paused_at = clock_timestamp(), paused_by = $2
+         WHERE $1 IN (name, partition_of) AND paused_at IS NULL";
     sqlx::query(sql).bind(definition.name).bind(by).execute(&mut *tx).await.map_err(doing())?;
     tx.commit().await.map_err(doing())?;
     tracing::warn!(projection = definition.name, by, "paused");
@@ -25,14 +25,16 @@ pub(crate) async fn pause(pool: &PgPool, definition: &Definition, by: &str) -> R
 pub(crate) async fn resume(pool: &PgPool, definition: &Definition, by: &str) -> Result<(), Error> {
     let doing = || Error::database(format!("resuming `{}`", definition.name));
     let resumed = sqlx::query(
-        "UPDATE readviews SET paused_at = NULL, paused_by = NULL WHERE name = $1 AND paused_at IS NOT NULL
+        "UPDATE readviews SET paused_at = NULL, paused_by = NULL WHERE $1 IN (name, partition_of) AND paused_at IS NOT NULL
          RETURNING pg_notify('readviews', name)",
     )
     .bind(definition.name)
-    .fetch_optional(pool)
+    .execute(pool)
     .await
     .map_err(doing())?;
-    resumed.ok_or(Error::NotPaused { projection: definition.name })?;
+    if resumed.rows_affected() == 0 {
+        return Err(Error::NotPaused { projection: definition.name });
+    }
     tracing::warn!(projection = definition.name, by, "resumed");
     Ok(())
 }
@@ -51,37 +53,46 @@ pub(crate) async fn skip(
         return Err(Error::NoReason);
     }
     let mut tx = pool.begin().await.map_err(doing())?;
-    let at = failing(&mut tx, projection).await.map_err(doing())?;
-    match at {
-        None => return Err(Error::NotFailed { projection }),
-        Some(at) if at != event => return Err(Error::NotTheFailingEvent { projection, event, at }),
-        Some(_) => {}
-    }
+    let failing = failing(&mut tx, projection).await.map_err(doing())?;
+    let Some((place, _)) = failing.iter().find(|(_, at)| *at == event) else {
+        let Some((_, at)) = failing.first() else { return Err(Error::NotFailed { projection }) };
+        return Err(Error::NotTheFailingEvent { projection, event, at: *at });
+    };
     let skipped = "WITH skipped AS (
              INSERT INTO readview_skips (name, event_id, event_name, tstamp, handler, error, reason, skipped_by)
-             SELECT name, event_id, event_name, tstamp, handler, error, $2, $3 FROM readview_failures WHERE name = $1
+             SELECT $1, event_id, event_name, tstamp, handler, error, $2, $3 FROM readview_failures WHERE name = $4
              ON CONFLICT (name, event_id) DO UPDATE SET reason = EXCLUDED.reason, skipped_by = EXCLUDED.skipped_by
-             RETURNING name, tstamp
+             RETURNING tstamp
          )
          UPDATE readviews r SET position = s.tstamp FROM skipped s
-         WHERE r.name = s.name AND r.position < s.tstamp
+         WHERE r.name = $4 AND r.position < s.tstamp
            -- Only where it is the next event: what lies before it would never be applied.
            AND NOT EXISTS (SELECT FROM events e WHERE e.tstamp > r.position AND e.tstamp < s.tstamp)
          RETURNING pg_notify('readviews', r.name)";
-    let skipped =
-        sqlx::query(skipped).bind(projection).bind(reason).bind(by).execute(&mut *tx).await.map_err(doing())?;
+    let skipped = sqlx::query(skipped)
+        .bind(projection)
+        .bind(reason)
+        .bind(by)
+        .bind(place)
+        .execute(&mut *tx)
+        .await
+        .map_err(doing())?;
     if skipped.rows_affected() == 0 {
         return Err(Error::NotFailed { projection });
     }
-    position::clear_failure(&mut tx, projection).await.map_err(doing())?;
+    position::clear_failure(&mut tx, place).await.map_err(doing())?;
     tx.commit().await.map_err(doing())?;
     tracing::warn!(projection, %event, reason, by, "event skipped");
     Ok(())
 }
 
-/// The event that it has stopped at, and stays at until the transaction ends.
-async fn failing(tx: &mut PgConnection, name: &str) -> sqlx::Result<Option<Uuid>> {
-    // The row first, as whoever applies events does.
-    sqlx::query("SELECT FROM readviews WHERE name = $1 FOR NO KEY UPDATE").bind(name).execute(&mut *tx).await?;
-    sqlx::query_scalar("SELECT event_id FROM readview_failures WHERE name = $1").bind(name).fetch_optional(tx).await
+/// The events that it, or its partitions, have stopped at, and stay at until the transaction ends, the first one first; each
+/// with the row of which it is the next.
+async fn failing(tx: &mut PgConnection, name: &str) -> sqlx::Result<Vec<(String, Uuid)>> {
+    // The rows first, as whoever applies events does.
+    let sql = "SELECT FROM readviews WHERE $1 IN (name, partition_of) ORDER BY partitions DESC, name FOR NO KEY UPDATE";
+    sqlx::query(sql).bind(name).execute(&mut *tx).await?;
+    let sql = "SELECT name, event_id FROM readview_failures f JOIN readviews r USING (name)
+               WHERE $1 IN (name, partition_of) ORDER BY tstamp";
+    sqlx::query_as(sql).bind(name).fetch_all(tx).await
 }

@@ -138,6 +138,12 @@ pub enum Error {
         /// The projection.
         projection: &'static str,
     },
+    /// The projection was applied in another number of partitions than it has now.
+    #[error("`{projection}` was applied in another number of partitions than it has now: `rebuild {projection}` first")]
+    OtherPartitions {
+        /// The projection.
+        projection: &'static str,
+    },
     /// A rebuild would get something wrong that hangs on the tables.
     #[error(
         "rebuild of `{projection}` refused: {}; nothing was changed",

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::types::Json;
 use sqlx::{PgConnection, PgPool};
 
+use crate::position;
 use crate::projection::{Definition, ProjectionSet};
 
 /// What to do with a projection whose rows were made by other code, or for other tables.
@@ -37,6 +38,9 @@ pub struct Stale {
     pub other_code: bool,
     /// Columns or unique keys of its tables have changed.
     pub tables: bool,
+    /// In how many partitions its events were applied, where it has another number now. Until a rebuild, or a reset, no
+    /// process applies its events that is of the new number.
+    pub partitions: Option<i32>,
 }
 
 /// A handler that is not what it was.
@@ -68,7 +72,10 @@ impl Stale {
     /// Whether rows may be wrong: not where no event lies behind the position that another handler would see.
     #[must_use]
     pub fn matters(&self) -> bool {
-        self.other_code || self.tables || self.handlers.iter().any(|handler| handler.behind)
+        self.other_code
+            || self.tables
+            || self.partitions.is_some()
+            || self.handlers.iter().any(|handler| handler.behind)
     }
 }
 
@@ -87,7 +94,13 @@ impl std::fmt::Display for Stale {
         let others =
             [(self.other_code, "code beside its handlers has changed"), (self.tables, "its tables have changed")];
         let others = others.into_iter().filter(|(changed, _)| *changed).map(|(_, what)| what.to_owned());
-        f.write_str(&handlers.chain(others).collect::<Vec<_>>().join("; "))
+        let partitions = self.partitions.map(|then| {
+            let then = if then == 1 { "1 partition".to_owned() } else { format!("{then} partitions") };
+            format!(
+                "it was applied in {then}, and has another number now: this program applies no event of it until then"
+            )
+        });
+        f.write_str(&handlers.chain(others).chain(partitions).collect::<Vec<_>>().join("; "))
     }
 }
 
@@ -128,13 +141,29 @@ impl Made {
         Ok(Made { handlers: handlers.collect(), code: format!("{:016x}", definition.fingerprint), tables })
     }
 
-    async fn stored(connection: &mut PgConnection, name: &str) -> sqlx::Result<Option<(i64, Option<Self>)>> {
-        let row: Option<(i64, Option<Json<Self>>)> =
-            sqlx::query_as("SELECT position, made_by FROM readviews WHERE name = $1")
-                .bind(name)
-                .fetch_optional(connection)
-                .await?;
-        Ok(row.map(|(position, made)| (position, made.map(|made| made.0))))
+    async fn stored(connection: &mut PgConnection, name: &str) -> sqlx::Result<Option<Stored>> {
+        let sql =
+            "SELECT GREATEST(position, (SELECT MAX(position) FROM readviews WHERE partition_of = $1)) AS position,
+                          partitions, made_by
+                   FROM readviews WHERE name = $1";
+        sqlx::query_as(sql).bind(name).fetch_optional(connection).await
+    }
+}
+
+/// What the projection's row says.
+#[derive(sqlx::FromRow)]
+struct Stored {
+    /// Of the partition that is furthest.
+    position: i64,
+    partitions: i32,
+    made_by: Option<Json<Made>>,
+}
+
+impl Stored {
+    /// In how many partitions it was applied, where that is another number.
+    fn other_partitions(&self, definition: &Definition) -> Option<i32> {
+        let now = definition.partitions.len().max(1);
+        Some(self.partitions).filter(|then| usize::try_from(*then) != Ok(now))
     }
 }
 
@@ -151,11 +180,12 @@ pub(crate) async fn record(connection: &mut PgConnection, definition: &Definitio
 
 /// What has changed since the projection's rows were made; `None`: nothing, or it has no rows, or nobody wrote it down.
 pub(crate) async fn stale(connection: &mut PgConnection, definition: &Definition) -> sqlx::Result<Option<Stale>> {
-    let Some((position, Some(then))) = Made::stored(connection, definition.name).await? else { return Ok(None) };
-    let now = Made::now(connection, definition).await?;
-    if position == 0 || then == now {
+    let Some(stored) = Made::stored(connection, definition.name).await?.filter(|stored| stored.position > 0) else {
         return Ok(None);
-    }
+    };
+    let (partitions, position) = (stored.other_partitions(definition), stored.position);
+    let now = Made::now(connection, definition).await?;
+    let then = stored.made_by.map_or_else(|| now.clone(), |made| made.0);
     let mut handlers = Vec::new();
     let names: BTreeSet<&String> = then.handlers.keys().chain(now.handlers.keys()).collect();
     for event in names {
@@ -174,8 +204,8 @@ pub(crate) async fn stale(connection: &mut PgConnection, definition: &Definition
     }
     let (other_code, tables) = (then.code != now.code, then.tables != now.tables);
     // A handler by another name is the same handler.
-    let stale = Stale { projection: definition.name.to_owned(), handlers, other_code, tables };
-    Ok(Some(stale).filter(|stale| !stale.handlers.is_empty() || other_code || tables))
+    let stale = Stale { projection: definition.name.to_owned(), handlers, other_code, tables, partitions };
+    Ok(Some(stale).filter(|stale| !stale.handlers.is_empty() || other_code || tables || partitions.is_some()))
 }
 
 /// The stale projections of the set.
@@ -193,9 +223,21 @@ pub(crate) async fn settle(pool: &PgPool, set: &ProjectionSet) -> sqlx::Result<V
     let mut matter = Vec::new();
     for definition in set.definitions() {
         let mut tx = pool.begin().await?;
-        crate::position::create(&mut tx, definition.name).await?;
-        let stored = Made::stored(&mut tx, definition.name).await?;
-        let unknown = !matches!(stored, Some((position, Some(_))) if position > 0);
+        position::create(&mut tx, definition.name, definition.partitions).await?;
+        let mut stored = Made::stored(&mut tx, definition.name).await?;
+        if stored.as_ref().is_some_and(|stored| stored.position == 0 && stored.other_partitions(definition).is_some()) {
+            // Nothing is applied yet, unless it was just now.
+            position::alone(&mut tx, definition.name).await?;
+            sqlx::query("SELECT FROM readviews WHERE name = $1 FOR NO KEY UPDATE")
+                .bind(definition.name)
+                .execute(&mut *tx)
+                .await?;
+            stored = Made::stored(&mut tx, definition.name).await?;
+            if stored.as_ref().is_some_and(|stored| stored.position == 0) {
+                position::restart(&mut tx, definition.name, definition.partitions, 0).await?;
+            }
+        }
+        let unknown = !stored.is_some_and(|stored| stored.position > 0 && stored.made_by.is_some());
         match stale(&mut tx, definition).await? {
             Some(stale) if stale.matters() => {
                 matter.push(stale);

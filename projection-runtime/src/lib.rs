@@ -305,7 +305,7 @@ pub use rebuild::{
 };
 pub use schema::{Check, Problem};
 pub use sqlx::PgConnection;
-pub use status::{Failure, ProjectionStatus, Rebuilding, RelayProgress, State, Status};
+pub use status::{Failure, PartitionStatus, ProjectionStatus, Rebuilding, RelayProgress, State, Status};
 pub use store::{Appended, EventStore, ExpectedVersion, Page, PageLimit};
 
 /// What a handler returns: `Ok(())`, or any error, which `?` boxes.

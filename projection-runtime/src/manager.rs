@@ -117,8 +117,8 @@ pub struct ProjectionManager {
 }
 
 impl ProjectionManager {
-    /// A manager of these projections. The pool should allow a connection for each projection and two more; where there
-    /// are more, a projection that catches up reads ahead by a second one.
+    /// A manager of these projections. The pool should allow a connection for each of their [loops](ProjectionSet::loops)
+    /// and two more; where there are more, a projection that catches up reads ahead by a second one.
     ///
     /// An error says how the set contradicts itself.
     pub fn new(pool: PgPool, projections: ProjectionSet) -> Result<Self, Error> {
@@ -192,12 +192,15 @@ impl ProjectionManager {
         let stop = CancellationToken::new();
         let mut loops = JoinSet::new();
         for projection in &self.projections.projections {
-            let name = projection.definition().name;
+            let definition = projection.definition();
+            let (name, options) = (definition.name, self.options_of(definition.name));
             let (awaited, meter) = (self.projections.is_awaited(name), self.metrics.meter(name));
-            let runner =
-                Runner::new(self.pool.clone(), projection.clone(), self.options_of(name), awaited, wake.clone(), meter);
-            let pulse = self.pulses.get(name);
-            loops.spawn(runner.with_probe(self.probe.clone()).run(stop.clone(), pulse, self.share.clone()));
+            for place in definition.places() {
+                let (pool, projection, wake) = (self.pool.clone(), projection.clone(), wake.clone());
+                let runner = Runner::new(pool, projection, place, options, awaited, wake, meter.clone());
+                let (pulse, share) = (self.pulses.get(place), self.share.clone());
+                loops.spawn(runner.with_probe(self.probe.clone()).run(stop.clone(), pulse, share));
+            }
         }
         if let Some(rabbitmq) = &self.rabbitmq {
             rabbitmq.spawn(&mut loops, &self.pool, &self.projections, self.options, &wake, &stop);
@@ -496,12 +499,16 @@ impl ProjectionManager {
         let definition = self.projections.definition(name)?;
         let doing = || Error::database(format!("retrying projection `{name}`"));
         let asked = sqlx::query(
-            "UPDATE readview_failures SET retry = true WHERE name = $1 RETURNING pg_notify('readviews', name)",
+            "UPDATE readview_failures f SET retry = true FROM readviews r
+             WHERE f.name = r.name AND $1 IN (r.name, r.partition_of) RETURNING pg_notify('readviews', r.name)",
         )
         .bind(name)
-        .fetch_optional(&self.pool)
+        .execute(&self.pool)
         .await
         .map_err(doing())?;
-        asked.map(drop).ok_or(Error::NotFailed { projection: definition.name })
+        if asked.rows_affected() == 0 {
+            return Err(Error::NotFailed { projection: definition.name });
+        }
+        Ok(())
     }
 }

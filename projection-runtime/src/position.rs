@@ -4,6 +4,10 @@
 //! transaction, so that one process applies at a time, and those of its `after` `FOR KEY SHARE`. A reset holds the
 //! row `FOR UPDATE`. The two shared modes don't hinder each other, so a projection moves while another that comes
 //! after it applies; but it cannot be emptied under that one's look-ups.
+//!
+//! Each partition has a row of its own, which is held as said. Whoever applies its events shares an advisory lock of the
+//! projection, too, and whoever changes all of the projection has that alone, before its row ([`alone`]). No row lock would
+//! do: those who share one let each other in before one who waits for all of them to go.
 
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool};
@@ -32,13 +36,48 @@ pub(crate) struct Place {
     pub(crate) skipped: Option<Uuid>,
 }
 
-/// Makes the row of a projection that is new; returns whether it was.
-pub(crate) async fn create(connection: &mut PgConnection, name: &str) -> sqlx::Result<bool> {
+/// Makes the rows of a projection that is new, with those of its partitions; returns whether it was.
+pub(crate) async fn create(tx: &mut PgConnection, name: &str, partitions: &[&str]) -> sqlx::Result<bool> {
     let created = sqlx::query("INSERT INTO readviews (name) VALUES ($1) ON CONFLICT (name) DO NOTHING")
         .bind(name)
-        .execute(connection)
+        .execute(&mut *tx)
         .await?;
-    Ok(created.rows_affected() > 0)
+    let is_new = created.rows_affected() > 0;
+    if is_new && !partitions.is_empty() {
+        restart(tx, name, partitions, 0).await?;
+    }
+    Ok(is_new)
+}
+
+/// Waits until no partition of the projection applies events, and keeps them from it until the transaction ends.
+pub(crate) async fn alone(tx: &mut PgConnection, name: &str) -> sqlx::Result<()> {
+    let sql = "SELECT pg_advisory_xact_lock(hashtext('projection partitions'), hashtext($1))";
+    sqlx::query(sql).bind(name).execute(tx).await.map(drop)
+}
+
+/// Sets the position, with these partitions, whatever partitions there were; what they stopped at is forgotten. Must run in
+/// a transaction that is [`alone`] and has the row locked, or has made it.
+pub(crate) async fn restart(tx: &mut PgConnection, name: &str, partitions: &[&str], position: i64) -> sqlx::Result<()> {
+    clear_failure(tx, name).await?;
+    // Their failures go with them.
+    sqlx::query("DELETE FROM readviews WHERE partition_of = $1").bind(name).execute(&mut *tx).await?;
+    sqlx::query(
+        "WITH partitions AS (
+             INSERT INTO readviews (name, partition_of, position) SELECT part, $1, $3 FROM UNNEST($2::text[]) AS part
+         )
+         UPDATE readviews SET position = $3, partitions = GREATEST(cardinality($2::text[]), 1) WHERE name = $1",
+    )
+    .bind(name)
+    .bind(partitions)
+    .bind(position)
+    .execute(tx)
+    .await
+    .map(drop)
+}
+
+/// Moves the projection's position to where all its partitions have come; `awaited`: tells those that come after it.
+pub(crate) async fn gather(pool: &PgPool, name: &str, awaited: bool) -> sqlx::Result<()> {
+    sqlx::query("SELECT readviews_gather($1, $2)").bind(name).bind(awaited).execute(pool).await.map(drop)
 }
 
 /// How the transaction that locks a row goes on. Set by the statement that locks, which saves a round trip.
@@ -52,11 +91,22 @@ pub(crate) struct Mode {
     pub(crate) custom_plans: bool,
 }
 
-/// Locks the projection's row; `None` where another process holds it.
+/// Locks the row of a projection, or of its partition; `None` where another process holds it, or there is none.
 ///
 /// Where another transaction has changed the row between the snapshot of the statement and the lock, PostgreSQL reads the
 /// row itself anew, and nothing else: what is beside it is older. Then it is read once more, under the lock.
-pub(crate) async fn lock(tx: &mut PgConnection, name: &str, mode: Mode) -> sqlx::Result<Option<Place>> {
+pub(crate) async fn lock(
+    tx: &mut PgConnection,
+    name: &str,
+    partition_of: Option<&str>,
+    mode: Mode,
+) -> sqlx::Result<Option<Place>> {
+    if let Some(projection) = partition_of {
+        let sql = "SELECT pg_try_advisory_xact_lock_shared(hashtext('projection partitions'), hashtext($1))";
+        if !sqlx::query_scalar::<_, bool>(sql).bind(projection).fetch_one(&mut *tx).await? {
+            return Ok(None);
+        }
+    }
     loop {
         match try_lock(tx, name, mode).await? {
             Some(place) if !place.unchanged => {}
@@ -74,13 +124,15 @@ async fn try_lock(tx: &mut PgConnection, name: &str, mode: Mode) -> sqlx::Result
                 r.paused_at IS NOT NULL AS paused,
                 pg_backend_pid() AS session,
                 r.xmin = (SELECT s.xmin FROM readviews s WHERE s.name = r.name) AS unchanged,
-                (SELECT s.event_id FROM readview_skips s WHERE s.name = r.name AND s.tstamp > r.position
+                (SELECT s.event_id FROM readview_skips s
+                 WHERE s.name = COALESCE(r.partition_of, r.name) AND s.tstamp > r.position
                  ORDER BY s.tstamp LIMIT 1) AS skipped,
                 CASE WHEN NOT $2 THEN set_config('synchronous_commit', 'off', true) END AS synchronous_commit,
                 CASE WHEN $3 THEN set_config('plan_cache_mode', 'force_custom_plan', true) END AS plan_cache_mode
          FROM readviews r
          LEFT JOIN readview_failures f USING (name)
-         WHERE r.name = $1
+         -- Not where it is applied in partitions.
+         WHERE r.name = $1 AND r.partitions = 1
          FOR NO KEY UPDATE OF r SKIP LOCKED",
     )
     .bind(name)
@@ -122,7 +174,7 @@ pub(crate) async fn advance(tx: &mut PgConnection, name: &str, to: i64, awaited:
     Ok(())
 }
 
-/// Forgets the failure: the event that the projection had stopped at is passed, or the projection is emptied.
+/// Forgets the failure: the event that the projection, or its partition, had stopped at is passed, or all begins anew.
 pub(crate) async fn clear_failure(tx: &mut PgConnection, name: &str) -> sqlx::Result<()> {
     sqlx::query("DELETE FROM readview_failures WHERE name = $1").bind(name).execute(tx).await?;
     Ok(())
@@ -222,8 +274,19 @@ pub(crate) struct Asked {
 
 impl Asked {
     pub(crate) fn of(set: &ProjectionSet, relay: Option<String>, group: i32) -> Self {
-        let projections = set.definitions().map(|definition| definition.name).collect();
-        let after = set.definitions().flat_map(|d| d.after.iter().map(|after| (d.name, *after))).unzip();
+        let (mut projections, mut after): (Vec<_>, Vec<_>) = Default::default();
+        for definition in set.definitions() {
+            projections.extend(definition.places());
+            for ahead in definition.after {
+                after.extend(definition.places().map(|place| (place, *ahead)));
+            }
+            if !definition.partitions.is_empty() {
+                // Its own position is to follow those of its partitions.
+                projections.push(definition.name);
+                after.extend(definition.partitions.iter().map(|partition| (definition.name, *partition)));
+            }
+        }
+        let after = after.into_iter().unzip();
         Asked { projections, after, relay, group }
     }
 }
@@ -271,6 +334,8 @@ pub(crate) async fn pending(pool: &PgPool, asked: &Asked) -> sqlx::Result<Pendin
 #[derive(Debug, sqlx::FromRow)]
 pub(crate) struct Row {
     pub(crate) name: String,
+    /// The projection, where it is a partition of one.
+    pub(crate) partition_of: Option<String>,
     /// There is a row in `readviews`: it has run.
     pub(crate) has_run: bool,
     pub(crate) position: i64,
@@ -293,13 +358,14 @@ pub(crate) struct Row {
 /// The projections of these names, also those that have not run yet, and those of others that have.
 pub(crate) async fn rows(connection: &mut PgConnection, names: &[&str]) -> sqlx::Result<Vec<Row>> {
     sqlx::query_as(
-        "SELECT p.name, p.has_run, p.position,
+        "SELECT p.name, p.partition_of, p.has_run, p.position,
                 (SELECT COALESCE(MAX(tstamp), 0) FROM events) AS latest_event,
                 a.events_behind, a.seconds_behind,
                 f.event_id, f.event_name, f.tstamp, f.handler, f.error, f.attempts, f.failed_at, f.retry,
                 p.paused_at, p.paused_by,
                 (SELECT COUNT(*) FROM readview_skips s WHERE s.name = p.name) AS skipped_events
-         FROM (SELECT name, r.name IS NOT NULL AS has_run, COALESCE(r.position, 0) AS position, r.paused_at, r.paused_by
+         FROM (SELECT name, r.name IS NOT NULL AS has_run, COALESCE(r.position, 0) AS position, r.paused_at, r.paused_by,
+                      r.partition_of
                FROM readviews r FULL JOIN UNNEST($1::text[]) AS known (name) USING (name)) p
          CROSS JOIN LATERAL events_after(p.position) a
          LEFT JOIN readview_failures f USING (name)

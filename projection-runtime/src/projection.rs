@@ -62,6 +62,9 @@ pub struct Definition {
     pub after: &'static [&'static str],
     /// How far its events may be taken together.
     pub order: Order,
+    /// The names of its partitions, the first of four like `band:1/4`: keys of rows in `readviews` as well. Empty where all
+    /// its events are applied together.
+    pub partitions: &'static [&'static str],
     /// The events that it handles.
     pub events: &'static [EventType],
     /// The names of the events that it knows and leaves alone.
@@ -135,6 +138,11 @@ impl EventType {
 }
 
 impl Definition {
+    /// The keys of the rows in `readviews` that say how far its events are applied: its partitions', or its own.
+    pub(crate) fn places(&self) -> impl Iterator<Item = &'static str> {
+        self.partitions.iter().copied().chain(Some(self.name).filter(|_| self.partitions.is_empty()))
+    }
+
     /// The event of that name, where the projection handles it.
     pub(crate) fn event(&self, name: &str) -> Option<&'static EventType> {
         self.events.iter().find(|known| known.name == name)
@@ -194,6 +202,12 @@ impl ProjectionSet {
     /// Whether a projection of the set handles or ignores the event of that name.
     pub(crate) fn knows(&self, event: &str) -> bool {
         self.definitions().any(|known| known.event(event).is_some() || known.ignores.contains(&event))
+    }
+
+    /// How many loops it takes to run them: one for each projection, or for each partition of one.
+    #[must_use]
+    pub fn loops(&self) -> usize {
+        self.definitions().flat_map(Definition::places).count()
     }
 
     /// Whether another projection comes `after` this one.
@@ -277,6 +291,7 @@ pub const fn stand_in(name: &'static str) -> Definition {
         tables: &[],
         after: &[],
         order: Order::Stream,
+        partitions: &[],
         events: &[],
         ignores: &[],
         rows: &[],

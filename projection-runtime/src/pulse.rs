@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::PgPool;
 
-use crate::projection::ProjectionSet;
+use crate::projection::{Definition, ProjectionSet};
 
 /// A loop that is at one transaction for so long is taken to hang.
 const HANGS: Duration = Duration::from_secs(20);
@@ -100,13 +100,13 @@ impl Pulse {
     }
 }
 
-/// Those of all projections of a process, by name.
+/// Those of all projections of a process, by the name of the projection or partition.
 #[derive(Debug, Clone)]
 pub(crate) struct Pulses(Vec<(&'static str, Pulse)>);
 
 impl Pulses {
     pub(crate) fn of(set: &ProjectionSet) -> Self {
-        Pulses(set.definitions().map(|definition| (definition.name, Pulse::new())).collect())
+        Pulses(set.definitions().flat_map(Definition::places).map(|place| (place, Pulse::new())).collect())
     }
 
     pub(crate) fn get(&self, name: &str) -> Pulse {

@@ -53,10 +53,11 @@ async fn attempt(
 ) -> sqlx::Result<Vec<ForeignKey>> {
     let definition = projection.definition();
     let mut tx = pool.begin().await?;
-    position::create(&mut tx, definition.name).await?;
+    position::create(&mut tx, definition.name, definition.partitions).await?;
 
     // The row first: a batch under way ends, and none begins. Nobody queues up behind a row lock, so it may wait.
     sqlx::query("SET LOCAL lock_timeout = '10s'").execute(&mut *tx).await?;
+    position::alone(&mut tx, definition.name).await?;
     sqlx::query("SELECT 1 FROM readviews WHERE name = $1 FOR UPDATE").bind(definition.name).execute(&mut *tx).await?;
     let blocked = foreign_keys(&mut tx, set, definition).await?;
     if !blocked.is_empty() {
@@ -65,11 +66,8 @@ async fn attempt(
     // Behind a TRUNCATE that waits for a long reader every new reader queues up: give up early and come back.
     sqlx::query("SET LOCAL lock_timeout = '250ms'").execute(&mut *tx).await?;
     projection.reset(&mut tx).await?;
-    position::clear_failure(&mut tx, definition.name).await?;
-    sqlx::query("UPDATE readviews SET position = 0 WHERE name = $1 RETURNING pg_notify('readviews', name)")
-        .bind(definition.name)
-        .execute(&mut *tx)
-        .await?;
+    position::restart(&mut tx, definition.name, definition.partitions, 0).await?;
+    sqlx::query("SELECT pg_notify('readviews', $1)").bind(definition.name).execute(&mut *tx).await?;
     fingerprint::record(&mut tx, definition).await?;
     tx.commit().await?;
     Ok(Vec::new())

@@ -51,6 +51,10 @@ pub(crate) struct Runner {
     pool: PgPool,
     projection: Arc<dyn AnyProjection>,
     definition: &'static Definition,
+    /// The key of its row: that of the projection, or of the partition whose events it applies.
+    place: &'static str,
+    /// The projection, where it applies a partition, other than of a copy.
+    partition_of: Option<&'static str>,
     options: ManagerOptions,
     /// Others come `after` this projection and want to hear that it moved.
     awaited: bool,
@@ -146,6 +150,7 @@ impl Runner {
     pub(crate) fn new(
         pool: PgPool,
         projection: Arc<dyn AnyProjection>,
+        place: &'static str,
         options: ManagerOptions,
         awaited: bool,
         wake: Wake,
@@ -153,7 +158,9 @@ impl Runner {
     ) -> Self {
         let definition = projection.definition();
         let names: Vec<_> = definition.events.iter().map(|event| event.name).collect();
-        let read_sql = store::read_sql(names.len());
+        let partitions = definition.partitions;
+        let partition = partitions.iter().position(|partition| *partition == place).map(|n| (n, partitions.len()));
+        let read_sql = store::read_sql(names.len(), partition);
         let mode = Mode {
             synchronous_commit: options.synchronous_commit,
             custom_plans: definition.events.iter().any(|event| event.form != Form::Event),
@@ -162,6 +169,8 @@ impl Runner {
             pool,
             projection,
             definition,
+            place,
+            partition_of: partition.map(|_| definition.name),
             options,
             awaited,
             wake,
@@ -185,12 +194,21 @@ impl Runner {
     }
 
     /// One that fills a copy of the projection's tables: the connections of `pool` see that instead of them.
-    pub(crate) fn beside(pool: PgPool, projection: Arc<dyn AnyProjection>, options: ManagerOptions) -> Self {
+    pub(crate) fn beside(
+        pool: PgPool,
+        projection: Arc<dyn AnyProjection>,
+        place: &'static str,
+        options: ManagerOptions,
+    ) -> Self {
         // A crash of the server empties the copy, rows and position. What is written elsewhere may be the live tables.
         let options = ManagerOptions { synchronous_commit: false, check_tables: true, ..options };
         let unseen = Metrics::unseen();
         let meter = unseen.meter(projection.definition().name);
-        Runner { until: Some(0), ..Runner::new(pool, projection, options, false, Wake::new(unseen), meter) }
+        Runner {
+            until: Some(0),
+            partition_of: None,
+            ..Runner::new(pool, projection, place, options, false, Wake::new(unseen), meter)
+        }
     }
 
     /// Goes on to that position.
@@ -198,6 +216,11 @@ impl Runner {
         self.until = Some(position);
         // It was read up to where it was to stop before.
         self.plan.ahead = None;
+    }
+
+    /// The key of its row.
+    pub(crate) fn place(&self) -> &'static str {
+        self.place
     }
 
     /// Events that it has passed by.
@@ -212,14 +235,14 @@ impl Runner {
 
     /// Applies events until `stop`; then the transaction under way is finished, or, where that takes longer than the
     /// grace, rolled back.
-    #[tracing::instrument(name = "loop", skip_all, fields(projection = self.definition.name))]
+    #[tracing::instrument(name = "loop", skip_all, fields(projection = self.place))]
     pub(crate) async fn run(mut self, stop: CancellationToken, pulse: Pulse, share: Share) {
         self.pulse = pulse.clone();
         // Whatever ends it before it is told to, a panic as well.
         let _ended = Ended { pulse: &pulse, stop: &stop };
         let mut wake = self.wake.of_projections();
         let (mut backoff, mut held) = (Backoff::default(), Backoff::default());
-        let name = self.definition.name;
+        let name = self.place;
         let grace = self.options.shutdown_grace;
         while !stop.is_cancelled() {
             // Before the look, so that a wake-up that comes during the look is not lost.
@@ -288,12 +311,12 @@ impl Runner {
     pub(crate) async fn step(&mut self) -> sqlx::Result<Step> {
         let ahead = self.plan.ahead.take();
         let mut tx = self.pool.begin().await?;
-        let Some(place) = position::lock(&mut tx, self.definition.name, self.mode).await? else {
+        let Some(place) = position::lock(&mut tx, self.place, self.partition_of, self.mode).await? else {
             return self.elsewhere(tx).await;
         };
         self.pulse.busy_by(place.session);
         if place.paused || place.failed && !place.retry {
-            return Ok(Step::Rest);
+            return self.rest(tx).await;
         }
         let bound = match self.until {
             Some(until) => until,
@@ -301,7 +324,7 @@ impl Runner {
         };
         let end = place.head.min(bound);
         if end <= place.position {
-            return Ok(Step::Rest);
+            return self.rest(tx).await;
         }
         let most = self.options.batch.events;
         let size = self.plan.bound.unwrap_or(self.plan.events).min(most);
@@ -344,7 +367,7 @@ impl Runner {
             let span = tracing::info_span!(
                 parent: None,
                 "batch",
-                projection = self.definition.name,
+                projection = self.place,
                 events = page.events.len(),
                 from = place.position,
             );
@@ -456,21 +479,37 @@ impl Runner {
         Some(Ahead { from, end, page })
     }
 
+    /// There is nothing to do.
+    async fn rest(&self, tx: Transaction<'_, Postgres>) -> sqlx::Result<Step> {
+        if let Some(projection) = self.partition_of {
+            tx.rollback().await?;
+            position::gather(&self.pool, projection, self.awaited).await?;
+        }
+        Ok(Step::Rest)
+    }
+
     /// The row is not to be had: another process holds it, or there is none yet.
     async fn elsewhere(&self, mut tx: Transaction<'_, Postgres>) -> sqlx::Result<Step> {
-        let created = position::create(&mut tx, self.definition.name).await?;
+        let created = position::create(&mut tx, self.definition.name, self.definition.partitions).await?;
         tx.commit().await?;
         Ok(if created { Step::Again } else { Step::Elsewhere })
     }
 
     async fn finish(&self, mut tx: Transaction<'_, Postgres>, failed: bool, to: i64) -> sqlx::Result<()> {
-        position::advance(&mut tx, self.definition.name, to, self.awaited).await?;
+        let awaited = self.awaited && self.partition_of.is_none();
+        position::advance(&mut tx, self.place, to, awaited).await?;
         if failed {
-            position::clear_failure(&mut tx, self.definition.name).await?;
+            position::clear_failure(&mut tx, self.place).await?;
         }
         self.probe.at(Moment::Committing).await;
         tx.commit().await?;
         self.probe.at(Moment::Committed).await;
+        if let Some(projection) = self.partition_of
+            && let Err(error) = position::gather(&self.pool, projection, self.awaited).await
+        {
+            // It is done when there is nothing more to do.
+            tracing::debug!(%error, "the position of the projection did not follow that of its partition");
+        }
         if self.awaited && !self.options.listen {
             // Those that come after it in this process don't hear the NOTIFY.
             self.wake.projections(Source::Projection);
@@ -498,7 +537,7 @@ impl Runner {
             self.meter.retries.inc();
             let retry = format!("{} of {}", suspect.retries, policy.retries);
             tracing::warn!(
-                projection = self.definition.name,
+                projection = self.place,
                 event_name = &*event.name,
                 event_id = %event.id,
                 position = event.tstamp,
@@ -516,7 +555,7 @@ impl Runner {
         }
 
         let mut tx = self.pool.begin().await?;
-        let place = position::lock(&mut tx, self.definition.name, self.mode).await?;
+        let place = position::lock(&mut tx, self.place, self.partition_of, self.mode).await?;
         let Some(place) =
             place.filter(|place| place.position == from && !place.paused && (!place.failed || place.retry))
         else {
@@ -549,14 +588,14 @@ impl Runner {
         failed: FailedEvent,
         attempts: i32,
     ) -> sqlx::Result<Step> {
-        position::record_failure(&mut tx, self.definition.name, from, &failed, attempts).await?;
+        position::record_failure(&mut tx, self.place, from, &failed, attempts).await?;
         tx.commit().await?;
         // Whoever fills a copy tells of it.
         if self.until.is_none() {
             self.meter.failures.inc();
             let FailedEvent { id, name, tstamp, handler, error } = failed;
             tracing::error!(
-                projection = self.definition.name,
+                projection = self.place,
                 event_name = name,
                 event_id = %id,
                 position = tstamp,
@@ -582,7 +621,7 @@ impl Runner {
         self.finish(tx, place.failed, failed.tstamp).await?;
         let FailedEvent { id, name, tstamp, handler, error } = &failed;
         tracing::error!(
-            projection = self.definition.name,
+            projection = self.place,
             event_name = name,
             event_id = %id,
             position = tstamp,

@@ -180,6 +180,8 @@ const COLUMNS: &[(&str, &str, &str)] = &[
     ("readviews", "made_by", "jsonb"),
     ("readviews", "paused_at", "timestamp with time zone"),
     ("readviews", "paused_by", "text"),
+    ("readviews", "partitions", "integer"),
+    ("readviews", "partition_of", "text"),
     ("readview_skips", "name", "text"),
     ("readview_skips", "event_id", "uuid"),
     ("readview_skips", "tstamp", "bigint"),

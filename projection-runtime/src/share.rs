@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use sqlx::postgres::PgListener;
 
-use crate::projection::ProjectionSet;
+use crate::projection::{Definition, ProjectionSet};
 
 /// How long a process leaves events to the one whose projection it is.
 pub(crate) const ASIDE: Duration = Duration::from_millis(250);
@@ -33,7 +33,7 @@ pub(crate) struct Share {
 
 impl Share {
     pub(crate) fn of(set: &ProjectionSet) -> Self {
-        let names: Arc<[&str]> = set.definitions().map(|definition| definition.name).collect();
+        let names: Arc<[&str]> = set.definitions().flat_map(Definition::places).collect();
         // Two services over one database don't share.
         let group = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, names.join(" ").as_bytes());
         Share { names, group: number(group), own: number(uuid::Uuid::new_v4()), there: Arc::default() }
@@ -56,7 +56,7 @@ impl Share {
         *self.there.lock().unwrap_or_else(PoisonError::into_inner) = there;
     }
 
-    /// The projections that this process has.
+    /// The projections, or partitions of one, that this process has.
     pub(crate) fn ours(&self) -> Vec<&'static str> {
         self.names.iter().copied().filter(|name| self.is_ours(name)).collect()
     }

@@ -78,6 +78,19 @@ pub struct ProjectionStatus {
     pub seconds_behind: f64,
     /// Failing events that it passes by, as the error policy or someone said: see `readview_skips`.
     pub skipped_events: i64,
+    /// The event that it stopped at; of several that its partitions stopped at, the first.
+    pub failure: Option<Failure>,
+    /// Its partitions, where it has any: its own position is where all of them have come.
+    pub partitions: Vec<PartitionStatus>,
+}
+
+/// A partition of a projection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PartitionStatus {
+    /// Its name, the first of four like `band:1/4`.
+    pub name: String,
+    /// The `tstamp` of the last event that it has passed.
+    pub position: i64,
     /// The event that it stopped at.
     pub failure: Option<Failure>,
 }
@@ -161,9 +174,11 @@ impl Status {
     pub(crate) fn is_settled(&self, position: i64) -> bool {
         let stuck = self.stuck();
         self.projections.iter().all(|projection| {
+            let partitions = &projection.partitions;
+            let go_on = partitions.iter().any(|one| one.position < position && one.failure.is_none());
             projection.position >= position
                 || projection.state == State::Unknown
-                || stuck.contains(&projection.name.as_str())
+                || stuck.contains(&projection.name.as_str()) && !(projection.state == State::Failed && go_on)
         })
     }
 
@@ -192,8 +207,12 @@ pub(crate) fn status(
     });
     let mut projections: Vec<ProjectionStatus> = rows
         .iter()
-        .filter(|row| relayed_to(&row.name).is_none())
+        .filter(|row| relayed_to(&row.name).is_none() && row.partition_of.is_none())
         .map(|row| {
+            let partitions = || rows.iter().filter(|other| other.partition_of.as_ref() == Some(&row.name));
+            // One that is to be tried again is no reason to look while another one has stopped.
+            let failures = partitions().chain(Some(row)).filter(|row| row.event_id.is_some());
+            let stopped = failures.min_by_key(|row| (row.retry, row.tstamp));
             let state = match set.definition(&row.name) {
                 Err(_) => State::Unknown,
                 Ok(_) if !row.has_run => State::New,
@@ -201,8 +220,8 @@ pub(crate) fn status(
                     let since = row.paused_at.unwrap_or_default();
                     State::Paused { by: row.paused_by.clone().unwrap_or_default(), since }
                 }
-                Ok(_) if row.retry == Some(true) => State::Retrying,
-                Ok(_) if row.event_id.is_some() => State::Failed,
+                Ok(_) if stopped.is_some_and(|row| row.retry == Some(true)) => State::Retrying,
+                Ok(_) if stopped.is_some() => State::Failed,
                 Ok(_) if row.position >= row.latest_event => State::Live,
                 Ok(definition) => {
                     let ahead = definition.after.iter().filter(|after| position(after) <= row.position);
@@ -218,7 +237,14 @@ pub(crate) fn status(
                 events_behind_capped: row.events_behind > 10_000,
                 seconds_behind: row.seconds_behind,
                 skipped_events: row.skipped_events,
-                failure: failure(row),
+                failure: stopped.and_then(failure),
+                partitions: partitions()
+                    .map(|row| PartitionStatus {
+                        name: row.name.clone(),
+                        position: row.position,
+                        failure: failure(row),
+                    })
+                    .collect(),
             }
         })
         .collect();

@@ -193,7 +193,7 @@ impl EventStore {
     /// The cost follows the events of these names, not the size of the store.
     pub async fn read_after(&self, position: i64, names: &[&str], limit: PageLimit) -> Result<Page, Error> {
         let mut connection = self.pool.acquire().await.map_err(Error::database("reading events"))?;
-        read(&mut connection, &read_sql(names.len()), names, position, i64::MAX, limit)
+        read(&mut connection, &read_sql(names.len(), None), names, position, i64::MAX, limit)
             .await
             .map_err(Error::database("reading events"))
     }
@@ -259,13 +259,18 @@ fn refusal(error: sqlx::Error, aggregate_id: Uuid, expected: ExpectedVersion, ac
 /// The query that reads a page of events of so many names: one ordered index scan a name, merged by the
 /// database, which stops at the limit. With `name = ANY(..)` it would sort all that follows at every page.
 ///
+/// With a partition, the `n`th of so many, only those of its aggregates: the others' are passed over in the index.
+///
 /// Parameters: position, end, limit, then the names.
-pub(crate) fn read_sql(names: usize) -> String {
+pub(crate) fn read_sql(names: usize, partition: Option<(usize, usize)>) -> String {
     const COLUMNS: &str = StoredEvent::COLUMNS;
+    // By PostgreSQL's own hash, that of hash-partitioned tables.
+    let of_partition = partition
+        .map_or(String::new(), |(n, of)| format!("AND (uuid_hash(aggregate_id)::bigint & 2147483647) % {of} = {n} "));
     let scans: Vec<String> = (4..4 + names)
         .map(|parameter| {
             format!(
-                "(SELECT {COLUMNS} FROM events WHERE name = ${parameter} AND tstamp > $1 AND tstamp <= $2 \
+                "(SELECT {COLUMNS} FROM events WHERE name = ${parameter} AND tstamp > $1 AND tstamp <= $2 {of_partition}\
                  ORDER BY tstamp LIMIT $3)"
             )
         })

@@ -75,6 +75,7 @@ const _: () = {
             tables: &["tour", "archive.stop"],
             after: &["band", "dancehall"],
             order: ::projection_runtime::Order::Aggregate,
+            partitions: &[],
             events: &[
                 <ThisProjection as __private::Handler<__Event0>>::EVENT_TYPE,
                 <ThisProjection as __private::Handler<__Event1>>::EVENT_TYPE,

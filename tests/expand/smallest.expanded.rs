@@ -19,6 +19,7 @@ const _: () = {
             tables: &["band"],
             after: &[],
             order: ::projection_runtime::Order::Stream,
+            partitions: &[],
             events: &[<ThisProjection as __private::Handler<__Event0>>::EVENT_TYPE],
             ignores: &[],
             rows: &[],

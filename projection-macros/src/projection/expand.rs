@@ -14,8 +14,10 @@ pub(crate) fn projection(projection: &Projection, block: &ItemImpl) -> TokenStre
     // A name for it, so that what comes out can be read.
     let private = quote!(__private);
     let self_ty = &block.self_ty;
-    let Projection { name, tables, cascade, after, by_aggregate, covers, ignores, handlers, others } = projection;
+    let Projection { name, tables, cascade, after, by_aggregate, partitions, covers, ignores, handlers, others } =
+        projection;
 
+    let partitions = (1..=*partitions).filter(|_| *partitions > 1).map(|n| format!("{name}:{n}/{partitions}"));
     let order = if *by_aggregate { quote!(Aggregate) } else { quote!(Stream) };
     let truncate = truncate(tables, *cascade);
     let registrations = handlers.iter().enumerate().map(|(i, handler)| registration(i, handler, &private));
@@ -75,6 +77,7 @@ pub(crate) fn projection(projection: &Projection, block: &ItemImpl) -> TokenStre
                     tables: &[#(#tables),*],
                     after: &[#(#after),*],
                     order: #runtime::Order::#order,
+                    partitions: &[#(#partitions),*],
                     events: &[#(#events),*],
                     ignores: &[#(#ignored),*],
                     rows: &[#(#row_tables),*],

@@ -2,12 +2,15 @@
 
 use proc_macro2::{Span, TokenStream};
 use quote::ToTokens;
-use syn::{Attribute, Generics, Ident, ImplItem, ItemImpl, LitStr, Path};
+use syn::{Attribute, Generics, Ident, ImplItem, ItemImpl, LitInt, LitStr, Path};
 
 use super::handler::{self, Handler};
 use crate::fingerprint;
 use crate::keys::Keys;
 use crate::report::Report;
+
+/// Each is a loop of its own, with a connection.
+const MOST_PARTITIONS: u32 = 256;
 
 const FULL_FORM: &str = "`#[projection(name = \"band\", tables = [\"band\"])]`";
 
@@ -21,6 +24,8 @@ pub(crate) struct Projection {
     pub(crate) after: Vec<String>,
     /// Events of different aggregates commute.
     pub(crate) by_aggregate: bool,
+    /// In how many parts its events are applied, each by itself.
+    pub(crate) partitions: u32,
     /// The event sets of which each event is handled or ignored.
     pub(crate) covers: Vec<Path>,
     pub(crate) ignores: Vec<Path>,
@@ -73,6 +78,7 @@ pub(crate) fn read(attr: TokenStream, block: &mut ItemImpl, report: &mut Report)
     projection.others = others(block);
     projection.handlers = handlers(block, report);
     check_ignored(&projection, report);
+    check_partitioned(&projection, report);
     projection
 }
 
@@ -87,9 +93,10 @@ fn attributes(keys: &mut Keys, report: &mut Report) -> Projection {
     const CASCADE: &str = "cascade";
     const AFTER: &str = "after";
     const ORDER: &str = "order";
+    const PARTITIONS: &str = "partitions";
     const COVERS: &str = "covers";
     const IGNORES: &str = "ignores";
-    keys.check(&[NAME, TABLES, CASCADE, AFTER, ORDER, COVERS, IGNORES], report);
+    keys.check(&[NAME, TABLES, CASCADE, AFTER, ORDER, PARTITIONS, COVERS, IGNORES], report);
 
     if let Some(missing) = keys.missing(&[NAME, TABLES]) {
         report.add(syn::Error::new(Span::call_site(), format!("{missing}: write {FULL_FORM}")));
@@ -129,6 +136,21 @@ fn attributes(keys: &mut Keys, report: &mut Report) -> Projection {
         );
     }
 
+    let by_aggregate = order.is_some_and(|order| order.value() == "aggregate");
+    let partitions = keys.integer(PARTITIONS, report);
+    let number = partitions.as_ref().map_or(Ok(1), LitInt::base10_parse);
+    if let Some(partitions) = &partitions {
+        if !matches!(number, Ok(1..=MOST_PARTITIONS)) {
+            report.error(partitions, format!("a projection has from 1 to {MOST_PARTITIONS} partitions"));
+        } else if !by_aggregate {
+            report.error(
+                keys.key(PARTITIONS).into_token_stream(),
+                "each partition applies the events of other aggregates, at a time of its own: where events of different \
+                 aggregates commute, say so, `order = \"aggregate\"`",
+            );
+        }
+    }
+
     let covers = keys.paths(COVERS, "BandEvents", report);
     let ignores = keys.paths(IGNORES, "BandRenamed", report);
     if let (Some(key), None) = (keys.key(IGNORES), keys.key(COVERS)) {
@@ -140,7 +162,8 @@ fn attributes(keys: &mut Keys, report: &mut Report) -> Projection {
         tables: values(tables.unwrap_or((Vec::new(), Span::call_site())).0),
         cascade: keys.boolean(CASCADE, report).is_some_and(|cascade| cascade.value),
         after: values(after),
-        by_aggregate: order.is_some_and(|order| order.value() == "aggregate"),
+        by_aggregate,
+        partitions: number.unwrap_or(1),
         covers,
         ignores,
         handlers: Vec::new(),
@@ -267,6 +290,20 @@ fn check_ignored(projection: &Projection, report: &mut Report) {
         {
             let function = &handler.sig.ident;
             report.error(event, format!("`{name}` is ignored, but `{function}` handles it: keep one of them"));
+        }
+    }
+}
+
+/// Reports a row that events of several partitions may change at once: each would write what it has read before the other
+/// wrote.
+fn check_partitioned(projection: &Projection, report: &mut Report) {
+    if projection.partitions > 1 {
+        for key in projection.handlers.iter().filter_map(|handler| handler.key.as_ref()) {
+            report.error(
+                key,
+                "with `partitions`, a row belongs to one aggregate, and its id is the key: two partitions could change a row \
+                 of another key at once; leave `key` out, or `partitions`",
+            );
         }
     }
 }

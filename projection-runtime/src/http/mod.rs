@@ -132,6 +132,7 @@ impl Error {
             | Error::NotTheFailingEvent { .. }
             | Error::ResetRefused { .. }
             | Error::RebuildUnderWay { .. }
+            | Error::OtherPartitions { .. }
             | Error::RebuildRefused { .. } => StatusCode::CONFLICT,
             error if error.is_passing() => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,

@@ -134,8 +134,8 @@ impl Relay {
         // An event may be visible before it is flushed, and is not to be in the broker if a crash takes it back.
         let flushed = store::flushed_head(&self.pool).await?;
         let mut tx = self.pool.begin().await?;
-        let Some(place) = position::lock(&mut tx, &self.row, Mode::default()).await? else {
-            let created = position::create(&mut tx, &self.row).await?;
+        let Some(place) = position::lock(&mut tx, &self.row, None, Mode::default()).await? else {
+            let created = position::create(&mut tx, &self.row, &[]).await?;
             tx.commit().await?;
             return Ok(if created { Step::Again } else { Step::Elsewhere });
         };

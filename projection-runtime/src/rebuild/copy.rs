@@ -107,8 +107,8 @@ impl Copy {
         let beside = Beside::copy(definition);
         make_schema(&mut connection, &beside).await.map_err(doing())?;
         let path = search_path(&mut connection, &beside).await.map_err(doing())?;
-        let copy = pool_with(pool, path);
-        let filler = Filler::new(pool.clone(), copy, projection.clone(), options);
+        let copy = pool_with(pool, path, definition.places().count() + 1);
+        let filler = Filler::new(pool.clone(), copy, projection, options);
         Ok(Copy { connection, filler, beside })
     }
 
@@ -170,10 +170,10 @@ async fn search_path(connection: &mut PgConnection, beside: &Beside) -> sqlx::Re
 }
 
 /// Connections like those of the pool, with another search path.
-fn pool_with(pool: &PgPool, path: String) -> PgPool {
+fn pool_with(pool: &PgPool, path: String, connections: usize) -> PgPool {
     let path = Arc::new(path);
     PgPoolOptions::new()
-        .max_connections(2)
+        .max_connections(u32::try_from(connections).unwrap_or(u32::MAX))
         .acquire_timeout(Duration::from_secs(10))
         .after_connect(move |connection, _| {
             let path = Arc::clone(&path);

@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use sqlx::PgPool;
 
 use super::{RebuildProgress, RebuildStage};
 use crate::error::Error;
 use crate::manager::ManagerOptions;
 use crate::passing::{Backoff, is_passing};
-use crate::position::FailedEvent;
+use crate::position::{self, FailedEvent};
 use crate::projection::{AnyProjection, Definition};
 use crate::runner::{Runner, Step};
 
@@ -20,7 +22,8 @@ pub(super) struct Filler {
     live: PgPool,
     copy: PgPool,
     definition: &'static Definition,
-    runner: Runner,
+    /// One for each partition, where there are any.
+    runners: Vec<Runner>,
     patience: Duration,
     told: RebuildProgress,
     /// Nothing comes of it but a word.
@@ -33,15 +36,21 @@ pub(super) struct Filler {
 const NEAR: u64 = 1000;
 
 impl Filler {
-    pub(super) fn new(live: PgPool, copy: PgPool, projection: Arc<dyn AnyProjection>, options: ManagerOptions) -> Self {
+    pub(super) fn new(
+        live: PgPool,
+        copy: PgPool,
+        projection: &Arc<dyn AnyProjection>,
+        options: ManagerOptions,
+    ) -> Self {
         let definition = projection.definition();
-        let runner = Runner::beside(copy.clone(), projection, options);
+        let runner = |place| Runner::beside(copy.clone(), projection.clone(), place, options);
+        let runners = definition.places().map(runner).collect();
         let told = RebuildProgress { stage: RebuildStage::Filling, events: 0, total: 0 };
         Filler {
             live,
             copy,
             definition,
-            runner,
+            runners,
             patience: options.reset_patience,
             told,
             verifies: false,
@@ -51,6 +60,11 @@ impl Filler {
 
     /// Until it is near the live position, wherever that goes meanwhile.
     pub(super) async fn fill(&mut self, progress: Progress<'_>) -> Result<(), Error> {
+        let Definition { name, partitions, .. } = *self.definition;
+        if !partitions.is_empty() {
+            let placed = async { position::restart(&mut *self.copy.acquire().await?, name, partitions, 0).await };
+            placed.await.map_err(self.doing())?;
+        }
         let mut from = 0;
         loop {
             let (position, events) = self.ahead(from).await?;
@@ -58,7 +72,7 @@ impl Filler {
                 return Ok(());
             }
             self.told.total += events;
-            self.fill_to(position, progress).await?;
+            self.fill_to(&vec![position; self.runners.len()], progress).await?;
             from = position;
             if position == 0 {
                 return Ok(());
@@ -83,35 +97,43 @@ impl Filler {
         Ok((position, u64::try_from(events).unwrap_or(0)))
     }
 
-    /// Applies the events up to the position.
-    pub(super) async fn fill_to(&mut self, position: i64, progress: Progress<'_>) -> Result<(), Error> {
-        self.runner.until(position);
+    /// Applies the events up to the position, of each partition to one of its own.
+    pub(super) async fn fill_to(&mut self, positions: &[i64], progress: Progress<'_>) -> Result<(), Error> {
         let (mut since, mut backoff) = (Instant::now(), Backoff::default());
-        loop {
-            match self.runner.step().await {
+        let mut turns = FuturesUnordered::new();
+        for (mut runner, position) in self.runners.drain(..).zip(positions) {
+            runner.until(*position);
+            turns.push(turn(runner, Duration::ZERO));
+        }
+        while let Some((runner, applied, outcome)) = turns.next().await {
+            let wait = match outcome {
                 Ok(Step::Again) => {
                     (since, backoff) = (Instant::now(), Backoff::default());
-                    self.told.events = self.runner.applied();
+                    self.told.events += applied;
                     self.told.total = self.told.total.max(self.told.events);
                     self.tell(RebuildStage::Filling, progress).await;
+                    Duration::ZERO
                 }
-                Ok(Step::Rest) => return self.filled().await,
-                Ok(Step::Later(wait)) => tokio::time::sleep(wait).await,
-                Ok(Step::Elsewhere) => tokio::time::sleep(Duration::from_millis(50)).await,
-                Err(error) if is_passing(&error) && since.elapsed() < self.patience => {
-                    tokio::time::sleep(backoff.next()).await;
+                Ok(Step::Rest) => {
+                    self.runners.push(runner);
+                    continue;
                 }
+                Ok(Step::Later(wait)) => wait,
+                Ok(Step::Elsewhere) => Duration::from_millis(50),
+                Err(error) if is_passing(&error) && since.elapsed() < self.patience => backoff.next(),
                 Err(error) => return Err(self.doing()(error)),
-            }
+            };
+            turns.push(turn(runner, wait));
         }
+        self.runners.sort_by_key(|runner| self.definition.places().position(|place| place == runner.place()));
+        self.filled().await
     }
 
     /// It came to its end, unless it stopped at an event.
     async fn filled(&self) -> Result<(), Error> {
         let failure: Option<(String, uuid::Uuid, i64, String, String)> = sqlx::query_as(
-            "SELECT event_name, event_id, tstamp, handler, error FROM readview_failures WHERE name = $1",
+            "SELECT event_name, event_id, tstamp, handler, error FROM readview_failures ORDER BY tstamp LIMIT 1",
         )
-        .bind(self.definition.name)
         .fetch_optional(&self.copy)
         .await
         .map_err(self.doing())?;
@@ -124,8 +146,8 @@ impl Filler {
     }
 
     /// Events that were passed by.
-    pub(super) fn passed_by(&self) -> &[FailedEvent] {
-        self.runner.passed_by()
+    pub(super) fn passed_by(&self) -> impl Iterator<Item = &FailedEvent> {
+        self.runners.iter().flat_map(Runner::passed_by)
     }
 
     /// Tells whoever asked, and once a second all others.
@@ -159,4 +181,13 @@ impl Filler {
     fn doing(&self) -> impl FnOnce(sqlx::Error) -> Error {
         Error::database(format!("filling a copy of the tables of `{}`", self.definition.name))
     }
+}
+
+/// One transaction of the runner, after that time; with how many events it has applied.
+async fn turn(mut runner: Runner, wait: Duration) -> (Runner, u64, sqlx::Result<Step>) {
+    tokio::time::sleep(wait).await;
+    let before = runner.applied();
+    let outcome = runner.step().await;
+    let applied = runner.applied() - before;
+    (runner, applied, outcome)
 }

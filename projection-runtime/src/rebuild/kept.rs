@@ -57,8 +57,12 @@ pub(super) async fn restore(tx: &mut PgConnection, kept: &Beside) -> sqlx::Resul
         "DO $$
          BEGIN
              EXECUTE format(
-                 'UPDATE readviews r SET position = k.position, made_by = k.made_by FROM %I.readviews k
-                  WHERE r.name = k.name AND r.name = $1',
+                 'UPDATE readviews r SET position = k.position, partitions = k.partitions, made_by = k.made_by
+                  FROM %I.readviews k WHERE r.name = k.name AND r.name = $1',
+                 current_setting('rebuild.schema')) USING current_setting('rebuild.name');
+             DELETE FROM readviews WHERE partition_of = current_setting('rebuild.name');
+             EXECUTE format(
+                 'INSERT INTO readviews SELECT * FROM %I.readviews WHERE partition_of = $1',
                  current_setting('rebuild.schema')) USING current_setting('rebuild.name');
              -- Not kept by a rebuild of an older version.
              IF to_regclass(format('%I.readview_skips', current_setting('rebuild.schema'))) IS NOT NULL THEN

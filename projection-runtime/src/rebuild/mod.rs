@@ -153,8 +153,12 @@ impl Rebuild<'_> {
         let doing = || Error::database(format!("verifying `{}`", beside.name()));
         // The live position is held for the moment that the last events and a snapshot take; then it moves on.
         let mut hold = connection.begin().await.map_err(doing())?;
-        let position = hold_position(&mut hold, beside.name()).await.map_err(doing())?;
-        filler.fill_to(position, self.progress).await?;
+        let live = hold_positions(&mut hold, beside.definition).await.map_err(doing())?;
+        let Some(positions) = &live.partitions else {
+            return Err(Error::OtherPartitions { projection: beside.name() });
+        };
+        let position = live.position;
+        filler.fill_to(positions, self.progress).await?;
         let options = self.pool.connect_options().as_ref().clone().disable_statement_logging();
         let mut look = PgConnection::connect_with(&options).await.map_err(doing())?;
         let mut look = look.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ").await.map_err(doing())?;
@@ -171,8 +175,11 @@ impl Rebuild<'_> {
         let Copy { connection, filler, beside } = copy;
         let doing = || Error::database(doing(beside.name()));
         let mut tx = connection.begin().await.map_err(doing())?;
-        let position = hold_position(&mut tx, beside.name()).await.map_err(doing())?;
-        filler.fill_to(position, self.progress).await?;
+        let Live { position, partitions } = hold_positions(&mut tx, beside.definition).await.map_err(doing())?;
+        let Definition { name, partitions: ours, .. } = *beside.definition;
+        // Partitions of another number begin together, where all of those before had come.
+        let positions = partitions.clone().unwrap_or_else(|| vec![position; ours.len().max(1)]);
+        filler.fill_to(&positions, self.progress).await?;
         filler.tell(RebuildStage::Comparing, self.progress).await;
         let difference = compare(&mut tx, beside, position, true).await.map_err(doing())?;
         filler.tell(RebuildStage::Replacing, self.progress).await;
@@ -184,6 +191,9 @@ impl Rebuild<'_> {
             position::record_skip(&mut tx, beside.name(), failed).await.map_err(doing())?;
         }
         fingerprint::record(&mut tx, beside.definition).await.map_err(doing())?;
+        if partitions.is_none() {
+            position::restart(&mut tx, name, ours, position).await.map_err(doing())?;
+        }
         settle(&mut tx, beside.name()).await.map_err(doing())?;
         // With the rows, so that nothing of it is left whenever this ends.
         beside.drop(&mut tx).await.map_err(doing())?;
@@ -215,9 +225,7 @@ pub(crate) async fn undo(pool: &PgPool, definition: &'static Definition) -> Resu
     let mut tx = pool.begin().await.map_err(doing())?;
     let kept = Beside::kept(definition);
     // Those that come after this projection must not look things up while it goes back: they share the row's key.
-    hold(&mut tx, definition.name, "SELECT position FROM readviews WHERE name = $1 FOR UPDATE")
-        .await
-        .map_err(doing())?;
+    hold(&mut tx, definition, "SELECT FROM readviews WHERE name = $1 FOR UPDATE").await.map_err(doing())?;
     let Some(position) = kept::position(&mut tx, &kept).await.map_err(doing())? else {
         return Err(Error::NothingKept { projection: definition.name });
     };
@@ -233,20 +241,46 @@ pub(crate) async fn undo(pool: &PgPool, definition: &'static Definition) -> Resu
     Ok(difference)
 }
 
-/// Locks the live position, and returns it. As in [`position`], but it waits for whoever applies events just now.
-async fn hold_position(tx: &mut PgConnection, name: &str) -> sqlx::Result<i64> {
-    hold(tx, name, "SELECT position FROM readviews WHERE name = $1 FOR NO KEY UPDATE").await
+/// Where the projection stands.
+struct Live {
+    /// Up to here all is applied.
+    position: i64,
+    /// That of each of its partitions, or its own where it has none; `None` where it is applied in another number of them.
+    partitions: Option<Vec<i64>>,
 }
 
-async fn hold(tx: &mut PgConnection, name: &str, sql: &'static str) -> sqlx::Result<i64> {
-    position::create(tx, name).await?;
+/// Locks the live position, and returns it. As in [`position`], but it waits for whoever applies events just now.
+async fn hold_positions(tx: &mut PgConnection, definition: &Definition) -> sqlx::Result<Live> {
+    let Definition { name, partitions: ours, .. } = *definition;
+    hold(tx, definition, "SELECT FROM readviews WHERE name = $1 FOR NO KEY UPDATE").await?;
+    // Statements of their own, newer than the locks. With partitions the row itself may be a moment behind them.
+    let sql = "SELECT COALESCE((SELECT MIN(position) FROM readviews WHERE partition_of = $1), position), partitions
+               FROM readviews WHERE name = $1";
+    let (position, partitions): (i64, i32) = sqlx::query_as(sql).bind(name).fetch_one(&mut *tx).await?;
+    let partitions = match ours.len() {
+        0 if partitions == 1 => Some(vec![position]),
+        n if usize::try_from(partitions) == Ok(n) => {
+            let sql = "SELECT r.position FROM UNNEST($1::text[]) WITH ORDINALITY AS ours (name, nr)
+                       JOIN readviews r USING (name) ORDER BY nr";
+            Some(sqlx::query_scalar(sql).bind(ours).fetch_all(tx).await?)
+        }
+        _ => None,
+    };
+    Ok(Live { position, partitions })
+}
+
+async fn hold(tx: &mut PgConnection, definition: &Definition, sql: &'static str) -> sqlx::Result<()> {
+    position::create(tx, definition.name, definition.partitions).await?;
     sqlx::query("SET LOCAL lock_timeout = '10s'").execute(&mut *tx).await?;
-    sqlx::query_scalar(sql).bind(name).fetch_one(tx).await
+    position::alone(tx, definition.name).await?;
+    sqlx::query(sql).bind(definition.name).execute(tx).await.map(drop)
 }
 
 /// The rows are others now: an event that the projection stopped at may pass.
 async fn settle(tx: &mut PgConnection, name: &str) -> sqlx::Result<()> {
-    sqlx::query("UPDATE readview_failures SET retry = true WHERE name = $1").bind(name).execute(&mut *tx).await?;
+    let sql = "UPDATE readview_failures SET retry = true
+               WHERE name IN (SELECT name FROM readviews WHERE $1 IN (name, partition_of))";
+    sqlx::query(sql).bind(name).execute(&mut *tx).await?;
     wake(tx, name).await
 }
 

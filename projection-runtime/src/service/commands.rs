@@ -29,10 +29,9 @@ impl Service {
     /// A pool for all that this service does; it connects when it is used.
     pub(super) fn pool(&self, url: &str) -> Result<PgPool, BoxError> {
         let options = connect_options(url)?.application_name(self.name);
-        let projections = self.projections.definitions().count();
         Ok(PgPoolOptions::new()
             // A projection has two while it reads ahead.
-            .max_connections(u32::try_from(2 * projections + 5).unwrap_or(u32::MAX))
+            .max_connections(u32::try_from(2 * self.projections.loops() + 5).unwrap_or(u32::MAX))
             .acquire_timeout(Duration::from_secs(10))
             .after_connect(|connection, _| Box::pin(notice_loss(connection)))
             .connect_lazy_with(options))

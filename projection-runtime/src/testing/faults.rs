@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::TryFutureExt;
+use futures_util::future::join_all;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
@@ -131,6 +133,7 @@ pub struct FaultTest {
     rabbitmq: Option<RabbitMqOptions>,
     no_listen: bool,
     lasting: Option<Duration>,
+    every: Duration,
 }
 
 /// What the projections went through.
@@ -176,6 +179,7 @@ impl FaultTest {
             rabbitmq: None,
             no_listen: false,
             lasting: None,
+            every: Duration::ZERO,
         }
     }
 
@@ -194,6 +198,12 @@ impl FaultTest {
     /// For so long, with as many faults and events as come in that time; of the events there are no more than are asked for.
     pub fn lasting(mut self, time: Duration) -> Self {
         self.lasting = Some(time);
+        self
+    }
+
+    /// At most one fault in that time. Where nothing is said one follows the other, and few events come through between them.
+    pub fn every(mut self, time: Duration) -> Self {
+        self.every = time;
         self
     }
 
@@ -258,10 +268,16 @@ impl FaultTest {
         let allowed = Semaphore::new(if lasting.is_some() { Semaphore::MAX_PERMITS } else { 0 });
         let mut senders = Vec::new();
         let mut appenders = Vec::new();
+        let store = EventStore::new(run.pool.clone());
         for n in 0..run.test.appenders {
             let (sender, receiver) = mpsc::channel(100);
             senders.push(sender);
-            appenders.push(tokio::spawn(append(run.pool.clone(), receiver, seed.wrapping_add(n as u64))));
+            appenders.push(tokio::spawn(append(
+                run.pool.clone(),
+                store.clone(),
+                receiver,
+                seed.wrapping_add(n as u64),
+            )));
         }
         let feeding = async {
             for (aggregate, event) in history.into_iter().take(events).take_while(|_| goes_on()) {
@@ -281,7 +297,9 @@ impl FaultTest {
                 if lasting.is_none() {
                     allowed.add_permits(each);
                 }
+                let next = tokio::time::Instant::now() + run.test.every;
                 *faults.entry(run.cause().await).or_default() += 1;
+                tokio::time::sleep_until(next).await;
             }
             if lasting.is_none() {
                 allowed.add_permits(events);
@@ -340,7 +358,7 @@ impl Process {
         let relay = TcpRelay::to(server.get_port()).await;
         let options = server.clone().port(relay.port);
         let pool = PgPoolOptions::new()
-            .max_connections(u32::try_from(2 * set.definitions().count() + 5).unwrap_or(u32::MAX))
+            .max_connections(u32::try_from(2 * set.loops() + 5).unwrap_or(u32::MAX))
             .acquire_timeout(Duration::from_secs(5))
             .connect_lazy_with(options);
         let armed = Arc::new(Armed::default());
@@ -546,32 +564,49 @@ impl Run {
     }
 }
 
-/// Appends in transactions of a few events that overlap those of others, whatever happens to the connection: one of which
-/// the answer was lost is made again, and the events' ids tell whether it is there. Returns how many events.
-async fn append(pool: PgPool, mut events: mpsc::Receiver<(Uuid, NewEvent)>, seed: u64) -> usize {
+/// Appends what comes, as a service does through the store, or in transactions that overlap those of others; whatever
+/// happens to the connection: an append of which the answer was lost is made again, and the events' ids tell whether it is
+/// there. Returns how many events.
+async fn append(pool: PgPool, store: EventStore, mut events: mpsc::Receiver<(Uuid, NewEvent)>, seed: u64) -> usize {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut appended = 0;
     let mut together = Vec::new();
     while events.recv_many(&mut together, rng.random_range(1..60)).await > 0 {
-        let lingering = Duration::from_millis(if rng.random_ratio(1, 10) { rng.random_range(1..10) } else { 0 });
-        loop {
-            match transaction(&pool, &together, lingering).await {
-                Ok(()) | Err(Error::DuplicateEvent { .. }) => break,
-                Err(error) if error.is_passing() => tokio::time::sleep(Duration::from_millis(20)).await,
-                Err(error) => panic!("{error}"),
-            }
-        }
         appended += together.len();
-        together.clear();
+        if rng.random_ratio(1, 4) {
+            let lingering = Duration::from_millis(if rng.random_ratio(1, 4) { rng.random_range(1..10) } else { 0 });
+            until_there(|| transaction(&pool, &together, lingering)).await;
+            together.clear();
+        } else {
+            let mut appends: BTreeMap<Uuid, Vec<NewEvent>> = BTreeMap::new();
+            for (aggregate, event) in together.drain(..) {
+                appends.entry(aggregate).or_default().push(event);
+            }
+            let appends = appends.iter().map(|(aggregate, events)| {
+                until_there(|| store.append(*aggregate, ExpectedVersion::Any, events).map_ok(drop))
+            });
+            join_all(appends).await;
+        }
     }
     appended
+}
+
+async fn until_there<F: Future<Output = Result<(), Error>>>(append: impl Fn() -> F) {
+    loop {
+        match append().await {
+            Ok(()) | Err(Error::DuplicateEvent { .. }) => return,
+            Err(error) if error.is_passing() => tokio::time::sleep(Duration::from_millis(20)).await,
+            Err(error) => panic!("{error}"),
+        }
+    }
 }
 
 async fn transaction(pool: &PgPool, events: &[(Uuid, NewEvent)], lingering: Duration) -> Result<(), Error> {
     let doing = || Error::database("appending");
     let mut tx = pool.begin().await.map_err(doing())?;
-    for (n, (aggregate, event)) in events.iter().enumerate() {
-        EventStore::append_in(&mut tx, *aggregate, ExpectedVersion::Any, std::slice::from_ref(event)).await?;
+    for (n, of_one) in events.chunk_by(|(a, _), (b, _)| a == b).enumerate() {
+        let new: Vec<_> = of_one.iter().map(|(_, event)| event.clone()).collect();
+        EventStore::append_in(&mut tx, of_one[0].0, ExpectedVersion::Any, &new).await?;
         if n == 0 {
             tokio::time::sleep(lingering).await;
         }

@@ -198,12 +198,13 @@ async fn apply_again(
 /// Until no projection has anything to do; what stopped one.
 async fn catch_up(pool: &PgPool, set: &ProjectionSet) -> Option<String> {
     let options = ManagerOptions { check_tables: true, ..ManagerOptions::default() };
-    let runner = |projection: &Arc<dyn AnyProjection>| {
+    let runner = |projection: &Arc<dyn AnyProjection>, place| {
         let unseen = Metrics::unseen();
         let meter = unseen.meter(projection.definition().name);
-        Runner::new(pool.clone(), Arc::clone(projection), options, false, Wake::new(unseen), meter)
+        Runner::new(pool.clone(), Arc::clone(projection), place, options, false, Wake::new(unseen), meter)
     };
-    let mut runners: Vec<Runner> = set.projections.iter().map(runner).collect();
+    let places = set.projections.iter().flat_map(|one| one.definition().places().map(move |place| (one, place)));
+    let mut runners: Vec<Runner> = places.map(|(projection, place)| runner(projection, place)).collect();
     loop {
         let mut moved = false;
         for runner in &mut runners {

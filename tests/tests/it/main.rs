@@ -19,6 +19,7 @@ mod metrics;
 mod openapi;
 mod ordering;
 mod page;
+mod partitions;
 mod passing;
 mod rabbitmq;
 mod rebuild;

@@ -17,6 +17,7 @@ struct BandSplit {}
     cascade = true,
     after = ["tours"],
     order = "aggregate",
+    partitions = 4,
     covers = BandEvents,
     ignores = [BandSplit],
 )]

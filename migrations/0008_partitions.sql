@@ -1,0 +1,24 @@
+-- A projection that is applied in partitions has a row for each, called like `band:1/4`, beside its own.
+ALTER TABLE readviews
+    -- How many partitions its rows were made in. Of a partition: 1.
+    ADD COLUMN partitions   INT  NOT NULL DEFAULT 1 CHECK (partitions > 0),
+    ADD COLUMN partition_of TEXT REFERENCES readviews (name) ON DELETE CASCADE;
+
+-- Moves the position of a projection to where all its partitions have come. They don't wait for each other with it: this
+-- is called after each of their commits. The lock comes first, and the look is a statement of its own: so whoever has
+-- committed before is seen, and nothing is moved that a reset has just moved back.
+CREATE FUNCTION readviews_gather("projection" TEXT, awaited BOOLEAN) RETURNS void LANGUAGE plpgsql
+-- Who holds the row longer, a rebuild for instance, wakes the partitions afterwards.
+SET lock_timeout = '1s' AS $$
+BEGIN
+    PERFORM FROM readviews WHERE name = projection FOR NO KEY UPDATE;
+    UPDATE readviews r SET position = all_of_them.position
+    FROM (SELECT MIN(position) AS position FROM readviews WHERE partition_of = projection) all_of_them
+    WHERE r.name = projection AND r.position < all_of_them.position;
+    IF FOUND AND awaited THEN
+        PERFORM pg_notify('readviews', projection);
+    END IF;
+EXCEPTION
+    WHEN lock_not_available THEN NULL;
+END
+$$;
