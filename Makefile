@@ -1,6 +1,6 @@
 # The three commands of the README, and what a developer needs beside them.
 
-.PHONY: bench demo soak test misuse sqlx
+.PHONY: bench bugs demo soak test misuse sqlx
 
 # Shows all of it on sample events, in a PostgreSQL that ends with it; `make demo ARGS=--keep` stays up.
 demo:
@@ -40,6 +40,25 @@ soak:
 	@$(call postgres,TEST_DATABASE_URL)
 	@$(rabbitmq)
 	cargo test --release --package tests --test soak -- --nocapture
+
+# Whether the fault test finds what it is there for: each bug of tests/bugs is put into a copy of the sources, and a run of
+# a quarter of a minute must fail there.
+bugs: export CARGO_TARGET_DIR := $(CURDIR)/target/bugs/target
+bugs: export MINUTES ?= 0.25
+bugs:
+	@$(call postgres,TEST_DATABASE_URL)
+	@$(rabbitmq)
+	@for bug in tests/bugs/*.patch; do \
+		copy=target/bugs/$$(basename $$bug .patch); log=$$PWD/$$copy.log; \
+		rm -rf $$copy && mkdir -p $$copy && git ls-files -z | tar -cf - --null -T - | tar -xf - -C $$copy || exit 1; \
+		patch --quiet -d $$copy -p1 <$$bug || exit 1; \
+		(cd $$copy && cargo test --quiet --package tests --test soak --no-run) || exit 1; \
+		began=$$(date +%s); \
+		if (cd $$copy && cargo test --quiet --package tests --test soak -- --nocapture >$$log 2>&1); then \
+			echo "$$bug: NOT found, see $$log"; exit 1; \
+		fi; \
+		echo "$$bug: found after $$(($$(date +%s) - began)) s: $$(grep -A1 panicked $$log | grep -v panicked | head -n 1)"; \
+	done
 
 # Lists what can be written wrongly, and the tests of what is then said.
 misuse:

@@ -40,6 +40,7 @@ pub struct Stale {
     pub tables: bool,
     /// In how many partitions its events were applied, where it has another number now. Until a rebuild, or a reset, no
     /// process applies its events that is of the new number.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub partitions: Option<i32>,
 }
 
@@ -97,7 +98,8 @@ impl std::fmt::Display for Stale {
         let partitions = self.partitions.map(|then| {
             let then = if then == 1 { "1 partition".to_owned() } else { format!("{then} partitions") };
             format!(
-                "it was applied in {then}, and has another number now: this program applies no event of it until then"
+                "it was applied in {then}, and is to have another number: until a rebuild, this program applies none of its \
+                 events"
             )
         });
         f.write_str(&handlers.chain(others).chain(partitions).collect::<Vec<_>>().join("; "))

@@ -200,6 +200,13 @@ pub use projection_macros::on;
 /// # assert_eq!(Bands::DEFINITION.order, Order::Aggregate);
 /// ```
 ///
+/// `partitions = 4`, with `order = "aggregate"`: the events are applied in four partitions, by the hash of the aggregate, each
+/// in a loop of its own, on whichever process is free; `readviews` has a row for each, and the projection's own position is
+/// where all of them have come. For a projection that one loop cannot keep up with. Handlers of different aggregates run at
+/// the same time then, so what several of them write to one row must be one statement (`n = n + 1`), and a row handler has no
+/// `key` of its own. The number changes with a rebuild: see
+/// [`Stale::partitions`].
+///
 /// `covers`: event sets, see [`domain_events!`](macro@domain_events), of which the projection handles or `ignores` every
 /// event. One that is added to a set later does not compile until someone has decided about it here:
 ///

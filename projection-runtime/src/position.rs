@@ -55,6 +55,13 @@ pub(crate) async fn alone(tx: &mut PgConnection, name: &str) -> sqlx::Result<()>
     sqlx::query(sql).bind(name).execute(tx).await.map(drop)
 }
 
+/// Waits until no rebuild looks things up in the projection's tables, and keeps others from it until the transaction ends:
+/// they are to be emptied, or go back.
+pub(crate) async fn not_looked_up(tx: &mut PgConnection, name: &str) -> sqlx::Result<()> {
+    let sql = "SELECT pg_advisory_xact_lock(hashtext('projection looked up'), hashtext($1))";
+    sqlx::query(sql).bind(name).execute(tx).await.map(drop)
+}
+
 /// Sets the position, with these partitions, whatever partitions there were; what they stopped at is forgotten. Must run in
 /// a transaction that is [`alone`] and has the row locked, or has made it.
 pub(crate) async fn restart(tx: &mut PgConnection, name: &str, partitions: &[&str], position: i64) -> sqlx::Result<()> {

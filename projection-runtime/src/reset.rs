@@ -57,6 +57,7 @@ async fn attempt(
 
     // The row first: a batch under way ends, and none begins. Nobody queues up behind a row lock, so it may wait.
     sqlx::query("SET LOCAL lock_timeout = '10s'").execute(&mut *tx).await?;
+    position::not_looked_up(&mut tx, definition.name).await?;
     position::alone(&mut tx, definition.name).await?;
     sqlx::query("SELECT 1 FROM readviews WHERE name = $1 FOR UPDATE").bind(definition.name).execute(&mut *tx).await?;
     let blocked = foreign_keys(&mut tx, set, definition).await?;

@@ -81,6 +81,7 @@ pub struct ProjectionStatus {
     /// The event that it stopped at; of several that its partitions stopped at, the first.
     pub failure: Option<Failure>,
     /// Its partitions, where it has any: its own position is where all of them have come.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub partitions: Vec<PartitionStatus>,
 }
 

@@ -61,7 +61,7 @@ fn now(app: &App, status: Option<&Status>) -> Registry {
     );
     let troubles = app.manager.troubles();
     for definition in app.manager.projections().definitions() {
-        let well = troubles.iter().all(|(name, _)| *name != definition.name);
+        let well = troubles.iter().all(|(name, _)| definition.places().all(|place| place != *name));
         up.with_label_values(&[definition.name]).set(f64::from(u8::from(well)));
     }
     if let Some(status) = status {

@@ -96,6 +96,10 @@ impl Copy {
         if !lock(&mut connection, definition.name).await.map_err(doing())? {
             return Err(Error::RebuildUnderWay { projection: definition.name });
         }
+        // What its handlers look up is not emptied meanwhile.
+        let sql = "SELECT pg_advisory_lock_shared(hashtext('projection looked up'), hashtext(name))
+                   FROM UNNEST($1::text[]) AS name";
+        sqlx::query(sql).bind(definition.after).execute(&mut connection).await.map_err(doing())?;
         let refusals: Vec<Refusal> = sqlx::query_as(include_str!("refusals.sql"))
             .bind(definition.tables)
             .fetch_all(&mut connection)

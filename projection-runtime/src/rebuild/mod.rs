@@ -125,6 +125,7 @@ impl Rebuild<'_> {
     }
 
     async fn run_with(&mut self, copy: &mut Copy, task: Task) -> Result<Difference, Error> {
+        until_there(copy, self.options.reset_patience).await?;
         copy.filler.fill(self.progress).await?;
         let (started, mut backoff) = (Instant::now(), Backoff::default());
         loop {
@@ -204,6 +205,26 @@ impl Rebuild<'_> {
     }
 }
 
+/// Waits for the projections that it comes `after`, which may have been reset: what is looked up in their tables is to be
+/// there. From here on they stay: see [`Copy::make`].
+async fn until_there(copy: &mut Copy, patience: Duration) -> Result<(), Error> {
+    let Definition { name, after, .. } = *copy.beside.definition;
+    let sql = "SELECT ahead.name, own.position FROM readviews own, UNNEST($2::text[]) AS ahead (name)
+               LEFT JOIN readviews r USING (name)
+               WHERE own.name = $1 AND COALESCE(r.position, 0) < own.position";
+    let started = Instant::now();
+    loop {
+        let behind = sqlx::query_as(sql).bind(name).bind(after).fetch_all(&mut copy.connection).await;
+        let behind: Vec<(String, i64)> = behind.map_err(Error::database(doing(name)))?;
+        let Some(&(_, position)) = behind.first() else { return Ok(()) };
+        if started.elapsed() > patience {
+            let behind = behind.into_iter().map(|(name, _)| name).collect();
+            return Err(Error::StillBehind { behind, position, timeout: patience });
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
 /// Says that someone is at it, also while a statement takes long.
 async fn beat(pool: &PgPool, name: &str) -> std::convert::Infallible {
     loop {
@@ -224,6 +245,8 @@ pub(crate) async fn undo(pool: &PgPool, definition: &'static Definition) -> Resu
     let doing = || Error::database(format!("undoing the rebuild of `{}`", definition.name));
     let mut tx = pool.begin().await.map_err(doing())?;
     let kept = Beside::kept(definition);
+    sqlx::query("SET LOCAL lock_timeout = '10s'").execute(&mut *tx).await.map_err(doing())?;
+    position::not_looked_up(&mut tx, definition.name).await.map_err(doing())?;
     // Those that come after this projection must not look things up while it goes back: they share the row's key.
     hold(&mut tx, definition, "SELECT FROM readviews WHERE name = $1 FOR UPDATE").await.map_err(doing())?;
     let Some(position) = kept::position(&mut tx, &kept).await.map_err(doing())? else {

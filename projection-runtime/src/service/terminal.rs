@@ -85,6 +85,12 @@ pub(super) fn status(service: &str, status: &Status) -> String {
              last {at}:\n  {error}\n  after the fix: {service} retry {name}",
             at = failed_at.format("%Y-%m-%d %H:%M:%S UTC"),
         );
+        if !projection.partitions.is_empty() {
+            let stopped = projection.partitions.iter().filter(|partition| partition.failure.is_some());
+            let stopped: Vec<_> = stopped.map(|partition| &*partition.name).collect();
+            let (stopped, all) = (stopped.join(", "), projection.partitions.len());
+            text = format!("{text}\n  of its {all} partitions {stopped} stopped; the others go on");
+        }
     }
     for projection in status.projections.iter().filter(|projection| projection.skipped_events > 0) {
         let (name, events) = (&projection.name, counted(projection.skipped_events, "event"));
@@ -98,7 +104,9 @@ pub(super) fn status(service: &str, status: &Status) -> String {
     }
     for stale in &status.stale {
         let name = &stale.projection;
-        let cure = if stale.matters() {
+        let cure = if stale.partitions.is_some() {
+            format!("{service} rebuild {name}")
+        } else if stale.matters() {
             format!(
                 "its rows may be others than a rebuild would make: {service} rebuild {name}\n  where they are right: \
                  {service} accept {name}"

@@ -270,7 +270,7 @@ impl FaultTest {
         let mut appenders = Vec::new();
         let store = EventStore::new(run.pool.clone());
         for n in 0..run.test.appenders {
-            let (sender, receiver) = mpsc::channel(100);
+            let (sender, receiver) = mpsc::channel(400);
             senders.push(sender);
             appenders.push(tokio::spawn(append(
                 run.pool.clone(),
@@ -571,9 +571,14 @@ async fn append(pool: PgPool, store: EventStore, mut events: mpsc::Receiver<(Uui
     let mut rng = StdRng::seed_from_u64(seed);
     let mut appended = 0;
     let mut together = Vec::new();
-    while events.recv_many(&mut together, rng.random_range(1..60)).await > 0 {
+    loop {
+        let by_hand = rng.random_ratio(1, 4);
+        let most = rng.random_range(1..if by_hand { 60 } else { 400 });
+        if events.recv_many(&mut together, most).await == 0 {
+            return appended;
+        }
         appended += together.len();
-        if rng.random_ratio(1, 4) {
+        if by_hand {
             let lingering = Duration::from_millis(if rng.random_ratio(1, 4) { rng.random_range(1..10) } else { 0 });
             until_there(|| transaction(&pool, &together, lingering)).await;
             together.clear();
@@ -588,7 +593,6 @@ async fn append(pool: PgPool, store: EventStore, mut events: mpsc::Receiver<(Uui
             join_all(appends).await;
         }
     }
-    appended
 }
 
 async fn until_there<F: Future<Output = Result<(), Error>>>(append: impl Fn() -> F) {

@@ -622,3 +622,33 @@ async fn an_event_that_fails() {
     assert_eq!(journal::entries(&db.pool).await, before);
     assert_eq!(left(&db.pool).await, [""; 0]);
 }
+
+/// What handlers look up is there in a rebuild: one that was reset is waited for, and a reset waits for the rebuild.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_looked_up_stays() {
+    let (db, manager) = filled(11, 3000).await;
+    let before = fold::actual(&db.pool).await;
+    manager.pause("band", "test").await.unwrap();
+    manager.reset_projection("band").await.unwrap();
+    let mut options = ManagerOptions::default();
+    options.reset_patience = Duration::from_millis(300);
+    let impatient = manager.clone().with_options(options);
+    let error = impatient.rebuild("userpreferences", RebuildOptions::default(), &mut nobody).await.unwrap_err();
+    assert!(matches!(&error, Error::StillBehind { behind, .. } if behind == &["band"]), "{error}");
+    assert_eq!(fold::actual(&db.pool).await["ignored_band"], before["ignored_band"]);
+    manager.resume("band", "test").await.unwrap();
+    manager.catch_up(|_| {}).await.unwrap();
+
+    let mut reset = None;
+    let mut progress = |_: RebuildProgress| {
+        reset.get_or_insert_with(|| {
+            let manager = manager.clone();
+            tokio::spawn(async move { manager.reset_projection("band").await })
+        });
+    };
+    let difference = manager.rebuild("userpreferences", RebuildOptions::default(), &mut progress).await.unwrap();
+    assert!(difference.is_none(), "{difference}");
+    reset.unwrap().await.unwrap().unwrap();
+    manager.catch_up(|_| {}).await.unwrap();
+    fold::assert_equal(&db.pool).await;
+}

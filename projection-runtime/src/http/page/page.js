@@ -37,7 +37,7 @@ const command = (...words) => [sources.service.data?.service, ...words].filter(B
 const upTo = ({ events_behind_capped }) => (events_behind_capped ? "more than " : "");
 const eventsBehind = (view) => `${upTo(view)}${plural(view.events_behind, "event")} behind`;
 
-function staleText({ handlers, other_code, tables }) {
+function staleText({ handlers, other_code, tables, partitions }) {
   const changes = { changed: "has changed", added: "is new", removed: "is gone" };
   const parts = handlers.map(({ event, handler, change, behind }) => {
     const but = behind ? "" : ", but none of its events were applied yet";
@@ -45,10 +45,16 @@ function staleText({ handlers, other_code, tables }) {
   });
   if (other_code) parts.push("code beside its handlers has changed");
   if (tables) parts.push("its tables have changed");
+  if (partitions) {
+    const then = plural(partitions, "partition");
+    const until = "until a rebuild, programs with that number apply none of its events";
+    parts.push(`it was applied in ${then}, and is to have another number: ${until}`);
+  }
   return parts.join("; ");
 }
 
-const staleMatters = (stale) => stale.other_code || stale.tables || stale.handlers.some(({ behind }) => behind);
+const staleMatters = ({ handlers, other_code, tables, partitions }) =>
+  other_code || tables || partitions || handlers.some(({ behind }) => behind);
 
 const isLost = ({ seconds_since_seen }) => seconds_since_seen > LOST_SECONDS;
 
@@ -89,8 +95,8 @@ const STANDINGS = {
   unknown: ["off", "off", "is not in this program", "are not in this program"],
 };
 const LEVELS = ["bad", "warn", "busy", "off", "ok"];
-const isOf = (name) => (text) => text.startsWith(`${name}: `);
-const without = (name, text) => (isOf(name)(text) ? text.slice(name.length + 2) : text);
+const isOf = (name) => (text) => text.startsWith(`${name}:`); // or one of its partitions, `band:1/4: ..`
+const without = (name, text) => (text.startsWith(`${name}: `) ? text.slice(name.length + 2) : text);
 
 // What this page remembers of each projection: its state, since when, and what was last done about it from here.
 const memories = { __proto__: null };
@@ -156,7 +162,9 @@ function words(view) {
   const pace = [lag];
   if (events_per_second.at(-1) > 0) pace.push(`${rate(events_per_second.at(-1))} a second`);
   if (seconds_left !== null) pace.push(`about ${duration(seconds_left)} left`);
-  const failed = `at ${view.failure?.event_name ?? "an event"}; everything before it is applied`;
+  const stopped = view.partitions?.filter(({ failure }) => failure).length;
+  const rest = stopped ? `in ${stopped} of ${plural(view.partitions.length, "partition")}; the others go on` : "";
+  const failed = `at ${view.failure?.event_name ?? "an event"}; ${rest || "everything before it is applied"}`;
   const paused = view.since ? `by ${view.by} since ${utc(view.since)} (${ago(view.since)})` : "";
   const [word, summary] = {
     behind: ["catching up", pace.join(", ")],
