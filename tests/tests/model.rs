@@ -135,16 +135,25 @@ enum Mistake {
     NoKeyShare,
     /// An undo holds the row as one who applies events does: `FOR NO KEY UPDATE`, beside `FOR KEY SHARE`.
     UndoShares,
-    /// An undo leaves the failure, to be tried again.
+    /// An undo leaves the failure, to be tried again; a reset leaves it as it is.
     UndoLeavesFailure,
     /// A loop marks the wake-up as seen after its look, not before.
     MarksLate,
     /// Who finds the row held waits for a wake-up.
     LeavesItToOthers,
+    /// A rebuild has the projection's row, not the advisory lock that its partitions share.
+    NotAlone,
+    /// One statement locks the projection's row and moves it, to what it saw before the lock.
+    GathersAtOnce,
+    /// A partition's transaction moves the projection's position, to what its snapshot shows of the others.
+    GathersBefore,
+    /// A partition moves the projection's position to its own.
+    MovesToItsOwn,
 }
 use Mistake::{
-    Apart, CountsFromSnapshot, FromMemory, LeavesItToOthers, LockLetGo, MarksLate, NoKeyShare, NoLock, Sequence,
-    SequenceBelowXmin, ToldAtOnce, TrustsReadAhead, TrustsSnapshot, UndoLeavesFailure, UndoShares,
+    Apart, CountsFromSnapshot, FromMemory, GathersAtOnce, GathersBefore, LeavesItToOthers, LockLetGo, MarksLate,
+    MovesToItsOwn, NoKeyShare, NoLock, NotAlone, Sequence, SequenceBelowXmin, ToldAtOnce, TrustsReadAhead,
+    TrustsSnapshot, UndoLeavesFailure, UndoShares,
 };
 
 // The store: appenders, readers of one projection, and the log.
@@ -998,4 +1007,243 @@ fn a_wake_up_during_a_look_is_not_lost() {
     breaks("one loop, the wake-up is marked after the look", &late, "waits");
     let leaves = WakeUp { kills: 1, mistake: Some(LeavesItToOthers), ..wake };
     breaks("two loops, one may be killed, who finds the row held leaves it to others", &leaves, "is killed");
+}
+
+// Partitions: loops of two of one projection, whose own position follows theirs.
+
+#[derive(Clone, Copy)]
+struct Partitions {
+    /// Of two aggregates in turn, one in each partition.
+    events: u8,
+    loops: [usize; 2],
+    /// Of all partitions, once.
+    act: Option<Act>,
+    /// Of loops, where the partition has another.
+    kills: u8,
+    /// The event may fail, once.
+    fails: Option<u8>,
+    polls: bool,
+    mistake: Option<Mistake>,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
+enum Stage {
+    #[default]
+    Looking,
+    /// It shares the advisory lock and has the partition's row; from where to where, and where it saw the other partition.
+    Applied(u8, u8, u8),
+    /// Rolled back, at its first event from there.
+    Failed(u8),
+    /// It is to move the projection's position; its own was there.
+    Committed(u8),
+    /// It has the projection's row, and is to look, or, of a mistake, knows already.
+    Gathers(Option<u8>),
+    Killed,
+}
+
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
+struct PartitionsState {
+    head: u8,
+    partitions: [Projection; 2],
+    /// That of the projection.
+    position: u8,
+    loops: Vec<(usize, Stage)>,
+    act: Acting,
+    /// Where it saw the partitions.
+    saw: [u8; 2],
+    /// Where one is that comes after it, and how far that may go, with the projection's row `FOR KEY SHARE`.
+    second: (u8, Option<u8>),
+    kills: u8,
+    failed: bool,
+    broken: Option<String>,
+}
+
+impl PartitionsState {
+    fn least(&self) -> u8 {
+        self.partitions[0].position.min(self.partitions[1].position)
+    }
+}
+
+fn of_partition(of: usize, from: u8, to: u8) -> Vec<u8> {
+    (from + 1..=to).filter(|event| usize::from(event - 1) % 2 == of).collect()
+}
+
+impl Partitions {
+    fn makes(&self, mistake: Mistake) -> bool {
+        self.mistake == Some(mistake)
+    }
+
+    /// Another has the projection's row.
+    fn held(&self, state: &PartitionsState) -> bool {
+        let gathers = state.loops.iter().any(|(_, stage)| matches!(stage, Stage::Gathers(_)));
+        gathers && !self.makes(GathersAtOnce) || state.act == Acting::HasRow
+    }
+
+    /// `Runner::step` of a partition. Its two locks and what it writes are a step: nobody sees it before the commit.
+    fn work(&self, state: &PartitionsState, i: usize, steps: &mut Steps<PartitionsState>) {
+        let (of, at) = state.loops[i];
+        let mut step = |does: String, then: Stage, change: &dyn Fn(&mut PartitionsState)| {
+            steps.add(state, format!("loop {} of partition {} {does}", i + 1, of + 1), |s| {
+                s.loops[i].1 = then;
+                change(s);
+            });
+        };
+        let Projection { position, failure, .. } = state.partitions[of];
+        let rests = position >= state.head || failure.is_some();
+        let locked = state.loops.iter().any(|(other, stage)| *other == of && matches!(stage, Stage::Applied(..)));
+        let alone = state.act == Acting::HasRow && !self.makes(NotAlone);
+        match at {
+            Stage::Looking | Stage::Failed(_) if locked || alone => {}
+            Stage::Looking if !rests => {
+                let next = of_partition(of, position, state.head).first().copied();
+                let mut ends = vec![next.unwrap_or(state.head), state.head];
+                ends.dedup();
+                for to in ends {
+                    let page = list(&of_partition(of, position, to));
+                    let other = if self.makes(GathersBefore) { state.partitions[1 - of].position } else { 0 };
+                    let does = format!("has its row, at {position}, and applies [{page}]");
+                    step(does, Stage::Applied(position, to, other), &|_| ());
+                }
+                if next.is_some() && next == self.fails && !state.failed {
+                    step("fails, and rolls back".to_owned(), Stage::Failed(position), &|s| s.failed = true);
+                }
+            }
+            Stage::Looking if self.polls && state.position < state.least() && !self.held(state) => {
+                step("is woken by the poll, and rests".to_owned(), Stage::Committed(position), &|_| ());
+            }
+            Stage::Applied(from, to, other) => {
+                let then = if self.makes(GathersBefore) { Stage::Looking } else { Stage::Committed(to) };
+                step(format!("commits, position {to}"), then, &|s| {
+                    s.partitions[of].rows.extend(of_partition(of, from, to));
+                    s.partitions[of].position = to;
+                    s.position = s.position.max(to.min(other));
+                });
+            }
+            Stage::Failed(from) if position != from || failure.is_some() => {
+                step("finds that others went on".to_owned(), Stage::Looking, &|_| ());
+            }
+            Stage::Failed(_) => step("commits the failure".to_owned(), Stage::Looking, &|s| {
+                let event = self.fails.unwrap_or_default();
+                s.partitions[of].failure = Some(Failure { event, retry: false });
+                s.partitions[of].position = event - 1;
+            }),
+            Stage::Committed(_) if self.makes(GathersAtOnce) => {
+                let least = state.least();
+                step(format!("sees the partitions at {least}"), Stage::Gathers(Some(least)), &|_| ());
+            }
+            Stage::Committed(own) if !self.held(state) => {
+                let own = Some(own).filter(|_| self.makes(MovesToItsOwn));
+                step("has the projection's row".to_owned(), Stage::Gathers(own), &|_| ());
+            }
+            Stage::Committed(_) if self.polls => {
+                step("has waited too long for the projection's row".to_owned(), Stage::Looking, &|_| ());
+            }
+            Stage::Gathers(saw) if !self.held(state) || !self.makes(GathersAtOnce) => {
+                let to = state.position.max(saw.unwrap_or(state.least()));
+                step(format!("commits, the projection at {to}"), Stage::Looking, &|s| s.position = to);
+            }
+            Stage::Looking | Stage::Gathers(_) | Stage::Committed(_) | Stage::Killed => {}
+        }
+        let left = state.loops.iter().filter(|(other, stage)| *other == of && *stage != Stage::Killed).count();
+        if state.kills < self.kills && !matches!(at, Stage::Looking | Stage::Killed) && left > 1 {
+            step("is killed".to_owned(), Stage::Killed, &|s| s.kills += 1);
+        }
+    }
+
+    /// `reset::attempt`, `Rebuild::rebuild`. Both locks are a step: nothing happens between them that could not before.
+    fn act(&self, act: Act, state: &PartitionsState, steps: &mut Steps<PartitionsState>) {
+        let shared = state.loops.iter().any(|(_, stage)| matches!(stage, Stage::Applied(..)));
+        // It is `FOR UPDATE` that waits for who comes after.
+        let looked_up = act == Act::Reset && state.second.1.is_some() && !self.makes(NoKeyShare);
+        let free = (!shared || self.makes(NotAlone)) && !self.held(state) && !looked_up;
+        match state.act {
+            Acting::NotYet if free => steps.add(state, format!("{act:?} is alone, and has the row"), |s| {
+                (s.act, s.saw) = (Acting::HasRow, [0, 1].map(|of| s.partitions[of].position));
+            }),
+            Acting::HasRow => steps.add(state, format!("{act:?} commits"), |s| {
+                let saw = take(&mut s.saw);
+                s.act = Acting::Done;
+                for (of, partition) in s.partitions.iter_mut().enumerate() {
+                    partition.rows = of_partition(of, 0, saw[of]);
+                    if act == Act::Reset {
+                        let failure = partition.failure.filter(|_| self.makes(UndoLeavesFailure));
+                        (*partition, s.position) = (Projection { failure, ..Projection::default() }, 0);
+                    }
+                }
+            }),
+            Acting::NotYet | Acting::Done => {}
+        }
+    }
+}
+
+impl Machine for Partitions {
+    type State = PartitionsState;
+
+    fn start(&self) -> PartitionsState {
+        let of = |of: usize| vec![(of, Stage::Looking); self.loops[of]];
+        PartitionsState { loops: [of(0), of(1)].concat(), ..PartitionsState::default() }
+    }
+
+    fn steps(&self, state: &PartitionsState, steps: &mut Steps<PartitionsState>) {
+        if state.head < self.events {
+            steps.add(state, format!("event {} is there", state.head + 1), |s| s.head += 1);
+        }
+        (0..state.loops.len()).for_each(|i| self.work(state, i, steps));
+        self.act.into_iter().for_each(|act| self.act(act, state, steps));
+        match state.second {
+            (from, None) if from < state.position && state.act != Acting::HasRow => {
+                steps.add(state, format!("the second may go to {}", state.position), |s| s.second.1 = Some(s.position));
+            }
+            (_, None) => {}
+            (_, Some(to)) => steps.add(state, format!("the second looks up what is up to {to}, and commits"), |s| {
+                let lost = (0..2).any(|of| !s.partitions[of].rows.starts_with(&of_partition(of, 0, to)));
+                (s.broken, s.second) = (lost.then(|| "what the second looks up is not there".to_owned()), (to, None));
+            }),
+        }
+    }
+
+    fn wrong(&self, state: &PartitionsState, end: bool) -> Option<String> {
+        let (at, least) = (state.position, state.least());
+        let fold = |of: usize| {
+            let Projection { position, rows, failure, .. } = &state.partitions[of];
+            let later = failure.is_some_and(|failure| failure.event != position + 1);
+            let here = format!("partition {} at {position}", of + 1);
+            let folded = *rows == of_partition(of, 0, *position);
+            let missed = later.then(|| format!("{here} stopped at a later event"));
+            if folded { missed } else { Some(format!("{here} has rows of [{}]", list(rows))) }
+        };
+        let goes_on = |one: &Projection| one.position < state.head && one.failure.is_none();
+        let waits = at < least || state.second.0 < at || state.partitions.iter().any(goes_on);
+        let beyond = at > least;
+        let broken = state.broken.clone().or_else(|| fold(0)).or_else(|| fold(1));
+        broken
+            .or_else(|| beyond.then(|| format!("the projection is at {at}, a partition at {least}")))
+            .or_else(|| (end && waits).then(|| format!("nobody goes on, the projection at {at}, all at {least}")))
+    }
+}
+
+const PARTITIONS: Partitions =
+    Partitions { events: 3, loops: [1, 1], act: None, kills: 0, fails: None, polls: false, mistake: None };
+
+#[test]
+fn a_projection_is_where_all_its_partitions_have_come() {
+    title("Partitions: loops of two, one that comes after, three events");
+    let (reset, rebuild) = (Some(Act::Reset), Some(Act::Rebuild));
+    holds("1 + 1, reset", &Partitions { act: reset, ..PARTITIONS });
+    holds("1 + 1, rebuild", &Partitions { act: rebuild, ..PARTITIONS });
+    let two = Partitions { loops: [2, 1], kills: 1, ..PARTITIONS };
+    holds("2 + 1, reset, one may be killed; the poll", &Partitions { act: reset, polls: true, ..two });
+    let fails = Partitions { act: reset, fails: Some(3), polls: true, ..PARTITIONS };
+    holds("1 + 1, reset, an event fails; the poll", &fails);
+    let mistake = |variant, mistake, act, how| {
+        breaks(variant, &Partitions { act, mistake: Some(mistake), ..PARTITIONS }, how);
+    };
+    mistake("1 + 1, rebuild without the advisory lock", NotAlone, rebuild, "has rows of");
+    mistake("1 + 1, reset, one statement locks and moves", GathersAtOnce, reset, "a partition at 0");
+    mistake("1 + 1, moved in the partition's transaction, by what that sees", GathersBefore, None, "nobody goes on");
+    mistake("1 + 1, moved to where the partition is", MovesToItsOwn, None, "a partition at 0");
+    mistake("1 + 1, reset, the second does not lock `FOR KEY SHARE`", NoKeyShare, reset, "is not there");
+    let leaves = Partitions { mistake: Some(UndoLeavesFailure), ..fails };
+    breaks("1 + 1, reset, which leaves the failure", &leaves, "stopped at a later event");
+    breaks("2 + 1, one may be killed; no poll", &two, "is killed");
 }

@@ -25,3 +25,17 @@ async fn whatever_happens() {
     assert!(endured.faults.len() >= 6, "{endured}");
     assert!(endured.faults.keys().all(|fault| Fault::ALL.contains(fault)));
 }
+
+/// `make bugs` has something to put into the sources.
+#[test]
+fn the_bugs_fit_the_sources() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+    let bugs: Vec<_> =
+        std::fs::read_dir(format!("{root}/tests/bugs")).unwrap().map(|bug| bug.unwrap().path()).collect();
+    assert_eq!(bugs.len(), 3);
+    for bug in bugs {
+        let mut apply = std::process::Command::new("git");
+        let applied = apply.args(["apply", "--check"]).arg(&bug).current_dir(root).output().unwrap();
+        assert!(applied.status.success(), "{}: {}", bug.display(), String::from_utf8_lossy(&applied.stderr));
+    }
+}

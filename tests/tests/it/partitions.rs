@@ -149,7 +149,7 @@ async fn the_result_is_that_of_one_loop() {
     for round in 0..6 {
         let runs = managers.each_ref().map(running);
         for _ in 0..4 {
-            last = things.append(&db.pool, 250).await;
+            last = things.append(&db.pool, 100).await;
             match round {
                 1 => managers[0].reset_projection("parts").await.unwrap(),
                 3 => drop(managers[1].rebuild("parts", RebuildOptions::default(), &mut |_| {}).await.unwrap()),
@@ -159,7 +159,7 @@ async fn the_result_is_that_of_one_loop() {
         if round == 5 {
             // They know of each other after a poll.
             tokio::time::sleep(Duration::from_secs(6)).await;
-            last = things.append(&db.pool, 500).await;
+            last = things.append(&db.pool, 300).await;
             managers[0].wait_for(&["whole", "parts", "after"], last, LONG).await.unwrap();
         }
         for (stop, run) in runs {
@@ -176,7 +176,7 @@ async fn the_result_is_that_of_one_loop() {
         .fetch_one(&db.pool)
         .await
         .unwrap();
-    assert_eq!(found, (6 * 1000 + 500, 0), "look-ups, and of those in vain");
+    assert_eq!(found, (6 * 400 + 300, 0), "look-ups, and of those in vain");
     let positions = positions(&db.pool).await;
     for name in ["whole", "parts", "after", "parts:1/4", "parts:2/4", "parts:3/4", "parts:4/4"] {
         assert_eq!(positions[name], last, "{name}");
