@@ -70,7 +70,9 @@ pub(crate) async fn restart(tx: &mut PgConnection, name: &str, partitions: &[&st
     sqlx::query("DELETE FROM readviews WHERE partition_of = $1").bind(name).execute(&mut *tx).await?;
     sqlx::query(
         "WITH partitions AS (
-             INSERT INTO readviews (name, partition_of, position) SELECT part, $1, $3 FROM UNNEST($2::text[]) AS part
+             INSERT INTO readviews (name, partition_of, position, paused_at, paused_by)
+             SELECT part, r.name, $3, r.paused_at, r.paused_by
+             FROM readviews r, UNNEST($2::text[]) AS part WHERE r.name = $1
          )
          UPDATE readviews SET position = $3, partitions = GREATEST(cardinality($2::text[]), 1) WHERE name = $1",
     )

@@ -479,6 +479,16 @@ impl Runner {
         Some(Ahead { from, end, page })
     }
 
+    /// The projection's position follows that of its partition. Where it does not, because of trouble, it does when there is
+    /// nothing more to do.
+    async fn gather(&self) {
+        if let Some(projection) = self.partition_of
+            && let Err(error) = position::gather(&self.pool, projection, self.awaited).await
+        {
+            tracing::debug!(%error, "the position of the projection did not follow that of its partition");
+        }
+    }
+
     /// There is nothing to do.
     async fn rest(&self, tx: Transaction<'_, Postgres>) -> sqlx::Result<Step> {
         if let Some(projection) = self.partition_of {
@@ -489,7 +499,10 @@ impl Runner {
     }
 
     /// The row is not to be had: another process holds it, or there is none yet.
-    async fn elsewhere(&self, mut tx: Transaction<'_, Postgres>) -> sqlx::Result<Step> {
+    async fn elsewhere(&self, tx: Transaction<'_, Postgres>) -> sqlx::Result<Step> {
+        // Without its locks: who makes the row may be waiting for them.
+        tx.rollback().await?;
+        let mut tx = self.pool.begin().await?;
         let created = position::create(&mut tx, self.definition.name, self.definition.partitions).await?;
         tx.commit().await?;
         Ok(if created { Step::Again } else { Step::Elsewhere })
@@ -504,12 +517,7 @@ impl Runner {
         self.probe.at(Moment::Committing).await;
         tx.commit().await?;
         self.probe.at(Moment::Committed).await;
-        if let Some(projection) = self.partition_of
-            && let Err(error) = position::gather(&self.pool, projection, self.awaited).await
-        {
-            // It is done when there is nothing more to do.
-            tracing::debug!(%error, "the position of the projection did not follow that of its partition");
-        }
+        self.gather().await;
         if self.awaited && !self.options.listen {
             // Those that come after it in this process don't hear the NOTIFY.
             self.wake.projections(Source::Projection);
@@ -590,6 +598,7 @@ impl Runner {
     ) -> sqlx::Result<Step> {
         position::record_failure(&mut tx, self.place, from, &failed, attempts).await?;
         tx.commit().await?;
+        self.gather().await;
         // Whoever fills a copy tells of it.
         if self.until.is_none() {
             self.meter.failures.inc();

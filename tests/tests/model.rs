@@ -1122,7 +1122,7 @@ impl Partitions {
             Stage::Failed(from) if position != from || failure.is_some() => {
                 step("finds that others went on".to_owned(), Stage::Looking, &|_| ());
             }
-            Stage::Failed(_) => step("commits the failure".to_owned(), Stage::Looking, &|s| {
+            Stage::Failed(_) => step("commits the failure".to_owned(), Stage::Committed(0), &|s| {
                 let event = self.fails.unwrap_or_default();
                 s.partitions[of].failure = Some(Failure { event, retry: false });
                 s.partitions[of].position = event - 1;
@@ -1233,8 +1233,8 @@ fn a_projection_is_where_all_its_partitions_have_come() {
     holds("1 + 1, rebuild", &Partitions { act: rebuild, ..PARTITIONS });
     let two = Partitions { loops: [2, 1], kills: 1, ..PARTITIONS };
     holds("2 + 1, reset, one may be killed; the poll", &Partitions { act: reset, polls: true, ..two });
-    let fails = Partitions { act: reset, fails: Some(3), polls: true, ..PARTITIONS };
-    holds("1 + 1, reset, an event fails; the poll", &fails);
+    let fails = Partitions { act: reset, fails: Some(3), ..PARTITIONS };
+    holds("1 + 1, reset, an event fails", &fails);
     let mistake = |variant, mistake, act, how| {
         breaks(variant, &Partitions { act, mistake: Some(mistake), ..PARTITIONS }, how);
     };

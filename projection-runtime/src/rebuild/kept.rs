@@ -62,7 +62,9 @@ pub(super) async fn restore(tx: &mut PgConnection, kept: &Beside) -> sqlx::Resul
                  current_setting('rebuild.schema')) USING current_setting('rebuild.name');
              DELETE FROM readviews WHERE partition_of = current_setting('rebuild.name');
              EXECUTE format(
-                 'INSERT INTO readviews SELECT * FROM %I.readviews WHERE partition_of = $1',
+                 'INSERT INTO readviews (name, partition_of, position, paused_at, paused_by)
+                  SELECT k.name, r.name, k.position, r.paused_at, r.paused_by
+                  FROM %I.readviews k JOIN readviews r ON r.name = k.partition_of WHERE r.name = $1',
                  current_setting('rebuild.schema')) USING current_setting('rebuild.name');
              -- Not kept by a rebuild of an older version.
              IF to_regclass(format('%I.readview_skips', current_setting('rebuild.schema'))) IS NOT NULL THEN

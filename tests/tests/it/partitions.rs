@@ -280,7 +280,14 @@ async fn one_partition_fails() {
     let later = things.append(&db.pool, 50).await;
     manager.wait_for(&["parts"], later, Duration::from_millis(500)).await.unwrap_err();
     assert!(matches!(manager.status().await.unwrap().projection("parts").unwrap().state, State::Paused { .. }));
-    assert!(positions(&db.pool).await.iter().filter(|(name, _)| name.starts_with("parts")).all(|(_, at)| *at == last));
+    let all_at = async |place: i64| {
+        positions(&db.pool).await.iter().filter(|(name, _)| name.starts_with("parts")).all(|(_, at)| *at == place)
+    };
+    assert!(all_at(last).await);
+    // New rows of its partitions are paused as well.
+    manager.reset_projection("parts").await.unwrap();
+    manager.wait_for(&["parts"], last, Duration::from_millis(500)).await.unwrap_err();
+    assert!(all_at(0).await);
     manager.resume("parts", "test").await.unwrap();
     manager.wait_for(&["parts"], later, LONG).await.unwrap();
     stop.cancel();
