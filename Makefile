@@ -1,6 +1,6 @@
 # The three commands of the README, and what a developer needs beside them.
 
-.PHONY: bench bugs demo soak test misuse sqlx
+.PHONY: bench bugs demo deny soak test misuse sqlx
 
 # Shows all of it on sample events, in a PostgreSQL that ends with it; `make demo ARGS=--keep` stays up.
 demo:
@@ -63,6 +63,13 @@ bugs:
 # Lists what can be written wrongly, and the tests of what is then said.
 misuse:
 	@cargo test --quiet --package tests --test ui every_row_of_the_catalogue -- --nocapture | grep -v '^running\|^test result\|^\.*$$'
+
+# Licences, advisories, duplicates and sources of the dependencies, by deny.toml. Not in `make test`: the tool and the
+# advisories come over the network, and a new advisory must not make an old commit fail.
+deny:
+	@command -v cargo-deny >/dev/null || { \
+		echo "error: no cargo-deny was found. Install it: cargo install --locked cargo-deny" >&2; exit 1; }
+	cargo deny --workspace check
 
 # Writes `.sqlx` anew, after a change of a query or a migration: `make sqlx DATABASE_URL=..` of a migrated database.
 sqlx:

@@ -43,7 +43,7 @@ use crate::projection::{AnyProjection, Definition, Form, Order};
 use crate::pulse::Pulse;
 use crate::runs::{Run, runs};
 use crate::share::{self, Share};
-use crate::store::{self, Page, PageLimit};
+use crate::store::{self, Page, PageLimit, Planned};
 use crate::wake::Wake;
 use crate::written::Written;
 
@@ -340,13 +340,16 @@ impl Runner {
         {
             ahead = None;
         }
+        let planned = if self.mode.custom_plans { Planned::OfTransaction } else { Planned::Anew };
         let (mut page, end) = match ahead {
             // Not to where the store ended then: that may be gone as well.
             Some(Ahead { page, .. }) => {
                 let end = page.events.last().map_or(place.position, |last| last.tstamp);
                 (page, end)
             }
-            None => (store::read(&mut tx, &self.read_sql, &self.names, place.position, end, limit).await?, end),
+            None => {
+                (store::read(&mut tx, &self.read_sql, &self.names, place.position, end, limit, planned).await?, end)
+            }
         };
 
         if let Some(skipped) = page.events.iter().position(|event| place.skipped == Some(event.id)) {
@@ -473,7 +476,8 @@ impl Runner {
     async fn read_ahead(&self, page: &Page, end: i64, limit: PageLimit) -> Option<Ahead> {
         let from = page.events.last().filter(|_| !page.complete && self.plan.bound.is_none())?.tstamp;
         let mut connection = self.pool.acquire().await.ok()?;
-        let page = store::read(&mut connection, &self.read_sql, &self.names, from, end, limit).await.ok()?;
+        let page =
+            store::read(&mut connection, &self.read_sql, &self.names, from, end, limit, Planned::Anew).await.ok()?;
         // Of nothing there is no telling whether it is still so.
         page.events.last()?;
         Some(Ahead { from, end, page })

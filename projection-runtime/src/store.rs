@@ -193,7 +193,7 @@ impl EventStore {
     /// The cost follows the events of these names, not the size of the store.
     pub async fn read_after(&self, position: i64, names: &[&str], limit: PageLimit) -> Result<Page, Error> {
         let mut connection = self.pool.acquire().await.map_err(Error::database("reading events"))?;
-        read(&mut connection, &read_sql(names.len(), None), names, position, i64::MAX, limit)
+        read(&mut connection, &read_sql(names.len(), None), names, position, i64::MAX, limit, Planned::Anew)
             .await
             .map_err(Error::database("reading events"))
     }
@@ -278,6 +278,16 @@ pub(crate) fn read_sql(names: usize, partition: Option<(usize, usize)>) -> Strin
     format!("SELECT {COLUMNS} FROM ({}) merged ORDER BY tstamp LIMIT $3", scans.join(" UNION ALL "))
 }
 
+/// How the query of [`read_sql`] is planned. A plan that PostgreSQL keeps for all names and positions looks for the place of
+/// the page's end and not for names: for one of which there is nothing, it walks through all that follows, at each page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Planned {
+    /// For this page; a round trip more.
+    Anew,
+    /// As the transaction says, which says that as well: see [`Mode::custom_plans`](crate::position::Mode).
+    OfTransaction,
+}
+
 /// Reads what follows `position`, up to and with `end`. `sql` is of [`read_sql`] for as many names.
 pub(crate) async fn read(
     connection: &mut PgConnection,
@@ -286,11 +296,12 @@ pub(crate) async fn read(
     position: i64,
     end: i64,
     limit: PageLimit,
+    planned: Planned,
 ) -> sqlx::Result<Page> {
     if names.is_empty() {
         return Ok(Page { events: Vec::new(), complete: true });
     }
-    fetch(connection, sql, names, position, end, limit).await
+    fetch(connection, sql, names, position, end, limit, planned == Planned::OfTransaction).await
 }
 
 /// Reads what follows `position`, up to and with `end`, whatever its name.
@@ -306,7 +317,7 @@ pub(crate) async fn read_all(
          WHERE tstamp > $1 AND tstamp <= $2
          ORDER BY tstamp
          LIMIT $3";
-    fetch(connection, SQL, &[], position, end, limit).await
+    fetch(connection, SQL, &[], position, end, limit, true).await
 }
 
 /// Room for so many events is made before any is read.
@@ -319,9 +330,11 @@ async fn fetch(
     position: i64,
     end: i64,
     limit: PageLimit,
+    kept: bool,
 ) -> sqlx::Result<Page> {
     // Safe: `read_sql` puts nothing but parameters' numbers into the text.
     let mut query = sqlx::query(AssertSqlSafe(sql))
+        .persistent(kept)
         .bind(position)
         .bind(end)
         .bind(i64::try_from(limit.events.max(1)).unwrap_or(i64::MAX));

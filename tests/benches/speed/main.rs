@@ -2,6 +2,7 @@
 //! PostgreSQL: `make bench`, or `cargo bench -p tests --bench speed -- --help`.
 
 mod bare;
+mod capacity;
 mod chart;
 mod events;
 mod idle;
@@ -41,7 +42,7 @@ struct Args {
     /// Only these variants of the rebuild.
     #[arg(long, value_delimiter = ',')]
     variants: Vec<Variant>,
-    /// The sizes of the rebuild.
+    /// The sizes of the rebuild, and of the store whose capacity is measured.
     #[arg(long, value_delimiter = ',')]
     events: Vec<usize>,
     /// Rounds of the rebuild.
@@ -69,6 +70,8 @@ enum Part {
     Memory,
     Rare,
     Idle,
+    /// Only where it is named: docs/CAPACITY.md counts with it, and it changes with the schema alone.
+    Capacity,
 }
 
 impl Args {
@@ -82,7 +85,7 @@ impl Args {
     }
 
     fn has(&self, part: Part) -> bool {
-        self.only.is_empty() || self.only.contains(&part)
+        self.only.contains(&part) || (self.only.is_empty() && part != Part::Capacity)
     }
 
     /// How many events, and how many rounds.
@@ -146,6 +149,14 @@ async fn main() -> anyhow::Result<()> {
     if args.has(Part::Idle) {
         eprintln!("doing nothing");
         sections.push(idle::measure(&server, &small, if args.quick { 5 } else { 15 }).await?);
+    }
+    if args.has(Part::Capacity) {
+        let sizes =
+            if args.events.is_empty() { vec![if args.quick { SMALL } else { 1_000_000 }] } else { args.events.clone() };
+        for events in sizes {
+            eprintln!("capacity, {} events", amount(events));
+            sections.extend(capacity::measure(events).await?);
+        }
     }
     if let Some(folder) = &args.with {
         sections.extend(report::others(folder)?);
