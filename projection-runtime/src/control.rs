@@ -4,6 +4,7 @@ use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 use crate::error::Error;
+use crate::events_at::EventsAt;
 use crate::position;
 use crate::projection::Definition;
 
@@ -52,6 +53,7 @@ pub(crate) async fn resume(pool: &PgPool, definition: &Definition, by: &str) -> 
 /// Passes the event by at which the projection has stopped, and writes down why.
 pub(crate) async fn skip(
     pool: &PgPool,
+    events_at: &EventsAt,
     definition: &Definition,
     event: Uuid,
     reason: &str,
@@ -68,6 +70,16 @@ pub(crate) async fn skip(
         let Some((_, at)) = failing.first() else { return Err(Error::NotFailed { projection }) };
         return Err(Error::NotTheFailingEvent { projection, event, at: *at });
     };
+    if events_at.other().is_some() {
+        let sql =
+            "SELECT r.position, f.tstamp - 1 FROM readviews r JOIN readview_failures f USING (name) WHERE name = $1";
+        let (position, before): (i64, i64) =
+            sqlx::query_as(sql).bind(place).fetch_one(&mut *tx).await.map_err(doing())?;
+        // As below, where the events are not.
+        if events_at.stands(before).await.map_err(doing())? > position {
+            return Err(Error::NotFailed { projection });
+        }
+    }
     let skipped = "WITH skipped AS (
              INSERT INTO readview_skips (name, event_id, event_name, tstamp, handler, error, reason, skipped_by)
              SELECT $1, event_id, event_name, tstamp, handler, error, $2, $3 FROM readview_failures WHERE name = $4

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::types::Json;
 use sqlx::{PgConnection, PgPool};
 
+use crate::events_at::EventsAt;
 use crate::position;
 use crate::projection::{Definition, ProjectionSet};
 
@@ -181,7 +182,11 @@ pub(crate) async fn record(connection: &mut PgConnection, definition: &Definitio
 }
 
 /// What has changed since the projection's rows were made; `None`: nothing, or it has no rows, or nobody wrote it down.
-pub(crate) async fn stale(connection: &mut PgConnection, definition: &Definition) -> sqlx::Result<Option<Stale>> {
+pub(crate) async fn stale(
+    connection: &mut PgConnection,
+    events_at: &EventsAt,
+    definition: &Definition,
+) -> sqlx::Result<Option<Stale>> {
     let Some(stored) = Made::stored(connection, definition.name).await?.filter(|stored| stored.position > 0) else {
         return Ok(None);
     };
@@ -197,11 +202,12 @@ pub(crate) async fn stale(connection: &mut PgConnection, definition: &Definition
             (Some((handler, _)), None) => (HandlerChange::Removed, handler),
             _ => continue,
         };
-        let behind = sqlx::query_scalar("SELECT EXISTS (SELECT FROM events WHERE name = $1 AND tstamp <= $2)")
-            .bind(event)
-            .bind(position)
-            .fetch_one(&mut *connection)
-            .await?;
+        let sql = "SELECT EXISTS (SELECT FROM events WHERE name = $1 AND tstamp <= $2)";
+        let asking = async {
+            let mut connection = events_at.at(connection).await?;
+            sqlx::query_scalar(sql).bind(event).bind(position).fetch_one(&mut *connection).await
+        };
+        let behind = events_at.ask(asking).await?;
         handlers.push(StaleHandler { event: event.clone(), handler: handler.clone(), change, behind });
     }
     let (other_code, tables) = (then.code != now.code, then.tables != now.tables);
@@ -211,17 +217,21 @@ pub(crate) async fn stale(connection: &mut PgConnection, definition: &Definition
 }
 
 /// The stale projections of the set.
-pub(crate) async fn all_stale(connection: &mut PgConnection, set: &ProjectionSet) -> sqlx::Result<Vec<Stale>> {
+pub(crate) async fn all_stale(
+    connection: &mut PgConnection,
+    events_at: &EventsAt,
+    set: &ProjectionSet,
+) -> sqlx::Result<Vec<Stale>> {
     let mut found = Vec::new();
     for definition in set.definitions() {
-        found.extend(stale(connection, definition).await?);
+        found.extend(stale(connection, events_at, definition).await?);
     }
     Ok(found)
 }
 
 /// At a start: writes down what makes the rows where that is not known, where there are none, and where what has changed
 /// is nothing to them. Returns those to which it is something.
-pub(crate) async fn settle(pool: &PgPool, set: &ProjectionSet) -> sqlx::Result<Vec<Stale>> {
+pub(crate) async fn settle(pool: &PgPool, events_at: &EventsAt, set: &ProjectionSet) -> sqlx::Result<Vec<Stale>> {
     let mut matter = Vec::new();
     for definition in set.definitions() {
         let mut tx = pool.begin().await?;
@@ -240,7 +250,7 @@ pub(crate) async fn settle(pool: &PgPool, set: &ProjectionSet) -> sqlx::Result<V
             }
         }
         let unknown = !stored.is_some_and(|stored| stored.position > 0 && stored.made_by.is_some());
-        match stale(&mut tx, definition).await? {
+        match stale(&mut tx, events_at, definition).await? {
             Some(stale) if stale.matters() => {
                 matter.push(stale);
                 continue;

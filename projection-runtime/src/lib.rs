@@ -5,7 +5,7 @@
 //! An event's way through the code: `event` says what an event is, `versions` carries an older one up, `store` keeps and
 //! reads them, `append` gathers what is appended, `projection` is what the macros implement, `position` locks and moves a
 //! projection's place, `runs` forms what is handed over together, `read_model` changes the rows of handlers that take
-//! rows, `columns` is for those that take runs, `runner` is the loop of one projection, `share` spreads them over processes, `manager` runs them all. Beside
+//! rows, `columns` is for those that take runs, `runner` is the loop of one projection, `events_at` where it finds the events, `share` spreads them over processes, `manager` runs them all. Beside
 //! the way: `handler` and `contradiction` are for the compiler's messages, `passing` tells passing trouble from failure,
 //! `error_policy` says what is done at a failing event, `wake` wakes the loops, `rabbitmq` publishes and is woken,
 //! `schema`, `reset`, `rebuild`, `fingerprint`, `control`, `wait`, `status` and `import` are what an operator asks for,
@@ -23,6 +23,7 @@ mod control;
 mod error;
 mod error_policy;
 mod event;
+mod events_at;
 mod fingerprint;
 mod handler;
 mod http;

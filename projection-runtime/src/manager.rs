@@ -12,6 +12,7 @@ use uuid::Uuid;
 use crate::control;
 use crate::error::Error;
 use crate::error_policy::ErrorPolicy;
+use crate::events_at::{self, EventsAt};
 use crate::fingerprint::{self, Stale, WhenStale};
 use crate::metrics::Metrics;
 use crate::passing::Backoff;
@@ -105,6 +106,7 @@ pub struct Health {
 #[derive(Debug, Clone)]
 pub struct ProjectionManager {
     pool: PgPool,
+    events_at: EventsAt,
     projections: ProjectionSet,
     options: ManagerOptions,
     /// Of projections that have one of their own.
@@ -127,6 +129,7 @@ impl ProjectionManager {
         let (options, share) = (ManagerOptions::default(), Share::of(&projections));
         Ok(ProjectionManager {
             pool,
+            events_at: EventsAt::default(),
             projections,
             options,
             policies: HashMap::new(),
@@ -142,6 +145,17 @@ impl ProjectionManager {
     #[must_use]
     pub fn with_options(mut self, options: ManagerOptions) -> Self {
         self.options = options;
+        self
+    }
+
+    /// The same, with the events in another database than the read models: this pool's. It should allow as many connections
+    /// as the other one.
+    ///
+    /// Each event is applied exactly once all the same: its rows and the position are committed together, in the database of
+    /// the read models, and only of events that no crash of the other server takes back.
+    #[must_use]
+    pub fn with_events(mut self, events: PgPool) -> Self {
+        self.events_at = EventsAt::elsewhere(events);
         self
     }
 
@@ -171,10 +185,20 @@ impl ProjectionManager {
         self.rabbitmq.as_ref().map(|rabbitmq| rabbitmq.status.borrow().clone())
     }
 
-    /// The pool that it works with.
+    /// The pool that it works with; where the events are in another database, that of the read models.
     #[must_use]
     pub fn pool(&self) -> &PgPool {
         &self.pool
+    }
+
+    /// The pool of the database where the events are.
+    #[must_use]
+    pub fn events_pool(&self) -> &PgPool {
+        self.events_at.pool(&self.pool)
+    }
+
+    pub(crate) fn events_at(&self) -> &EventsAt {
+        &self.events_at
     }
 
     /// The projections that it runs.
@@ -199,11 +223,12 @@ impl ProjectionManager {
                 let (pool, projection, wake) = (self.pool.clone(), projection.clone(), wake.clone());
                 let runner = Runner::new(pool, projection, place, options, awaited, wake, meter.clone());
                 let (pulse, share) = (self.pulses.get(place), self.share.clone());
-                loops.spawn(runner.with_probe(self.probe.clone()).run(stop.clone(), pulse, share));
+                let runner = runner.with_probe(self.probe.clone()).with_events(self.events_at.clone());
+                loops.spawn(runner.run(stop.clone(), pulse, share));
             }
         }
         if let Some(rabbitmq) = &self.rabbitmq {
-            rabbitmq.spawn(&mut loops, &self.pool, &self.projections, self.options, &wake, &stop);
+            rabbitmq.spawn(&mut loops, (&self.pool, &self.events_at), &self.projections, self.options, &wake, &stop);
         }
         let mut beside = JoinSet::new(); // aborted when it is dropped
         let relay = self.rabbitmq.as_ref().filter(|rabbitmq| rabbitmq.options.relay);
@@ -212,14 +237,15 @@ impl ProjectionManager {
             relay.map(|rabbitmq| rabbitmq.options.relay_row()),
             self.share.group(),
         );
-        beside.spawn(wake::poll(self.pool.clone(), wake.clone(), asked, self.share.clone(), self.options.poll));
+        let (events_at, share) = (self.events_at.clone(), self.share.clone());
+        beside.spawn(wake::poll(self.pool.clone(), events_at.clone(), wake.clone(), asked, share, self.options.poll));
         if self.options.listen {
-            beside.spawn(wake::listen(self.pool.clone(), wake, self.share.clone()));
+            beside.spawn(wake::listen(self.pool.clone(), events_at, wake, self.share.clone()));
         }
         beside.spawn(self.pulses.clone().watch(self.pool.clone()));
         beside.spawn(crate::rebuild::sweep_at_start(self.pool.clone()));
         beside.spawn(self.clone().settle_stale());
-        beside.spawn(schema::warn_of_unknown_events(self.pool.clone(), self.projections.clone()));
+        beside.spawn(schema::warn_of_unknown_events(self.events_pool().clone(), self.projections.clone()));
         shutdown.await;
         stop.cancel();
         while let Some(ended) = loops.join_next().await {
@@ -233,7 +259,7 @@ impl ProjectionManager {
     async fn settle_stale(self) {
         let mut backoff = Backoff::default();
         let stale = loop {
-            match fingerprint::settle(&self.pool, &self.projections).await {
+            match fingerprint::settle(&self.pool, &self.events_at, &self.projections).await {
                 Ok(stale) => break stale,
                 // The loops of the projections tell of trouble with the database.
                 Err(_) => tokio::time::sleep(backoff.next()).await,
@@ -271,7 +297,7 @@ impl ProjectionManager {
     pub async fn stale(&self) -> Result<Vec<Stale>, Error> {
         let doing = || Error::database("comparing what made the rows");
         let mut connection = self.pool.acquire().await.map_err(doing())?;
-        fingerprint::all_stale(&mut connection, &self.projections).await.map_err(doing())
+        fingerprint::all_stale(&mut connection, &self.events_at, &self.projections).await.map_err(doing())
     }
 
     /// Writes down that the rows of the projection are right, although what made them has changed.
@@ -285,7 +311,7 @@ impl ProjectionManager {
     /// Runs all projections until each has passed what is in the store now, or has stopped at a failing event.
     /// `progress` is told the status a few times a second.
     pub async fn catch_up(&self, mut progress: impl FnMut(&Status)) -> Result<Status, Error> {
-        let target = EventStore::new(self.pool.clone()).head().await?;
+        let target = EventStore::new(self.events_pool().clone()).head().await?;
         let stop = CancellationToken::new();
         let watch = async {
             // However it ends, the loops are told to stop.
@@ -306,7 +332,7 @@ impl ProjectionManager {
     /// Whether the database is what the projections need. Look at it before [`run`](Self::run): a projection of which a
     /// table is missing would stop at its first event.
     pub async fn check(&self) -> Result<Check, Error> {
-        let mut check = schema::check(&self.pool, &self.projections, self.rabbitmq.is_some()).await?;
+        let mut check = schema::check(&self.pool, &self.events_at, &self.projections, self.rabbitmq.is_some()).await?;
         if self.options.when_stale == WhenStale::Refuse && check.problems.is_empty() {
             let stale = self.stale().await?;
             check.problems.extend(stale.iter().filter(|stale| stale.matters()).map(|stale| Problem {
@@ -330,8 +356,13 @@ impl ProjectionManager {
         let doing = || Error::database("reading the positions");
         let mut connection = self.pool.acquire().await.map_err(doing())?;
         let names: Vec<_> = self.projections.definitions().map(|definition| definition.name).collect();
-        let rows = position::rows(&mut connection, &names).await.map_err(doing())?;
-        let unknown = schema::unknown_events(&mut *connection, &self.projections).await;
+        let mut rows = position::rows(&mut connection, &names).await.map_err(doing())?;
+        self.events_at.tell(&mut rows).await.map_err(doing())?;
+        let asking = async {
+            let mut connection = self.events_at.at(&mut connection).await?;
+            schema::unknown_events(&mut *connection, &self.projections).await
+        };
+        let unknown = self.events_at.ask(asking).await;
         let unknown = unknown.map_err(Error::database("reading the names of the events"))?;
         let processes = crate::rabbitmq::processes(&mut connection).await.map_err(doing())?;
         let rebuilds = sqlx::query_as(
@@ -346,20 +377,31 @@ impl ProjectionManager {
     /// Whether this process, while it [runs](Self::run), does what it is there for: the database answers, every projection
     /// is within [`max_lag`](ManagerOptions::max_lag) (one that is paused aside), and no loop has died or hangs.
     pub async fn health(&self) -> Health {
-        self.judge(self.answer(self.positions()).await.as_ref())
+        let asked = self.clone().with_events_pool(PgPool::clone);
+        self.judge(self.answer(asked.positions()).await.as_ref())
     }
 
     /// How long the database may take to say where the projections stand.
     pub(crate) const ANSWERS: Duration = Duration::from_secs(3);
+    /// How long that of the events may, where it is another one: less, so that it is known which of them does not answer.
+    const EVENTS_ANSWER: Duration = Duration::from_secs(2);
 
     /// The same, over other connections.
     pub(crate) fn with_pool(self, pool: PgPool) -> Self {
         ProjectionManager { pool, ..self }
     }
 
+    /// The same, with the events over other connections; it says which database does not answer.
+    pub(crate) fn with_events_pool(self, pool: impl FnOnce(&PgPool) -> PgPool) -> Self {
+        ProjectionManager { events_at: self.events_at.within(Self::EVENTS_ANSWER, pool), ..self }
+    }
+
     /// What the database answers, or why it does not.
     pub(crate) async fn answer<T>(&self, asked: impl Future<Output = Result<T, Error>>) -> Result<T, String> {
         match tokio::time::timeout(Self::ANSWERS, asked).await {
+            Err(_) if self.events_at.other().is_some() => {
+                Err("the read models' database does not answer within 3 s".to_owned())
+            }
             Err(_) => Err("the database does not answer within 3 s".to_owned()),
             Ok(answer) => answer.map_err(|error| error.to_string()),
         }
@@ -371,8 +413,12 @@ impl ProjectionManager {
         match status {
             Err(error) => problems.push(error.clone()),
             Ok(status) => {
+                let astray = status.projections.iter().filter(|projection| projection.state == State::Astray);
+                problems.extend(astray.map(|projection| {
+                    format!("{}: {}", projection.name, events_at::astray(&format!("rebuild {}", projection.name)))
+                }));
                 let late = status.projections.iter().filter(|projection| {
-                    let ours = !matches!(projection.state, State::Unknown | State::Paused { .. });
+                    let ours = !matches!(projection.state, State::Unknown | State::Paused { .. } | State::Astray);
                     ours && projection.seconds_behind > self.options.max_lag.as_secs_f64()
                 });
                 problems.extend(late.map(|projection| {
@@ -450,7 +496,7 @@ impl ProjectionManager {
     ) -> Result<Rebuild<'a>, Error> {
         let projection = self.projections.get(name)?;
         let (options, probe) = (self.options_of(name), &self.probe);
-        Ok(Rebuild { pool: &self.pool, projection, options, probe, progress })
+        Ok(Rebuild { pool: &self.pool, events_at: &self.events_at, projection, options, probe, progress })
     }
 
     /// Puts the rows back that the last rebuild with [`keep_old`](RebuildOptions::keep_old) replaced. The projection then
@@ -481,7 +527,7 @@ impl ProjectionManager {
     /// Passes the event by at which the projection has stopped, now and in each rebuild, and writes down why, in
     /// `readview_skips`.
     pub async fn skip(&self, name: &str, event: Uuid, reason: &str, by: &str) -> Result<(), Error> {
-        control::skip(&self.pool, self.projections.definition(name)?, event, reason, by).await
+        control::skip(&self.pool, &self.events_at, self.projections.definition(name)?, event, reason, by).await
     }
 
     /// Waits until each of these projections has passed the position, like that of an

@@ -13,6 +13,7 @@ use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
+use crate::events_at::{self, EventsAt};
 use crate::projection::ProjectionSet;
 
 /// What the locked row says.
@@ -104,11 +105,14 @@ pub(crate) struct Mode {
 ///
 /// Where another transaction has changed the row between the snapshot of the statement and the lock, PostgreSQL reads the
 /// row itself anew, and nothing else: what is beside it is older. Then it is read once more, under the lock.
+///
+/// `head` is the newest event, where the events are in another database.
 pub(crate) async fn lock(
     tx: &mut PgConnection,
     name: &str,
     partition_of: Option<&str>,
     mode: Mode,
+    head: Option<i64>,
 ) -> sqlx::Result<Option<Place>> {
     if let Some(projection) = partition_of {
         let sql = "SELECT pg_try_advisory_xact_lock_shared(hashtext('projection partitions'), hashtext($1))";
@@ -117,16 +121,15 @@ pub(crate) async fn lock(
         }
     }
     loop {
-        match try_lock(tx, name, mode).await? {
+        match try_lock(tx, name, mode, head).await? {
             Some(place) if !place.unchanged => {}
             place => return Ok(place),
         }
     }
 }
 
-async fn try_lock(tx: &mut PgConnection, name: &str, mode: Mode) -> sqlx::Result<Option<Place>> {
-    sqlx::query_as(
-        "SELECT r.position,
+async fn try_lock(tx: &mut PgConnection, name: &str, mode: Mode, head: Option<i64>) -> sqlx::Result<Option<Place>> {
+    const SQL: &str = "SELECT r.position,
                 (SELECT COALESCE(MAX(tstamp), 0) FROM events) AS head,
                 f.name IS NOT NULL AS failed,
                 COALESCE(f.retry, false) AS retry,
@@ -142,13 +145,13 @@ async fn try_lock(tx: &mut PgConnection, name: &str, mode: Mode) -> sqlx::Result
          LEFT JOIN readview_failures f USING (name)
          -- Not where it is applied in partitions.
          WHERE r.name = $1 AND r.partitions = 1
-         FOR NO KEY UPDATE OF r SKIP LOCKED",
-    )
-    .bind(name)
-    .bind(mode.synchronous_commit)
-    .bind(mode.custom_plans)
-    .fetch_optional(tx)
-    .await
+         FOR NO KEY UPDATE OF r SKIP LOCKED";
+    const HEAD: &str = "(SELECT COALESCE(MAX(tstamp), 0) FROM events) AS head";
+    let query = sqlx::query_as(events_at::told(SQL, head.is_some(), HEAD, "$4::bigint AS head"))
+        .bind(name)
+        .bind(mode.synchronous_commit)
+        .bind(mode.custom_plans);
+    if let Some(head) = head { query.bind(head) } else { query }.fetch_optional(tx).await
 }
 
 /// Whether the event is still in the store: a crash of the server may have taken away what could be seen before it was on
@@ -227,23 +230,23 @@ pub(crate) async fn record_skip(tx: &mut PgConnection, name: &str, failed: &Fail
 
 /// Records that the projection stopped at the event, and moves its position to the event's predecessor. Must run in
 /// a transaction that has locked the row and found it at `from`, where the event is the next one to apply.
+///
+/// `before` is the predecessor, where the events are in another database.
 pub(crate) async fn record_failure(
     tx: &mut PgConnection,
     name: &str,
     from: i64,
     failed: &FailedEvent,
     attempts: i32,
+    before: Option<i64>,
 ) -> sqlx::Result<()> {
-    sqlx::query(
-        "UPDATE readviews
+    const SQL: &str = "UPDATE readviews
          SET position = COALESCE((SELECT MAX(tstamp) FROM events WHERE tstamp > $2 AND tstamp < $3), position)
-         WHERE name = $1",
-    )
-    .bind(name)
-    .bind(from)
-    .bind(failed.tstamp)
-    .execute(&mut *tx)
-    .await?;
+         WHERE name = $1";
+    match before {
+        None => sqlx::query(SQL).bind(name).bind(from).bind(failed.tstamp).execute(&mut *tx).await.map(drop)?,
+        Some(before) => advance(tx, name, before, false).await?,
+    }
     sqlx::query(
         "INSERT INTO readview_failures AS f (name, event_id, event_name, tstamp, handler, error, attempts)
          VALUES ($1, $2, $3, $4, $5, $6, $7)
@@ -311,8 +314,8 @@ pub(crate) struct Pending {
 
 /// Whether a projection, or the relay, has events before it that it may apply now: it has not stopped at one, or is to
 /// try that again, and those that it comes after are ahead of it.
-pub(crate) async fn pending(pool: &PgPool, asked: &Asked) -> sqlx::Result<Pending> {
-    sqlx::query_as(
+pub(crate) async fn pending(pool: &PgPool, events_at: &EventsAt, asked: &Asked) -> sqlx::Result<Pending> {
+    const SQL: &str =
         "SELECT COALESCE(bool_or(NOT is_relay), false) AS projections, COALESCE(bool_or(is_relay), false) AS relay,
                 ARRAY(SELECT objid::int8::bit(32)::int4 FROM pg_locks
                       WHERE locktype = 'advisory' AND objsubid = 2 AND granted AND classid::int8::bit(32)::int4 = $5
@@ -328,15 +331,15 @@ pub(crate) async fn pending(pool: &PgPool, asked: &Asked) -> sqlx::Result<Pendin
                     LEFT JOIN readviews ahead ON ahead.name = edge.after
                     WHERE edge.name = known.name)
                )
-           AND (f.name IS NULL OR f.retry) AND r.paused_at IS NULL",
-    )
-    .bind(&asked.projections)
-    .bind(&asked.after.0)
-    .bind(&asked.after.1)
-    .bind(&asked.relay)
-    .bind(asked.group)
-    .fetch_one(pool)
-    .await
+           AND (f.name IS NULL OR f.retry) AND r.paused_at IS NULL";
+    let look = events_at.look(0).await?;
+    let query = sqlx::query_as(events_at::told(SQL, look.is_some(), "(SELECT MAX(tstamp) FROM events)", "$6::bigint"))
+        .bind(&asked.projections)
+        .bind(&asked.after.0)
+        .bind(&asked.after.1)
+        .bind(&asked.relay)
+        .bind(asked.group);
+    if let Some(look) = look { query.bind(look.head) } else { query }.fetch_one(pool).await
 }
 
 /// A projection's place with what lies before it and what stopped it, for `status`.
@@ -351,6 +354,9 @@ pub(crate) struct Row {
     pub(crate) latest_event: i64,
     pub(crate) events_behind: i64,
     pub(crate) seconds_behind: f64,
+    /// The position is that of no event: see `events_at`.
+    #[sqlx(skip)]
+    pub(crate) astray: bool,
     pub(crate) event_id: Option<Uuid>,
     pub(crate) event_name: Option<String>,
     pub(crate) tstamp: Option<i64>,

@@ -34,6 +34,7 @@ use uuid::Uuid;
 
 use crate::error::{ApplyError, RunError};
 use crate::event::StoredEvent;
+use crate::events_at::{self, EventsAt, Look};
 use crate::manager::ManagerOptions;
 use crate::metrics::{Meter, Metrics, Source};
 use crate::passing::{Backoff, is_passing};
@@ -49,6 +50,9 @@ use crate::written::Written;
 
 pub(crate) struct Runner {
     pool: PgPool,
+    events_at: EventsAt,
+    /// The position that was found last.
+    found: i64,
     projection: Arc<dyn AnyProjection>,
     definition: &'static Definition,
     /// The key of its row: that of the projection, or of the partition whose events it applies.
@@ -167,6 +171,8 @@ impl Runner {
         };
         Runner {
             pool,
+            events_at: EventsAt::default(),
+            found: 0,
             projection,
             definition,
             place,
@@ -190,6 +196,12 @@ impl Runner {
     /// The same, looked at.
     pub(crate) fn with_probe(mut self, probe: Probe) -> Self {
         self.probe = probe;
+        self
+    }
+
+    /// The same, with events from elsewhere.
+    pub(crate) fn with_events(mut self, events_at: EventsAt) -> Self {
+        self.events_at = events_at;
         self
     }
 
@@ -310,19 +322,26 @@ impl Runner {
     /// One transaction. An error is passing trouble, or trouble with the database that no event is to blame for.
     pub(crate) async fn step(&mut self) -> sqlx::Result<Step> {
         let ahead = self.plan.ahead.take();
+        let look = self.events_at.look(self.found).await?;
         let mut tx = self.pool.begin().await?;
-        let Some(place) = position::lock(&mut tx, self.place, self.partition_of, self.mode).await? else {
+        let head = look.map(|look| look.head);
+        let Some(place) = position::lock(&mut tx, self.place, self.partition_of, self.mode, head).await? else {
             return self.elsewhere(tx).await;
         };
         self.pulse.busy_by(place.session);
         if place.paused || place.failed && !place.retry {
             return self.rest(tx).await;
         }
+        self.find(look, place.position).await?;
         let bound = match self.until {
             Some(until) => until,
             None => position::bound(&mut tx, self.definition.after).await?,
         };
-        let end = place.head.min(bound);
+        let mut end = place.head.min(bound);
+        if end < place.head {
+            // So that its position is that of an event, also where that of one that it comes after is not.
+            end = self.events_at.stands(end).await?;
+        }
         if end <= place.position {
             return self.rest(tx).await;
         }
@@ -336,20 +355,17 @@ impl Runner {
         let mut ahead = ahead.filter(fits);
         if let Some(Ahead { page, .. }) = &ahead
             && let Some(last) = page.events.last()
-            && !position::is_there(&mut tx, last.id, last.tstamp).await?
+            && !self.is_there(&mut tx, last).await?
         {
             ahead = None;
         }
-        let planned = if self.mode.custom_plans { Planned::OfTransaction } else { Planned::Anew };
         let (mut page, end) = match ahead {
             // Not to where the store ended then: that may be gone as well.
             Some(Ahead { page, .. }) => {
                 let end = page.events.last().map_or(place.position, |last| last.tstamp);
                 (page, end)
             }
-            None => {
-                (store::read(&mut tx, &self.read_sql, &self.names, place.position, end, limit, planned).await?, end)
-            }
+            None => (self.read(&mut tx, place.position, end, limit).await?, end),
         };
 
         if let Some(skipped) = page.events.iter().position(|event| place.skipped == Some(event.id)) {
@@ -475,9 +491,11 @@ impl Runner {
     /// The page behind this one, where there is one. Trouble with it is left to the reading that comes otherwise.
     async fn read_ahead(&self, page: &Page, end: i64, limit: PageLimit) -> Option<Ahead> {
         let from = page.events.last().filter(|_| !page.complete && self.plan.bound.is_none())?.tstamp;
-        let mut connection = self.pool.acquire().await.ok()?;
-        let page =
-            store::read(&mut connection, &self.read_sql, &self.names, from, end, limit, Planned::Anew).await.ok()?;
+        let reading = async {
+            let mut connection = self.events_at.pool(&self.pool).acquire().await?;
+            store::read(&mut connection, &self.read_sql, &self.names, from, end, limit, Planned::Anew).await
+        };
+        let page = self.events_at.ask(reading).await.ok()?;
         // Of nothing there is no telling whether it is still so.
         page.events.last()?;
         Some(Ahead { from, end, page })
@@ -500,6 +518,37 @@ impl Runner {
             position::gather(&self.pool, projection, self.awaited).await?;
         }
         Ok(Step::Rest)
+    }
+
+    /// Sees that the position, which is locked, is that of an event of the store.
+    async fn find(&mut self, look: Option<Look>, position: i64) -> sqlx::Result<()> {
+        if !self.events_at.has(look, position).await? {
+            let rebuild = format!("rebuild {}", self.definition.name);
+            return Err(sqlx::Error::InvalidArgument(events_at::astray(&rebuild)));
+        }
+        self.found = position;
+        Ok(())
+    }
+
+    /// What follows the position, wherever the events are; `tx` is at the read models.
+    async fn read(&self, tx: &mut PgConnection, position: i64, end: i64, limit: PageLimit) -> sqlx::Result<Page> {
+        let planned = match self.events_at.other() {
+            None if self.mode.custom_plans => Planned::OfTransaction,
+            _ => Planned::Anew,
+        };
+        let reading = async {
+            let mut connection = self.events_at.at(tx).await?;
+            store::read(&mut connection, &self.read_sql, &self.names, position, end, limit, planned).await
+        };
+        self.events_at.ask(reading).await
+    }
+
+    async fn is_there(&self, tx: &mut PgConnection, event: &StoredEvent) -> sqlx::Result<bool> {
+        let looking = async {
+            let mut connection = self.events_at.at(tx).await?;
+            position::is_there(&mut connection, event.id, event.tstamp).await
+        };
+        self.events_at.ask(looking).await
     }
 
     /// The row is not to be had: another process holds it, or there is none yet.
@@ -566,15 +615,16 @@ impl Runner {
             return Ok(step);
         }
 
+        let head = self.events_at.look(from).await?.map(|look| look.head);
         let mut tx = self.pool.begin().await?;
-        let place = position::lock(&mut tx, self.place, self.partition_of, self.mode).await?;
+        let place = position::lock(&mut tx, self.place, self.partition_of, self.mode, head).await?;
         let Some(place) =
             place.filter(|place| place.position == from && !place.paused && (!place.failed || place.retry))
         else {
             // Another process took over meanwhile, or a reset: look again.
             return Ok(Step::Again);
         };
-        if !position::is_there(&mut tx, event.id, event.tstamp).await? {
+        if !self.is_there(&mut tx, event).await? {
             self.plan = Plan::default();
             return Ok(Step::Again);
         }
@@ -600,7 +650,11 @@ impl Runner {
         failed: FailedEvent,
         attempts: i32,
     ) -> sqlx::Result<Step> {
-        position::record_failure(&mut tx, self.place, from, &failed, attempts).await?;
+        let before = match self.events_at.other() {
+            Some(_) => Some(self.events_at.stands(failed.tstamp - 1).await?),
+            None => None,
+        };
+        position::record_failure(&mut tx, self.place, from, &failed, attempts, before).await?;
         tx.commit().await?;
         self.gather().await;
         // Whoever fills a copy tells of it.

@@ -14,6 +14,7 @@ use serde::Serialize;
 use sqlx::{PgConnection, PgExecutor, PgPool};
 
 use crate::error::{Error, ForeignKey};
+use crate::events_at::EventsAt;
 use crate::passing::Backoff;
 use crate::projection::{Definition, ProjectionSet};
 use crate::read_model::RowTable;
@@ -53,10 +54,30 @@ impl std::fmt::Display for Problem {
 }
 
 /// `rabbitmq`: relay and consumer are to run as well.
-pub(crate) async fn check(pool: &PgPool, set: &ProjectionSet, rabbitmq: bool) -> Result<Check, Error> {
+pub(crate) async fn check(
+    pool: &PgPool,
+    events_at: &EventsAt,
+    set: &ProjectionSet,
+    rabbitmq: bool,
+) -> Result<Check, Error> {
     let doing = || Error::database("checking the database");
     let mut connection = pool.acquire().await.map_err(doing())?;
-    let mut problems = event_store(&mut connection, rabbitmq).await.map_err(doing())?;
+    let mut problems = match events_at.other() {
+        None => event_store(&mut connection, rabbitmq, &|_| true).await.map_err(doing())?,
+        Some(events) => {
+            let mut problems =
+                event_store(&mut connection, rabbitmq, &|table| table != "events").await.map_err(doing())?;
+            problems.extend(own_events(&mut connection).await.map_err(doing())?);
+            let doing = || Error::database("checking the events' database");
+            let mut events = events.acquire().await.map_err(doing())?;
+            let of_events = event_store(&mut events, false, &|table| table == "events").await.map_err(doing())?;
+            problems.extend(of_events.into_iter().map(|problem| Problem {
+                problem: format!("in the events' database, {}", problem.problem),
+                ..problem
+            }));
+            problems
+        }
+    };
     problems.extend(tables(&mut connection, set).await.map_err(doing())?);
     problems.extend(rows(&mut connection, set).await.map_err(doing())?);
     for definition in set.definitions() {
@@ -70,7 +91,11 @@ pub(crate) async fn check(pool: &PgPool, set: &ProjectionSet, rabbitmq: bool) ->
         }));
     }
     let store_is_there = problems.iter().all(|problem| problem.projection.is_some());
-    let unknown = if store_is_there { unknown_events(&mut *connection, set).await } else { Ok(Vec::new()) };
+    let unknown = match events_at.other() {
+        _ if !store_is_there => Ok(Vec::new()),
+        None => unknown_events(&mut *connection, set).await,
+        Some(events) => unknown_events(events, set).await,
+    };
     Ok(Check { problems, unknown_events: unknown.map_err(doing())? })
 }
 
@@ -233,7 +258,26 @@ const TRIGGERS: &[(&str, &str)] = &[
 
 const MIGRATE: &str = "run `migrate`";
 
-async fn event_store(connection: &mut PgConnection, rabbitmq: bool) -> sqlx::Result<Vec<Problem>> {
+/// That nobody appends to the `events` of the read models' database, where they are read from another one.
+async fn own_events(connection: &mut PgConnection) -> sqlx::Result<Option<Problem>> {
+    let there: bool =
+        sqlx::query_scalar("SELECT to_regclass('events') IS NOT NULL").fetch_one(&mut *connection).await?;
+    let own = there && sqlx::query_scalar("SELECT EXISTS (SELECT FROM events)").fetch_one(connection).await?;
+    Ok(own.then(|| Problem {
+        projection: None,
+        table: "events".to_owned(),
+        constraint: None,
+        problem: "the read models' database has events of its own, which nobody would read".to_owned(),
+        cure: "is DATABASE_URL the events' database? Leave EVENTS_URL out where both are one".to_owned(),
+    }))
+}
+
+/// `belongs` says which tables are to be there.
+async fn event_store(
+    connection: &mut PgConnection,
+    rabbitmq: bool,
+    belongs: &(dyn Fn(&str) -> bool + Sync),
+) -> sqlx::Result<Vec<Problem>> {
     let mut problems = Vec::new();
     let mut problem = |table: &str, constraint: Option<&str>, problem: String, cure: String| {
         let constraint = constraint.map(str::to_owned);
@@ -251,7 +295,8 @@ async fn event_store(connection: &mut PgConnection, rabbitmq: bool) -> sqlx::Res
     ];
     let columns = columns(&mut *connection, &tables).await?;
     let mut missing = HashSet::new();
-    for &(table, column, expected) in COLUMNS.iter().chain(RABBITMQ_COLUMNS.iter().filter(|_| rabbitmq)) {
+    let expected = COLUMNS.iter().chain(RABBITMQ_COLUMNS.iter().filter(|_| rabbitmq));
+    for &(table, column, expected) in expected.filter(|(table, ..)| belongs(table)) {
         if columns.iter().all(|(found, ..)| found != table) {
             // All that is missing with the table is no news.
             if missing.insert(table) {
@@ -277,7 +322,7 @@ async fn event_store(connection: &mut PgConnection, rabbitmq: bool) -> sqlx::Res
     }
 
     let unique = unique_keys(&mut *connection, &["events", "readviews", "readview_failures"]).await?;
-    for (table, key, otherwise) in KEYS {
+    for (table, key, otherwise) in KEYS.iter().filter(|(table, ..)| belongs(table)) {
         if !unique.iter().any(|(found, columns)| found == table && columns == key) {
             let key = key.join(", ");
             problem(
@@ -289,6 +334,9 @@ async fn event_store(connection: &mut PgConnection, rabbitmq: bool) -> sqlx::Res
         }
     }
 
+    if !belongs("events") {
+        return Ok(problems);
+    }
     let triggers: Vec<(String, bool)> = sqlx::query_as(
         "SELECT tgname::text, tgenabled IN ('O', 'A') FROM pg_trigger WHERE tgrelid = to_regclass('events')",
     )

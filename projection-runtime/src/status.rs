@@ -121,6 +121,9 @@ pub enum State {
     Failed,
     /// It is about to try the failed event again.
     Retrying,
+    /// Its position is of an event that the store does not have: the store was restored from an older backup, or a replica
+    /// took over that had not all. Only where the events are in another database.
+    Astray,
     /// It has never run: no row in `readviews`.
     New,
     /// The row of a projection that this program doesn't have.
@@ -152,10 +155,10 @@ impl Status {
         self.projections.iter().filter(|projection| projection.state == State::Failed)
     }
 
-    /// The projections that can't go on until someone mends what stopped one of them: the stopped and paused ones, and those
+    /// The projections that can't go on until someone mends what stopped one of them: the stopped, paused and astray ones, and those
     /// that wait for them.
     pub(crate) fn stuck(&self) -> Vec<&str> {
-        let is_stuck = |state: &State| matches!(state, State::Failed | State::Paused { .. });
+        let is_stuck = |state: &State| matches!(state, State::Failed | State::Paused { .. } | State::Astray);
         let stuck = self.projections.iter().filter(|projection| is_stuck(&projection.state));
         let mut stuck: Vec<&str> = stuck.map(|projection| projection.name.as_str()).collect();
         loop {
@@ -221,6 +224,7 @@ pub(crate) fn status(
                     let since = row.paused_at.unwrap_or_default();
                     State::Paused { by: row.paused_by.clone().unwrap_or_default(), since }
                 }
+                Ok(_) if row.astray || partitions().any(|row| row.astray) => State::Astray,
                 Ok(_) if stopped.is_some_and(|row| row.retry == Some(true)) => State::Retrying,
                 Ok(_) if stopped.is_some() => State::Failed,
                 Ok(_) if row.position >= row.latest_event => State::Live,

@@ -10,6 +10,7 @@ use sqlx::PgPool;
 use sqlx::postgres::PgListener;
 use tokio::sync::watch;
 
+use crate::events_at::EventsAt;
 use crate::metrics::{Metrics, Source};
 use crate::passing::Backoff;
 use crate::position;
@@ -52,11 +53,22 @@ impl Wake {
     }
 }
 
-/// Listens until it is dropped; connects again, with growing waits, whatever happens to the connection.
-pub(crate) async fn listen(pool: PgPool, wake: Wake, share: Share) {
+/// Listens until it is dropped; connects again, with growing waits, whatever happens to the connection. Where the events
+/// are in another database, by a connection to each.
+pub(crate) async fn listen(pool: PgPool, events_at: EventsAt, wake: Wake, share: Share) {
+    match events_at.other() {
+        None => listen_to(&pool, &["events", "readviews"], &wake, Some(&share)).await,
+        Some(events) => {
+            let events = listen_to(events, &["events"], &wake, None);
+            tokio::join!(listen_to(&pool, &["readviews"], &wake, Some(&share)), events);
+        }
+    }
+}
+
+async fn listen_to(pool: &PgPool, channels: &[&str], wake: &Wake, share: Option<&Share>) {
     let mut backoff = Backoff::default();
     loop {
-        match follow(&pool, &wake, &share, &mut backoff).await {
+        match follow(pool, channels, wake, share, &mut backoff).await {
             Ok(never) => match never {},
             Err(error) => {
                 if backoff.tries() == 0 {
@@ -70,13 +82,16 @@ pub(crate) async fn listen(pool: PgPool, wake: Wake, share: Share) {
 
 async fn follow(
     pool: &PgPool,
+    channels: &[&str],
     wake: &Wake,
-    share: &Share,
+    share: Option<&Share>,
     backoff: &mut Backoff,
 ) -> sqlx::Result<std::convert::Infallible> {
     let mut listener = PgListener::connect_with(pool).await?;
-    listener.listen_all(["events", "readviews"]).await?;
-    share.announce(&mut listener).await?;
+    listener.listen_all(channels.iter().copied()).await?;
+    if let Some(share) = share {
+        share.announce(&mut listener).await?;
+    }
     if backoff.tries() > 0 {
         tracing::info!("LISTEN is back");
     }
@@ -84,7 +99,9 @@ async fn follow(
     loop {
         // Also once at the start and after a lost connection: what was missed meanwhile is looked at.
         wake.all(Source::Listen);
-        if listener.try_recv().await?.is_none() {
+        if listener.try_recv().await?.is_none()
+            && let Some(share) = share
+        {
             // Another connection, by now: the lock went with the one before.
             share.announce(&mut listener).await?;
         }
@@ -93,13 +110,20 @@ async fn follow(
 
 /// Asks every so often, in one query for the whole process, whether there is anything to do, and wakes the loops only
 /// then: an idle process costs the database next to nothing. Goes on until it is dropped.
-pub(crate) async fn poll(pool: PgPool, wake: Wake, what: position::Asked, share: Share, every: Duration) {
+pub(crate) async fn poll(
+    pool: PgPool,
+    events_at: EventsAt,
+    wake: Wake,
+    what: position::Asked,
+    share: Share,
+    every: Duration,
+) {
     // The first look is early: it tells who else is there.
     let mut wait = every.min(Duration::from_secs(1));
     loop {
         tokio::time::sleep(wait).await;
         wait = every;
-        match position::pending(&pool, &what).await {
+        match position::pending(&pool, &events_at, &what).await {
             Ok(pending) => {
                 share.seen(pending.processes);
                 if pending.projections {

@@ -116,7 +116,12 @@ pub async fn expected(pool: &PgPool) -> Tables {
 
 /// Asserts that the read models are what the events make; says which table differs, and the first rows that do.
 pub async fn assert_equal(pool: &PgPool) {
-    let (expected, actual) = (expected(pool).await, actual(pool).await);
+    assert_equal_of(pool, pool).await;
+}
+
+/// The same, with the events in another database.
+pub async fn assert_equal_of(events: &PgPool, pool: &PgPool) {
+    let (expected, actual) = (expected(events).await, actual(pool).await);
     for (table, expected) in &expected {
         let actual = &actual[table];
         if expected == actual {

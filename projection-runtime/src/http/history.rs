@@ -11,6 +11,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::PgPool;
 
+use crate::events_at::{self, EventsAt};
 use crate::projection::ProjectionSet;
 
 /// How often it looks, and how many looks it remembers: ten minutes.
@@ -18,6 +19,9 @@ const EVERY: Duration = Duration::from_secs(5);
 const REMEMBERED: usize = 120;
 /// Looks by which a projection's pace is judged: half a minute.
 const PACE: usize = 6;
+/// Where the positions are found, and what says them where the events are in another database.
+const POSITIONS: &str = "LEFT JOIN readviews r USING (name)";
+const TOLD: &str = "LEFT JOIN UNNEST($1::text[], $4::bigint[]) AS r (name, position) USING (name)";
 
 /// One look.
 #[derive(Debug)]
@@ -81,23 +85,35 @@ impl History {
     }
 
     /// Looks until it is dropped. While the database is away there is nothing to remember.
-    pub(super) async fn keep(&self, pool: &PgPool) {
+    pub(super) async fn keep(&self, pool: &PgPool, events_at: &EventsAt) {
         let mut ticks = tokio::time::interval(EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            if let Err(error) = self.look(pool).await {
+            if let Err(error) = self.look(pool, events_at).await {
                 tracing::debug!(error = crate::error::describe(&error), "no look at the projections");
             }
         }
     }
 
-    async fn look(&self, pool: &PgPool) -> sqlx::Result<()> {
+    async fn look(&self, pool: &PgPool, events_at: &EventsAt) -> sqlx::Result<()> {
+        let now: Option<Vec<i64>> = match events_at.other() {
+            None => None,
+            Some(_) => Some(
+                sqlx::query_scalar(
+                    "SELECT COALESCE(r.position, 0) FROM UNNEST($1::text[]) WITH ORDINALITY AS known (name, place)
+                     LEFT JOIN readviews r USING (name) ORDER BY place",
+                )
+                .bind(&self.names)
+                .fetch_all(pool)
+                .await?,
+            ),
+        };
         let before: Option<(i64, Vec<Row>)> =
             self.with(|samples| samples.back().map(|sample| (sample.head, sample.rows.clone())));
         let head = before.as_ref().map(|(head, _)| *head);
         let positions = before.iter().flat_map(|(_, rows)| rows.iter().map(|row| row.position));
-        let looked: Vec<Looked> = sqlx::query_as(
+        let sql =
             "SELECT position, head.head AS head,
                     COALESCE(GREATEST(extract(epoch FROM clock_timestamp()) -
                         (SELECT MIN(tstamp) FROM events WHERE tstamp > position) / 1000000.0, 0), 0)::float8 AS seconds_behind,
@@ -110,13 +126,13 @@ impl History {
                           COALESCE(r.position, 0) >= known.before AS went_on
                    FROM UNNEST($1::text[], $2::bigint[]) WITH ORDINALITY AS known (name, before, place)
                    LEFT JOIN readviews r USING (name)) projections
-             ORDER BY place",
-        )
-        .bind(&self.names)
-        .bind(positions.collect::<Vec<_>>())
-        .bind(head)
-        .fetch_all(pool)
-        .await?;
+             ORDER BY place";
+        let query = sqlx::query_as(events_at::told(sql, now.is_some(), POSITIONS, TOLD))
+            .bind(&self.names)
+            .bind(positions.collect::<Vec<_>>())
+            .bind(head);
+        let query = if let Some(now) = now { query.bind(now) } else { query };
+        let looked: Vec<Looked> = events_at.ask(query.fetch_all(events_at.pool(pool))).await?;
         let rows = looked.iter().enumerate().map(|(i, row)| {
             let &Looked { position, seconds_behind, passed, came, counted, .. } = row;
             let before = before.as_ref().map_or(0, |(_, rows)| rows[i].events_behind);

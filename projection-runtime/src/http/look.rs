@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 use tokio::sync::Mutex;
 
@@ -28,19 +29,21 @@ pub(super) struct Look {
 
 impl Look {
     pub(super) fn new(manager: &ProjectionManager) -> Self {
-        let options = manager.pool().connect_options().as_ref().clone();
-        let pool = PgPoolOptions::new()
-            .max_connections(CONNECTIONS)
-            .acquire_timeout(ProjectionManager::ANSWERS)
-            .after_connect(|connection, _| {
-                Box::pin(async move {
-                    let sql = "SELECT set_config('statement_timeout', $1, false)";
-                    let most = format!("{}s", ProjectionManager::ANSWERS.as_secs());
-                    sqlx::query(sql).bind(most).execute(connection).await.map(drop)
+        let pool = |pool: &PgPool| {
+            PgPoolOptions::new()
+                .max_connections(CONNECTIONS)
+                .acquire_timeout(ProjectionManager::ANSWERS)
+                .after_connect(|connection, _| {
+                    Box::pin(async move {
+                        let sql = "SELECT set_config('statement_timeout', $1, false)";
+                        let most = format!("{}s", ProjectionManager::ANSWERS.as_secs());
+                        sqlx::query(sql).bind(most).execute(connection).await.map(drop)
+                    })
                 })
-            })
-            .connect_lazy_with(options);
-        Look { manager: manager.clone().with_pool(pool), latest: Arc::default() }
+                .connect_lazy_with(pool.connect_options().as_ref().clone())
+        };
+        let here = pool(manager.pool());
+        Look { manager: manager.clone().with_pool(here).with_events_pool(pool), latest: Arc::default() }
     }
 
     /// Who asks, over these connections.

@@ -77,7 +77,7 @@ fn now(app: &App, status: Option<&Status>) -> Registry {
 }
 
 /// The states, as labels.
-const STATES: [&str; 7] = ["live", "behind", "waiting", "paused", "failed", "retrying", "new"];
+const STATES: [&str; 8] = ["live", "behind", "waiting", "paused", "failed", "retrying", "astray", "new"];
 
 fn label(state: &Doing) -> Option<&'static str> {
     Some(match state {
@@ -87,6 +87,7 @@ fn label(state: &Doing) -> Option<&'static str> {
         Doing::Paused { .. } => "paused",
         Doing::Failed => "failed",
         Doing::Retrying => "retrying",
+        Doing::Astray => "astray",
         Doing::New => "new",
         Doing::Unknown => return None,
     })

@@ -88,7 +88,7 @@ pub(crate) async fn serve(
     }
     tokio::select! {
         () = server::serve(listener, routes(&app), shutdown) => {}
-        () = app.history.keep(app.manager.pool()) => {}
+        () = app.history.keep(app.manager.pool(), app.manager.events_at()) => {}
     }
     app.acts.interrupted();
 }
@@ -178,6 +178,9 @@ async fn service(State(app): State<Arc<App>>) -> Response {
         /// Where it runs, and on what.
         process: String,
         database: String,
+        /// Where the events are, where that is another one.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        events_database: Option<String>,
         /// How many processes share the projections, and which this one applies.
         processes: usize,
         applies: Vec<&'static str>,
@@ -192,6 +195,7 @@ async fn service(State(app): State<Arc<App>>) -> Response {
         projections: app.manager.projections().definitions().map(Described::from).collect(),
         process: format!("{} at {}", std::process::id(), app.address),
         database: crate::service::place(&app.manager.pool().connect_options()),
+        events_database: app.manager.events_at().other().map(|pool| crate::service::place(&pool.connect_options())),
         processes: app.manager.share().processes(),
         applies: app.manager.share().ours(),
         control: app.token.is_some(),
@@ -273,7 +277,7 @@ impl App {
         }
         let position = match wait.position {
             Some(position) => position,
-            None => EventStore::new(self.look.manager().pool().clone()).head().await?,
+            None => EventStore::new(self.look.manager().events_pool().clone()).head().await?,
         };
         self.look.manager().wait_for(&names, position, timeout).await?;
         Ok(position)

@@ -20,6 +20,7 @@ use super::connection::{self, Link, Status, Work};
 use super::ingest::{Ingest, Ingested};
 use super::{RabbitMq, RabbitMqStatus};
 use crate::error::BoxError;
+use crate::events_at::EventsAt;
 use crate::manager::ManagerOptions;
 use crate::metrics::Source;
 use crate::position::{self, Asked};
@@ -34,7 +35,7 @@ const LOOKS: [Duration; 3] = [Duration::from_millis(20), Duration::from_millis(1
 
 pub(super) async fn run(
     rabbitmq: RabbitMq,
-    pool: PgPool,
+    (pool, events_at): (PgPool, EventsAt),
     events: Vec<&'static EventType>,
     options: ManagerOptions,
     wake: Wake,
@@ -46,14 +47,26 @@ pub(super) async fn run(
     let broker = rabbitmq.options.clone();
     let bindings = events.iter().map(|event| event.routing_key).collect();
     let dead_letters = broker.dead_letter_queue();
-    let ingest = broker.ingest.then(|| Ingest { pool: pool.clone(), events, dead_letters });
-    let intake = Intake { rabbitmq, pool, bindings, ingest, wake, clean: true, asked, look: None, stop: stop.clone() };
+    let ingest = broker.ingest.then(|| Ingest { pool: events_at.pool(&pool).clone(), events, dead_letters });
+    let intake = Intake {
+        rabbitmq,
+        pool,
+        events_at,
+        bindings,
+        ingest,
+        wake,
+        clean: true,
+        asked,
+        look: None,
+        stop: stop.clone(),
+    };
     connection::keep(intake, broker, status, stop, options.shutdown_grace).await;
 }
 
 struct Intake {
     rabbitmq: RabbitMq,
     pool: PgPool,
+    events_at: EventsAt,
     bindings: BTreeSet<&'static str>,
     /// Where the store is fed by the broker.
     ingest: Option<Ingest>,
@@ -144,7 +157,7 @@ impl Intake {
     /// Wakes the loops again where events have come into sight since they were woken.
     async fn look(&mut self) {
         // Where the database is away, the loops look until it is back.
-        if position::pending(&self.pool, &self.asked).await.is_ok_and(|pending| pending.projections) {
+        if position::pending(&self.pool, &self.events_at, &self.asked).await.is_ok_and(|pending| pending.projections) {
             self.wake.projections(Source::RabbitMq);
         }
         self.look = self.look.and_then(|(look, _)| {

@@ -35,6 +35,7 @@ pub(crate) use status::processes;
 pub use status::{ConnectionStatus, ConsumerStatus, RabbitMqProcess, RabbitMqStatus, RelayStatus, Trouble};
 
 use crate::error::Error;
+use crate::events_at::EventsAt;
 use crate::manager::ManagerOptions;
 use crate::position::Asked;
 use crate::projection::ProjectionSet;
@@ -168,7 +169,7 @@ impl RabbitMq {
     pub(crate) fn spawn(
         &self,
         tasks: &mut JoinSet<()>,
-        pool: &PgPool,
+        (pool, events_at): (&PgPool, &EventsAt),
         set: &ProjectionSet,
         options: ManagerOptions,
         wake: &Wake,
@@ -177,10 +178,26 @@ impl RabbitMq {
         let events = || set.definitions().flat_map(|definition| definition.events).collect();
         if self.options.relay {
             let wake = wake.of_relay();
-            tasks.spawn(relay::run(self.clone(), pool.clone(), events(), options, wake, stop.clone()));
+            tasks.spawn(relay::run(
+                self.clone(),
+                pool.clone(),
+                events_at.clone(),
+                events(),
+                options,
+                wake,
+                stop.clone(),
+            ));
         }
         let asked = Asked::of(set, None, 0);
-        tasks.spawn(consumer::run(self.clone(), pool.clone(), events(), options, wake.clone(), asked, stop.clone()));
+        tasks.spawn(consumer::run(
+            self.clone(),
+            (pool.clone(), events_at.clone()),
+            events(),
+            options,
+            wake.clone(),
+            asked,
+            stop.clone(),
+        ));
         tasks.spawn(status::record(self.clone(), pool.clone(), stop.clone()));
     }
 }

@@ -28,6 +28,7 @@ use super::connection::{self, Link, Status, Work};
 use super::{RabbitMq, RabbitMqStatus, RelayStatus};
 use crate::error::BoxError;
 use crate::event::StoredEvent;
+use crate::events_at::EventsAt;
 use crate::manager::ManagerOptions;
 use crate::position::{self, Mode};
 use crate::projection::EventType;
@@ -43,6 +44,7 @@ const LONGEST_HEADER: usize = 32 << 10;
 pub(super) async fn run(
     rabbitmq: RabbitMq,
     pool: PgPool,
+    events_at: EventsAt,
     events: Vec<&'static EventType>,
     options: ManagerOptions,
     wake: watch::Receiver<()>,
@@ -56,13 +58,15 @@ pub(super) async fn run(
     let keys = events.iter().map(|event| (event.name, event.routing_key)).collect();
     let bindings = events.iter().map(|event| event.routing_key).collect();
     let limit = PageLimit { events: options.batch.events.min(PageLimit::default().events), ..options.batch };
-    let relay = Relay { rabbitmq, pool, keys, bindings, row, limit, wake, late: None, stop: stop.clone() };
+    let relay =
+        Relay { rabbitmq, pool, events_at, keys, bindings, row, limit, wake, found: 0, late: None, stop: stop.clone() };
     connection::keep(relay, broker, status, stop, options.shutdown_grace).await;
 }
 
 struct Relay {
     rabbitmq: RabbitMq,
     pool: PgPool,
+    events_at: EventsAt,
     /// The routing key of each event name that a projection handles.
     keys: HashMap<&'static str, &'static str>,
     /// Those of the service's queue.
@@ -70,6 +74,8 @@ struct Relay {
     row: String,
     limit: PageLimit,
     wake: watch::Receiver<()>,
+    /// The position that was found last.
+    found: i64,
     late: Option<Sent>,
     stop: CancellationToken,
 }
@@ -132,9 +138,13 @@ impl Relay {
         }
         let late = self.late.take();
         // An event may be visible before it is flushed, and is not to be in the broker if a crash takes it back.
-        let flushed = store::flushed_head(&self.pool).await?;
+        let elsewhere = self.events_at.look(0).await?.map(|look| look.head);
+        let flushed = match elsewhere {
+            Some(head) => head,
+            None => store::flushed_head(&self.pool).await?,
+        };
         let mut tx = self.pool.begin().await?;
-        let Some(place) = position::lock(&mut tx, &self.row, None, Mode::default()).await? else {
+        let Some(place) = position::lock(&mut tx, &self.row, None, Mode::default(), elsewhere).await? else {
             let created = position::create(&mut tx, &self.row, &[]).await?;
             tx.commit().await?;
             return Ok(if created { Step::Again } else { Step::Elsewhere });
@@ -144,12 +154,24 @@ impl Relay {
             tx.commit().await?;
             return Ok(Step::Again);
         }
+        if place.position != self.found && self.events_at.stands(place.position).await? != place.position {
+            // Others have them; what the store has instead comes to them as well.
+            tracing::warn!(
+                position = place.position,
+                "events were published that the store does not have: was it restored from an older backup?"
+            );
+        }
+        self.found = place.position;
         // What is newer wakes us again.
         let head = place.head.min(flushed);
         if head <= place.position {
             return Ok(Step::Rest);
         }
-        let page = store::read_all(&mut tx, place.position, head, self.limit).await?;
+        let reading = async {
+            let mut connection = self.events_at.at(&mut tx).await?;
+            store::read_all(&mut connection, place.position, head, self.limit).await
+        };
+        let page = self.events_at.ask(reading).await?;
         let to = page.events.last().filter(|_| !page.complete).map_or(head, |event| event.tstamp);
         let messages: Vec<Message> = page.events.iter().map(|event| self.message(event)).collect();
         let mut sent = Sent { from: place.position, to, confirms: JoinSet::new() };

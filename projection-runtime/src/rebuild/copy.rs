@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::fill::Filler;
 use crate::error::{Error, Refusal};
+use crate::events_at::EventsAt;
 use crate::manager::ManagerOptions;
 use crate::projection::{AnyProjection, Definition};
 
@@ -85,6 +86,7 @@ impl Copy {
     /// Refused where a rebuild would get something wrong, or another one is under way.
     pub(super) async fn make(
         pool: &PgPool,
+        events_at: &EventsAt,
         projection: &Arc<dyn AnyProjection>,
         options: ManagerOptions,
     ) -> Result<Copy, Error> {
@@ -112,7 +114,7 @@ impl Copy {
         make_schema(&mut connection, &beside).await.map_err(doing())?;
         let path = search_path(&mut connection, &beside).await.map_err(doing())?;
         let copy = pool_with(pool, path, definition.places().count() + 1);
-        let filler = Filler::new(pool.clone(), copy, projection, options);
+        let filler = Filler::new(pool.clone(), events_at, copy, projection, options);
         Ok(Copy { connection, filler, beside })
     }
 

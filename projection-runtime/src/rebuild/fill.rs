@@ -9,6 +9,7 @@ use sqlx::PgPool;
 
 use super::{RebuildProgress, RebuildStage};
 use crate::error::Error;
+use crate::events_at::EventsAt;
 use crate::manager::ManagerOptions;
 use crate::passing::{Backoff, is_passing};
 use crate::position::{self, FailedEvent};
@@ -20,6 +21,7 @@ type Progress<'a> = &'a mut (dyn FnMut(RebuildProgress) + Send);
 
 pub(super) struct Filler {
     live: PgPool,
+    events_at: EventsAt,
     copy: PgPool,
     definition: &'static Definition,
     /// One for each partition, where there are any.
@@ -38,16 +40,19 @@ const NEAR: u64 = 1000;
 impl Filler {
     pub(super) fn new(
         live: PgPool,
+        events_at: &EventsAt,
         copy: PgPool,
         projection: &Arc<dyn AnyProjection>,
         options: ManagerOptions,
     ) -> Self {
         let definition = projection.definition();
-        let runner = |place| Runner::beside(copy.clone(), projection.clone(), place, options);
+        let runner =
+            |place| Runner::beside(copy.clone(), projection.clone(), place, options).with_events(events_at.clone());
         let runners = definition.places().map(runner).collect();
         let told = RebuildProgress { stage: RebuildStage::Filling, events: 0, total: 0 };
         Filler {
             live,
+            events_at: events_at.clone(),
             copy,
             definition,
             runners,
@@ -83,6 +88,16 @@ impl Filler {
     /// The live position, and how many events of the projection lie before it.
     async fn ahead(&self, from: i64) -> Result<(i64, u64), Error> {
         let names: Vec<_> = self.definition.events.iter().map(|event| event.name).collect();
+        if let Some(events) = self.events_at.other() {
+            let sql = "SELECT COALESCE((SELECT position FROM readviews WHERE name = $1), 0)";
+            let position = sqlx::query_scalar(sql).bind(self.definition.name).fetch_one(&self.live);
+            let position: i64 = position.await.map_err(self.doing())?;
+            let counting =
+                sqlx::query_scalar("SELECT COUNT(*) FROM events WHERE name = ANY($1) AND tstamp > $2 AND tstamp <= $3");
+            let counting = counting.bind(names).bind(from).bind(position).fetch_one(events);
+            let events: i64 = self.events_at.ask(counting).await.map_err(self.doing())?;
+            return Ok((position, u64::try_from(events).unwrap_or(0)));
+        }
         let (position, events): (i64, i64) = sqlx::query_as(
             "WITH live AS (SELECT COALESCE((SELECT position FROM readviews WHERE name = $1), 0) AS position)
              SELECT position, (SELECT COUNT(*) FROM events WHERE name = ANY($2) AND tstamp > $3 AND tstamp <= position)

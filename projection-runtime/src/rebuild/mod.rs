@@ -32,6 +32,7 @@ pub(crate) use copy::{sweep, sweep_at_start};
 pub use difference::{ColumnDifference, Difference, KeyColumn, RowDifference, Side, TableDifference};
 
 use crate::error::Error;
+use crate::events_at::EventsAt;
 use crate::fingerprint;
 use crate::manager::ManagerOptions;
 use crate::passing::Backoff;
@@ -95,6 +96,7 @@ impl RebuildOptions {
 /// A rebuild or a verification.
 pub(crate) struct Rebuild<'a> {
     pub(crate) pool: &'a PgPool,
+    pub(crate) events_at: &'a EventsAt,
     pub(crate) projection: &'a Arc<dyn AnyProjection>,
     pub(crate) options: ManagerOptions,
     pub(crate) probe: &'a Probe,
@@ -113,7 +115,7 @@ pub(crate) enum Task {
 impl Rebuild<'_> {
     /// Returns where the live rows differ, or differed, from what the handlers make of the events.
     pub(crate) async fn run(mut self, task: Task) -> Result<Difference, Error> {
-        let mut copy = Copy::make(self.pool, self.projection, self.options).await?;
+        let mut copy = Copy::make(self.pool, self.events_at, self.projection, self.options).await?;
         copy.filler.verifies = matches!(task, Task::Verify);
         let beating = beat(self.pool, copy.beside.name());
         let done = tokio::select! {
@@ -176,10 +178,20 @@ impl Rebuild<'_> {
         let Copy { connection, filler, beside } = copy;
         let doing = || Error::database(doing(beside.name()));
         let mut tx = connection.begin().await.map_err(doing())?;
-        let Live { position, partitions } = hold_positions(&mut tx, beside.definition).await.map_err(doing())?;
+        let live = hold_positions(&mut tx, beside.definition).await.map_err(doing())?;
         let Definition { name, partitions: ours, .. } = *beside.definition;
-        // Partitions of another number begin together, where all of those before had come.
-        let positions = partitions.clone().unwrap_or_else(|| vec![position; ours.len().max(1)]);
+        let position = self.events_at.stands(live.position).await.map_err(doing())?;
+        let mut positions = live.partitions;
+        for live in positions.iter().flatten() {
+            if self.events_at.stands(*live).await.map_err(doing())? != *live {
+                positions = None;
+                break;
+            }
+        }
+        // Partitions of another number begin together, where all of those before had come; and so do those of a store that
+        // does not have their events any more.
+        let goes_on = positions.is_some();
+        let positions = positions.unwrap_or_else(|| vec![position; ours.len().max(1)]);
         filler.fill_to(&positions, self.progress).await?;
         filler.tell(RebuildStage::Comparing, self.progress).await;
         let difference = compare(&mut tx, beside, position, true).await.map_err(doing())?;
@@ -192,7 +204,8 @@ impl Rebuild<'_> {
             position::record_skip(&mut tx, beside.name(), failed).await.map_err(doing())?;
         }
         fingerprint::record(&mut tx, beside.definition).await.map_err(doing())?;
-        if partitions.is_none() {
+        if !goes_on {
+            // Nobody that comes after this projection can pass an event in between: there is none, or it is applied again.
             position::restart(&mut tx, name, ours, position).await.map_err(doing())?;
         }
         settle(&mut tx, beside.name()).await.map_err(doing())?;

@@ -28,7 +28,11 @@ use crate::store::EventStore;
 impl Service {
     /// A pool for all that this service does; it connects when it is used.
     pub(super) fn pool(&self, url: &str) -> Result<PgPool, BoxError> {
-        let options = connect_options(url)?.application_name(self.name);
+        self.pool_of(url, DATABASE_URL)
+    }
+
+    fn pool_of(&self, url: &str, said_by: &str) -> Result<PgPool, BoxError> {
+        let options = options_of(url, said_by)?.application_name(self.name);
         Ok(PgPoolOptions::new()
             // A projection has two while it reads ahead.
             .max_connections(u32::try_from(2 * self.projections.loops() + 5).unwrap_or(u32::MAX))
@@ -40,7 +44,7 @@ impl Service {
     /// The same, of a database that answers; why it does not, the pool would not say.
     async fn reached(&self, database: &Database) -> Result<ProjectionManager, BoxError> {
         let manager = self.manager(database)?;
-        reach(manager.pool()).await?;
+        reach_both(&manager).await?;
         Ok(manager)
     }
 
@@ -48,7 +52,11 @@ impl Service {
         let url = database.url.as_deref().filter(|url| !url.is_empty()).ok_or_else(|| {
             Usage("no database: set DATABASE_URL or give --database-url, like postgres://user@host/database".to_owned())
         })?;
-        Ok(ProjectionManager::new(self.pool(url)?, self.projections.clone())?)
+        let manager = ProjectionManager::new(self.pool(url)?, self.projections.clone())?;
+        Ok(match database.events_url.as_deref().filter(|url| !url.is_empty()) {
+            Some(url) => manager.with_events(self.pool_of(url, "EVENTS_URL (or --events-url)")?),
+            None => manager,
+        })
     }
 }
 
@@ -77,15 +85,23 @@ pub(super) fn rabbitmq(service: &Service, url: &str, ca: Option<&Path>) -> Resul
     })
 }
 
-/// Connects once.
-async fn reach(pool: &PgPool) -> Result<(), BoxError> {
+/// Connects once, to each database.
+async fn reach_both(manager: &ProjectionManager) -> Result<(), BoxError> {
+    reach(manager.pool(), "database").await?;
+    match manager.events_at().other() {
+        Some(events) => reach(events, "events' database").await,
+        None => Ok(()),
+    }
+}
+
+async fn reach(pool: &PgPool, what: &str) -> Result<(), BoxError> {
     let options = pool.connect_options();
     let why = match tokio::time::timeout(Duration::from_secs(10), PgConnection::connect_with(&options)).await {
         Ok(Ok(connection)) => return Ok(connection.close().await?),
         Ok(Err(error)) => crate::error::describe(&error),
         Err(_) => "it does not answer within 10 s".to_owned(),
     };
-    Err(format!("the database {} cannot be reached: {why}", place(&options)).into())
+    Err(format!("the {what} {} cannot be reached: {why}", place(&options)).into())
 }
 
 /// `host:port/database`
@@ -118,11 +134,16 @@ const PARAMETERS: [&str; 20] = [
     "connect_timeout",
 ];
 
-/// What the URL says; the error never repeats it, for it may hold a password.
+const DATABASE_URL: &str = "DATABASE_URL (or --database-url)";
+
+/// What the URL of the read models' database says.
 pub(super) fn connect_options(url: &str) -> Result<PgConnectOptions, BoxError> {
-    let wrong = |what: &str| {
-        Usage(format!("DATABASE_URL (or --database-url) {what}; it must look like postgres://user@host/database"))
-    };
+    options_of(url, DATABASE_URL)
+}
+
+/// What the URL says; the error never repeats it, for it may hold a password.
+fn options_of(url: &str, said_by: &str) -> Result<PgConnectOptions, BoxError> {
+    let wrong = |what: &str| Usage(format!("{said_by} {what}; it must look like postgres://user@host/database"));
     if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
         return Err(wrong("names no PostgreSQL database").into());
     }
@@ -139,6 +160,9 @@ pub(super) fn connect_options(url: &str) -> Result<PgConnectOptions, BoxError> {
 pub(super) async fn migrate(service: &Service, database: &Database) -> Result<(), BoxError> {
     let manager = service.reached(database).await?;
     service.migrations.run(manager.pool()).await.map_err(|error| format!("migrating: {error}"))?;
+    if let Some(events) = manager.events_at().other() {
+        service.migrations.run(events).await.map_err(|error| format!("migrating the events' database: {error}"))?;
+    }
     say!("The schema is at version {}.", latest_migration(service));
     Ok(())
 }
@@ -280,7 +304,7 @@ async fn fits(service: &Service, manager: &ProjectionManager) -> Result<(), BoxE
                 return Err(format!("the database does not fit the projections:\n{}", problems.join("\n")).into());
             }
             Err(error) if error.is_passing() => {
-                let error = reach(manager.pool()).await.err().unwrap_or_else(|| error.into()).to_string();
+                let error = reach_both(manager).await.err().unwrap_or_else(|| error.into()).to_string();
                 tracing::warn!(error, "the database does not answer; trying again until it does");
                 tokio::time::sleep(backoff.next()).await;
             }
@@ -294,14 +318,21 @@ async fn checked(service: &Service, manager: &ProjectionManager) -> Result<Check
     let mut check = manager.check().await?;
     let doing = || Error::database("reading which migrations have run");
     let table = "_sqlx_migrations";
-    let there: bool = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL")
-        .bind(table)
-        .fetch_one(manager.pool())
-        .await
-        .map_err(doing())?;
-    if there {
+    for (pool, at) in
+        [Some((manager.pool(), "")), manager.events_at().other().map(|pool| (pool, "in the events' database, "))]
+            .into_iter()
+            .flatten()
+    {
+        let there: bool = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL")
+            .bind(table)
+            .fetch_one(pool)
+            .await
+            .map_err(doing())?;
+        if !there {
+            continue;
+        }
         let run: Vec<i64> = sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success")
-            .fetch_all(manager.pool())
+            .fetch_all(pool)
             .await
             .map_err(doing())?;
         let pending = service.migrations.iter().filter(|migration| !run.contains(&migration.version));
@@ -309,7 +340,7 @@ async fn checked(service: &Service, manager: &ProjectionManager) -> Result<Check
             projection: None,
             table: table.to_owned(),
             constraint: None,
-            problem: format!("migration {} ({}) has not run", migration.version, migration.description),
+            problem: format!("{at}migration {} ({}) has not run", migration.version, migration.description),
             cure: "run `migrate`".to_owned(),
         }));
     }
@@ -395,7 +426,7 @@ pub(super) async fn import(
     };
     let mut progress = terminal::Progress::new("Importing", size, "bytes");
     let imported = import_lines(
-        manager.pool(),
+        manager.events_pool(),
         manager.projections(),
         tokio::io::BufReader::with_capacity(1 << 16, source),
         &name,
@@ -563,7 +594,7 @@ pub(super) async fn wait(
     let names = if names.is_empty() { all } else { names.iter().map(String::as_str).collect() };
     let position = match position {
         Some(position) => position,
-        None => EventStore::new(manager.pool().clone()).head().await?,
+        None => EventStore::new(manager.events_pool().clone()).head().await?,
     };
     manager.wait_for(&names, position, Duration::try_from_secs_f64(timeout)?).await?;
     say!("{}: passed position {position}.", names.join(", "));

@@ -128,11 +128,17 @@ fn heading(title: &str) {
 
 async fn import_events(manager: &ProjectionManager, lines: &str) -> Result<Imported> {
     let mut progress = terminal::Progress::new("Importing", lines.len() as u64, "bytes");
-    let imported =
-        import(manager.pool(), manager.projections(), lines.as_bytes(), "sample", ImportOptions::default(), |done| {
+    let imported = import(
+        manager.events_pool(),
+        manager.projections(),
+        lines.as_bytes(),
+        "sample",
+        ImportOptions::default(),
+        |done| {
             progress.set(done.bytes, format!("{} lines", terminal::count(done.lines)));
-        })
-        .await?;
+        },
+    )
+    .await?;
     progress.done();
     Ok(imported)
 }

@@ -256,6 +256,9 @@ struct Database {
     // The values of the environment may hold a password.
     #[arg(long = "database-url", env = "DATABASE_URL", hide_env_values = true, global = true, value_name = "URL")]
     url: Option<String>,
+    /// The database with the events, where that is another one than that of the read models
+    #[arg(long, env = "EVENTS_URL", hide_env_values = true, global = true, value_name = "URL")]
+    events_url: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -92,6 +92,11 @@ pub(super) fn status(service: &str, status: &Status) -> String {
             text = format!("{text}\n  of its {all} partitions {stopped} stopped; the others go on");
         }
     }
+    for ProjectionStatus { name, .. } in
+        status.projections.iter().filter(|projection| projection.state == State::Astray)
+    {
+        text = format!("{text}\n\n{name}: {}", crate::events_at::astray(&format!("{service} rebuild {name}")));
+    }
     for projection in status.projections.iter().filter(|projection| projection.skipped_events > 0) {
         let (name, events) = (&projection.name, counted(projection.skipped_events, "event"));
         text = format!(
@@ -232,7 +237,7 @@ fn coloured(cell: Cell, state: &State) -> Cell {
     }
     cell.fg(match state {
         State::Live => Color::Green,
-        State::Failed => Color::Red,
+        State::Failed | State::Astray => Color::Red,
         State::Behind | State::Retrying => Color::Cyan,
         _ => Color::Yellow,
     })
@@ -245,6 +250,7 @@ fn state(projection: &ProjectionStatus) -> String {
         State::Waiting { waits_for } => format!("waits for {}", waits_for.join(", ")),
         State::Paused { by, since } => format!("paused by {by} since {}", since.format("%Y-%m-%d %H:%M UTC")),
         State::Failed => "failed".to_owned(),
+        State::Astray => "not of this store".to_owned(),
         State::Retrying => "retrying".to_owned(),
         State::New => "has not run yet".to_owned(),
         State::Unknown => "not in this program".to_owned(),

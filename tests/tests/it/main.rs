@@ -30,4 +30,5 @@ mod store;
 mod telemetry;
 mod testing;
 mod tls;
+mod two_databases;
 mod versions;

@@ -82,6 +82,7 @@ function rebuildTexts({ stage, events, total, seconds, seconds_since_seen: silen
 const STANDINGS = {
   failed: ["bad", "bad", "has failed", "have failed"],
   trouble: ["bad", "bad", "is in trouble", "are in trouble"],
+  astray: ["bad", "bad", "is not of this store", "are not of this store"],
   trying: ["warn", "busy", "is trying again", "are trying again"],
   still: ["warn", "warn", "does not move", "do not move"],
   retrying: ["warn", "busy", "is retrying", "are retrying"],
@@ -172,6 +173,7 @@ function words(view) {
     paused: view.failure ? ["paused, failed", `${failed}; paused ${paused}`] : ["paused", `${paused}; ${lag}`],
     failed: ["failed", failed],
     retrying: ["retrying", "the event that failed"],
+    astray: ["not of this store", "which does not have the event of its position"],
     new: ["has not run yet", ""],
     unknown: ["not in this program", "but it has a row in the database"],
   }[view.state] ?? [view.state, ""];
@@ -458,7 +460,7 @@ function render() {
     byId("token").hidden = !service.control;
     byId("no-control").hidden = service.control;
     renderActs(service.acts);
-    const { process, processes, applies, database } = service;
+    const { process, processes, applies, database, events_database } = service;
     const commit = service.commit ? ` (${service.commit})` : "";
     const up = `up since ${utc(service.started_at)} (${ago(service.started_at)})`;
     const share = processes > 1 ? `, one of ${processes}; it applies ${applies?.join(", ") || "none"}` : "";
@@ -466,7 +468,7 @@ function render() {
       service: service.service,
       about: `${service.service} ${service.version}${commit}, schema ${service.schema_version}, ${up}`,
       process: process ? `this is process ${process}${share}` : "",
-      database: database ? `database ${database}` : "",
+      database: database ? `database ${database}${events_database ? `, events in ${events_database}` : ""}` : "",
     });
   }
   const top = byId("top");

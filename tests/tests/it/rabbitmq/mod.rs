@@ -5,6 +5,7 @@ mod faults;
 mod ingest;
 mod relay;
 mod secrets;
+mod two_databases;
 
 use std::collections::HashSet;
 use std::process::Child;

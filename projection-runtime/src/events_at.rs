@@ -1,0 +1,193 @@
+//! Where the events are: in the database of the read models, or in another one.
+//!
+//! What must hold where it is another one: the write-ahead logs of two servers know nothing of each other. An event that
+//! can be seen before it is flushed may be taken back by a crash of its server, when rows that were made of it are long
+//! committed in the other; so only what is flushed is applied. And a position is always that of an event of the store, or
+//! 0: where there is no such event, the store was restored from an older backup, or a replica took over that had not all
+//! of it. That cannot be mended here, and is told.
+//!
+//! In the database of the read models there is a table `events` as well, since the migrations make it. It is empty, and
+//! nothing reads it; `schema` sees to the former.
+
+use std::ops::{Deref, DerefMut};
+use std::time::Duration;
+
+use futures_util::future::Either;
+use sqlx::pool::PoolConnection;
+use sqlx::{AssertSqlSafe, PgConnection, PgPool, Postgres, SqlSafeStr, SqlStr};
+
+use crate::error::describe;
+use crate::passing::is_passing;
+use crate::position::Row;
+
+/// How long a question may take. While it is asked, the row of a projection is locked in the other database, which sees
+/// nothing of trouble here; and it is less than a loop may take before it is said to hang.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Where the events are.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct EventsAt {
+    elsewhere: Option<Elsewhere>,
+}
+
+#[derive(Debug, Clone)]
+struct Elsewhere {
+    pool: PgPool,
+    patience: Duration,
+}
+
+/// What the other database says before a transaction of this one begins.
+#[derive(Debug, Clone, Copy, sqlx::FromRow)]
+pub(crate) struct Look {
+    /// The newest event, flushed with all before it.
+    pub(crate) head: i64,
+    /// What was asked for.
+    position: i64,
+    /// It is the position of an event, or 0.
+    there: bool,
+}
+
+/// A connection to where the events are.
+pub(crate) enum At<'c> {
+    Here(&'c mut PgConnection),
+    Elsewhere(PoolConnection<Postgres>),
+}
+
+impl Deref for At<'_> {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        match self {
+            At::Here(connection) => connection,
+            At::Elsewhere(connection) => connection,
+        }
+    }
+}
+
+impl DerefMut for At<'_> {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        match self {
+            At::Here(connection) => connection,
+            At::Elsewhere(connection) => connection,
+        }
+    }
+}
+
+impl EventsAt {
+    /// In another database than the read models.
+    pub(crate) fn elsewhere(pool: PgPool) -> Self {
+        EventsAt { elsewhere: Some(Elsewhere { pool, patience: PATIENCE }) }
+    }
+
+    /// The same, over connections of which an answer comes within that time, or none.
+    pub(crate) fn within(&self, patience: Duration, pool: impl FnOnce(&PgPool) -> PgPool) -> Self {
+        let elsewhere = self.elsewhere.as_ref().map(|elsewhere| Elsewhere { pool: pool(&elsewhere.pool), patience });
+        EventsAt { elsewhere }
+    }
+
+    /// The pool of the other database, where there is one.
+    pub(crate) fn other(&self) -> Option<&PgPool> {
+        self.elsewhere.as_ref().map(|elsewhere| &elsewhere.pool)
+    }
+
+    /// The pool of the database where they are; `here` is that of the read models.
+    pub(crate) fn pool<'a>(&'a self, here: &'a PgPool) -> &'a PgPool {
+        self.other().unwrap_or(here)
+    }
+
+    /// A connection to where they are; `here` is one to the read models.
+    pub(crate) async fn at<'c>(&self, here: &'c mut PgConnection) -> sqlx::Result<At<'c>> {
+        Ok(match self.other() {
+            None => At::Here(here),
+            Some(pool) => At::Elsewhere(pool.acquire().await?),
+        })
+    }
+
+    /// The answer to a question to where they are. Trouble with the other database is told by its name.
+    pub(crate) fn ask<T>(
+        &self,
+        question: impl Future<Output = sqlx::Result<T>> + Send,
+    ) -> impl Future<Output = sqlx::Result<T>> + Send {
+        let Some(patience) = self.elsewhere.as_ref().map(|elsewhere| elsewhere.patience) else {
+            return Either::Left(question);
+        };
+        Either::Right(Box::pin(async move {
+            let trouble = match tokio::time::timeout(patience, question).await {
+                Ok(Err(error)) if is_passing(&error) => format!("the events' database: {}", describe(&error)),
+                Ok(answer) => return answer,
+                Err(_) => format!("the events' database does not answer within {} s", patience.as_secs()),
+            };
+            Err(sqlx::Error::Io(std::io::Error::other(trouble)))
+        }))
+    }
+
+    /// The newest event that may be applied, and whether the position is still that of an event; `None` where the events
+    /// are beside the read models, and the statement that locks the position says the first.
+    pub(crate) async fn look(&self, position: i64) -> sqlx::Result<Option<Look>> {
+        let Some(pool) = self.other() else { return Ok(None) };
+        // As `store::flushed_head`. The commit of this statement flushes, also where the server's settings say otherwise.
+        let looking = sqlx::query_as(
+            "SELECT head, $1 AS position, $1 = 0 OR EXISTS (SELECT FROM events WHERE tstamp = $1) AS there
+             FROM (SELECT COALESCE(MAX(tstamp), 0) AS head FROM events) newest
+             WHERE CASE WHEN pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn()
+                        THEN CASE WHEN current_setting('synchronous_commit') = 'off'
+                                  THEN set_config('synchronous_commit', 'on', true) IS NOT NULL ELSE true END
+                             AND pg_logical_emit_message(true, 'events', '') IS NOT NULL
+                        ELSE true END",
+        );
+        self.ask(looking.bind(position).fetch_one(pool)).await.map(Some)
+    }
+
+    /// Whether the position, which is locked by now, is that of an event, as the look from before says, or another one.
+    pub(crate) async fn has(&self, look: Option<Look>, position: i64) -> sqlx::Result<bool> {
+        match look {
+            Some(look) if look.position != position => Ok(self.stands(position).await? == position),
+            Some(look) => Ok(look.there),
+            None => Ok(true),
+        }
+    }
+
+    /// The position itself, or that of the event before it, where the events are elsewhere and it is that of none.
+    pub(crate) async fn stands(&self, position: i64) -> sqlx::Result<i64> {
+        let Some(pool) = self.other() else { return Ok(position) };
+        let sql = "SELECT COALESCE(MAX(tstamp), 0) FROM events WHERE tstamp <= $1";
+        self.ask(sqlx::query_scalar(sql).bind(position).fetch_one(pool)).await
+    }
+
+    /// Tells the rows what lies behind each of them, where the events are elsewhere.
+    pub(crate) async fn tell(&self, rows: &mut [Row]) -> sqlx::Result<()> {
+        let Some(pool) = self.other() else { return Ok(()) };
+        let positions: Vec<i64> = rows.iter().map(|row| row.position).collect();
+        let asking = sqlx::query_as(
+            "SELECT (SELECT COALESCE(MAX(tstamp), 0) FROM events), a.events_behind, a.seconds_behind,
+                    position <> 0 AND NOT EXISTS (SELECT FROM events WHERE tstamp = position)
+             FROM UNNEST($1::bigint[]) WITH ORDINALITY AS p (position, place)
+             CROSS JOIN LATERAL events_after(position) a
+             ORDER BY place",
+        );
+        let told: Vec<(i64, i64, f64, bool)> = self.ask(asking.bind(positions).fetch_all(pool)).await?;
+        for (row, (latest, events, seconds, astray)) in rows.iter_mut().zip(told) {
+            (row.latest_event, row.events_behind, row.seconds_behind) = (latest, events, seconds);
+            row.astray = astray;
+        }
+        Ok(())
+    }
+}
+
+/// What an operator is told of a projection whose position is that of no event; `rebuild` is the command that mends it.
+pub(crate) fn astray(rebuild: &str) -> String {
+    format!(
+        "its position is of an event that the store does not have; was the store restored from an older backup? \
+         `{rebuild}`"
+    )
+}
+
+/// The statement as it is, or, where the events are elsewhere, with what it asks of the other database told by a parameter.
+pub(crate) fn told(sql: &'static str, elsewhere: bool, asked: &'static str, parameter: &'static str) -> SqlStr {
+    if !elsewhere {
+        return sql.into_sql_str();
+    }
+    debug_assert!(sql.contains(asked), "{asked}");
+    // Safe: one literal takes the place of another.
+    AssertSqlSafe(sql.replace(asked, parameter)).into_sql_str()
+}
