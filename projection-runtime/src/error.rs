@@ -244,6 +244,17 @@ impl fmt::Display for Refusal {
     }
 }
 
+/// Beginning and end of a text that holds what an event holds, and may be as long as that.
+pub(crate) fn shortened(text: String) -> String {
+    const MOST: usize = 1000;
+    const END: usize = 200;
+    if text.len() <= MOST {
+        return text;
+    }
+    let (beginning, end) = (text.floor_char_boundary(MOST - END), text.ceil_char_boundary(text.len() - END));
+    format!("{} .. {}", &text[..beginning], &text[end..])
+}
+
 /// The database's own message with detail and hint, which `sqlx::Error` leaves out.
 pub(crate) fn describe(error: &sqlx::Error) -> String {
     let Some(database) = error.as_database_error() else { return error.to_string() };
@@ -368,6 +379,14 @@ pub enum ApplyError {
         /// What is wrong there.
         reason: String,
     },
+    /// The store has something of the event, beside its payload, that this program cannot hold.
+    #[error("the event's {column} cannot be read: {reason}")]
+    Unreadable {
+        /// What.
+        column: &'static str,
+        /// Why.
+        reason: String,
+    },
     /// The event is newer than this program.
     #[error(
         "the event has version {found}, this program knows {event} up to version {known}: deploy the newer program"
@@ -450,7 +469,13 @@ pub enum ApplyError {
 impl ApplyError {
     /// The event could not be handed over, whatever the rows are.
     pub(crate) fn is_of_decoding(&self) -> bool {
-        matches!(self, ApplyError::Payload { .. } | ApplyError::NewerVersion { .. } | ApplyError::Upcast { .. })
+        matches!(
+            self,
+            ApplyError::Payload { .. }
+                | ApplyError::Unreadable { .. }
+                | ApplyError::NewerVersion { .. }
+                | ApplyError::Upcast { .. }
+        )
     }
 
     pub(crate) fn panic(panic: &(dyn std::any::Any + Send)) -> Self {

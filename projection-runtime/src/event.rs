@@ -242,6 +242,11 @@ pub struct StoredEvent {
     pub metadata: serde_json::Value,
     /// When it happened, as the writer says.
     pub recorded_at: DateTime<Utc>,
+    /// The columns that PostgreSQL can hold and this program cannot, and why: whoever applies the event fails, not
+    /// whoever reads it among others.
+    pub(crate) unreadable: Vec<(&'static str, String)>,
+    /// Bytes of what is beside the payload.
+    pub(crate) beside: usize,
 }
 
 /// The names of events and aggregates that were read: few, and each is kept once.
@@ -268,19 +273,42 @@ impl FromRow<'_, PgRow> for StoredEvent {
 impl StoredEvent {
     /// By the columns' places, in the order of `COLUMNS`: looking their names up takes longer than reading them.
     pub(crate) fn read(row: &PgRow, names: &mut Names) -> sqlx::Result<Self> {
+        let mut unreadable = Vec::new();
+        let metadata = match row.try_get::<Json<_>, _>(8) {
+            Ok(metadata) => metadata.0,
+            Err(sqlx::Error::ColumnDecode { source, .. }) => {
+                unreadable.push(("metadata", source.to_string()));
+                serde_json::Value::Null
+            }
+            Err(error) => return Err(error),
+        };
+        let recorded_at = time(row.try_get_unchecked(9)?).unwrap_or_else(|| {
+            unreadable.push(("recorded_at", "it is without an end, or too far off".to_owned()));
+            DateTime::UNIX_EPOCH
+        });
+        let aggregate_name: &str = row.try_get(3)?;
+        let beside = aggregate_name.len() + row.try_get_raw(8)?.as_bytes().map_or(0, <[u8]>::len);
         Ok(StoredEvent {
             id: row.try_get(0)?,
             tstamp: row.try_get(1)?,
             aggregate_id: row.try_get(2)?,
-            aggregate_name: names.get(row.try_get(3)?),
+            aggregate_name: names.get(aggregate_name),
             sequence_no: row.try_get(4)?,
             name: names.get(row.try_get(5)?),
             version: row.try_get(6)?,
             data: row.try_get::<Json<_>, _>(7)?.0,
-            metadata: row.try_get::<Json<_>, _>(8)?.0,
-            recorded_at: row.try_get(9)?,
+            metadata,
+            recorded_at,
+            unreadable,
+            beside,
         })
     }
+}
+
+/// A time of PostgreSQL's: microseconds since 2000. It has some that Rust's type has not, at which sqlx panics.
+fn time(micros: i64) -> Option<DateTime<Utc>> {
+    const FROM_1970: i64 = 946_684_800_000_000;
+    DateTime::from_timestamp_micros(micros.checked_add(FROM_1970)?)
 }
 
 impl StoredEvent {
@@ -290,6 +318,9 @@ impl StoredEvent {
 
     /// The event with its payload as `E`; an error names the path inside of the JSON that does not fit.
     pub fn decode<E: DomainEvent>(&self) -> Result<Recorded<E>, ApplyError> {
+        if let Some((column, reason)) = self.unreadable.first() {
+            return Err(ApplyError::Unreadable { column, reason: reason.clone() });
+        }
         Ok(Recorded {
             data: E::payload(self)?,
             id: self.id,
@@ -302,9 +333,9 @@ impl StoredEvent {
         })
     }
 
-    /// Bytes that the payload and the metadata take, about.
+    /// Bytes that it takes, about.
     pub(crate) fn size(&self) -> usize {
-        self.data.get().len() + size_of::<Self>()
+        self.data.get().len() + self.beside + size_of::<Self>()
     }
 }
 

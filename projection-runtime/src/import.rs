@@ -16,7 +16,7 @@ use sqlx::PgPool;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
 use uuid::Uuid;
 
-use crate::error::Error;
+use crate::error::{Error, shortened};
 use crate::incoming::{self, Incoming};
 use crate::projection::ProjectionSet;
 use crate::store;
@@ -264,7 +264,7 @@ fn parse(text: &str, projections: &ProjectionSet) -> Result<Option<Event>, Strin
         // The position counts from the line's own start; the line's number is said beside it.
         let reason = error.into_inner().to_string();
         let reason = reason.replace(" at line 1 column ", " at column ");
-        if path == "." { reason } else { format!("{path}: {reason}") }
+        shortened(if path == "." { reason } else { format!("{path}: {reason}") })
     })?;
     json.end().map_err(|_| "something follows the JSON object".to_owned())?;
 

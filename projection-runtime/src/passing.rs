@@ -58,9 +58,11 @@ impl ApplyError {
     /// program is too old for it, or wrong, or the tables are others.
     pub(crate) fn is_of_the_event(&self) -> bool {
         match self {
-            ApplyError::Payload { .. } | ApplyError::Upcast { .. } | ApplyError::Panic(_) | ApplyError::Commit(_) => {
-                true
-            }
+            ApplyError::Payload { .. }
+            | ApplyError::Unreadable { .. }
+            | ApplyError::Upcast { .. }
+            | ApplyError::Panic(_)
+            | ApplyError::Commit(_) => true,
             ApplyError::Handler(error) => !is_of_the_statement(error.as_ref()),
             _ => false,
         }

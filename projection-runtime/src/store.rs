@@ -150,7 +150,12 @@ impl EventStore {
             return Ok(Appended { position, version: actual });
         }
 
-        let versions: Vec<i64> = (actual + 1..).take(events.len()).collect();
+        if i64::MAX - actual < i64::try_from(events.len()).unwrap_or(i64::MAX) {
+            let why =
+                "its last event has the last number that there is, or too few are left: go on in another aggregate";
+            return Err(doing()(sqlx::Error::InvalidArgument(why.to_owned())));
+        }
+        let versions: Vec<i64> = (1..).take(events.len()).map(|place| actual + place).collect();
         let inserted = sqlx::query(
             "INSERT INTO events (id, aggregate_id, sequence_no, aggregate_name, name, version, data, metadata, recorded_at)
              SELECT id, $1, sequence_no, aggregate_name, name, version, data, metadata,

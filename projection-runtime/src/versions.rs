@@ -5,7 +5,7 @@
 
 use serde::de::DeserializeOwned;
 
-use crate::error::{ApplyError, BoxError};
+use crate::error::{ApplyError, BoxError, shortened};
 use crate::event::{DomainEvent, StoredEvent};
 
 /// What an upcast may return: the next version's payload, or a `Result` of it.
@@ -75,7 +75,7 @@ fn read<P: DeserializeOwned>(event: &StoredEvent, version: Option<i32>) -> Resul
     let mut json = serde_json::Deserializer::from_str(event.data.get());
     serde_path_to_error::deserialize(&mut json).map_err(|error| ApplyError::Payload {
         version,
-        path: error.path().to_string(),
-        reason: error.inner().to_string(),
+        path: shortened(error.path().to_string()),
+        reason: shortened(error.inner().to_string()),
     })
 }

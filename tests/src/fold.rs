@@ -36,9 +36,16 @@ pub async fn actual(pool: &PgPool) -> Tables {
 
 /// The tables as they must be after the events of the store, in order.
 pub async fn expected(pool: &PgPool) -> Tables {
+    expected_until(pool, i64::MAX).await
+}
+
+/// The same after the events up to and with a position.
+pub async fn expected_until(pool: &PgPool, position: i64) -> Tables {
     let events: Vec<(String, Value, Value, Value)> = sqlx::query_as(
-        "SELECT name, to_jsonb(aggregate_id), data::jsonb, to_jsonb(recorded_at) FROM events ORDER BY tstamp",
+        "SELECT name, to_jsonb(aggregate_id), data, to_jsonb(recorded_at) FROM events
+         WHERE tstamp <= $1 ORDER BY tstamp",
     )
+    .bind(position)
     .fetch_all(pool)
     .await
     .expect("events");
@@ -114,15 +121,19 @@ pub async fn expected(pool: &PgPool) -> Tables {
     tables.into_iter().map(|(table, rows)| (table, sorted(rows))).collect()
 }
 
-/// Asserts that the read models are what the events make; says which table differs, and the first rows that do.
+/// Asserts that the read models are what the events make.
 pub async fn assert_equal(pool: &PgPool) {
     assert_equal_of(pool, pool).await;
 }
 
 /// The same, with the events in another database.
 pub async fn assert_equal_of(events: &PgPool, pool: &PgPool) {
-    let (expected, actual) = (expected(events).await, actual(pool).await);
-    for (table, expected) in &expected {
+    assert_same(&expected(events).await, &actual(pool).await);
+}
+
+/// Asserts that the tables are the ones that were expected; says which differs, and the first rows that do.
+pub fn assert_same(expected: &Tables, actual: &Tables) {
+    for (table, expected) in expected {
         let actual = &actual[table];
         if expected == actual {
             continue;

@@ -342,10 +342,10 @@ fn fail(group: Vec<Waiting>, error: sqlx::Error) {
 }
 
 /// The database says no to something of the group, and has stored nothing of it. Not so where it was told to stop
-/// (57), which it may also be after the events are stored, or where its queue of notifications is full (54); and what it
-/// says of the call itself (42) is the same for each.
+/// (57), which it may also be after the events are stored, or where its queue of notifications is full (54000, which JSON
+/// of too many levels is not); and what it says of the call itself (42) is the same for each.
 fn is_refusal(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
-    code.is_some_and(|code| !["42", "54", "57"].iter().any(|class| code.starts_with(class)))
+    code.is_some_and(|code| !["42", "54000", "57"].iter().any(|class| code.starts_with(class)))
         && !passing::is_passing(error)
 }

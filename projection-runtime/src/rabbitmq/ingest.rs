@@ -15,15 +15,14 @@ use serde_json::value::RawValue;
 use sqlx::PgPool;
 use uuid::Uuid;
 
-use crate::error::BoxError;
+use crate::error::{BoxError, shortened};
 use crate::incoming::{self, Incoming};
 use crate::projection::EventType;
 use crate::store;
 
 /// Longest body of an event, in bytes.
 const LONGEST: usize = 16 << 20;
-/// Longest reason, and most bytes of the original's headers, that a dead letter has: all must fit into one frame.
-const LONGEST_REASON: usize = 1 << 10;
+/// Most bytes of the original's headers that a dead letter has: all must fit into one frame.
 const MOST_HEADERS: usize = 64 << 10;
 
 pub(super) struct Ingest {
@@ -61,11 +60,13 @@ impl Ingest {
         }
         let appended = self.append(&events, &mut dead).await?;
         let mut confirms = Vec::new();
-        for (message, reason) in &dead {
+        let dead_lettered = dead.len() as u64;
+        for (message, reason) in dead {
+            let reason = shortened(reason);
             tracing::warn!(routing_key = message.routing_key.as_str(), reason, "dead-lettered: a message is no event");
             let mandatory = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
             let (exchange, queue) = (ShortString::default(), ShortString::try_new(self.dead_letters.as_str())?);
-            let properties = dead_letter(message, reason);
+            let properties = dead_letter(message, &reason);
             confirms.push(channel.basic_publish(exchange, queue, mandatory, &message.data, properties).await?);
         }
         for confirm in confirms {
@@ -73,7 +74,7 @@ impl Ingest {
                 return Err("the broker did not take a dead letter".into());
             }
         }
-        Ok(Ingested { appended, dead_lettered: dead.len() as u64 })
+        Ok(Ingested { appended, dead_lettered })
     }
 
     /// Appends them in one transaction; what the database refuses joins the dead.
@@ -198,11 +199,10 @@ fn dead_letter(message: &Delivery, reason: &str) -> BasicProperties {
     let properties = &message.properties;
     let original = properties.headers().clone().filter(|headers| size_of(headers) <= MOST_HEADERS);
     let mut headers = original.unwrap_or_default();
-    let end = (0..=LONGEST_REASON.min(reason.len())).rev().find(|end| reason.is_char_boundary(*end)).unwrap_or(0);
     let mut header = |name: &str, text: &str| {
         headers.insert(name.into(), AMQPValue::LongString(LongString::from(text)));
     };
-    header("x-dead-letter-reason", &reason[..end]);
+    header("x-dead-letter-reason", reason);
     header("x-dead-letter-routing-key", message.routing_key.as_str());
     header("x-dead-letter-exchange", message.exchange.as_str());
     let mut kept = BasicProperties::default().with_delivery_mode(2).with_headers(headers);

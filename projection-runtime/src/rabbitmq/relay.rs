@@ -243,8 +243,13 @@ fn properties(service: &str, event: &StoredEvent) -> BasicProperties {
     text("service", service.to_owned());
     text("aggregate_id", event.aggregate_id.to_string());
     text("aggregate_name", event.aggregate_name.to_string());
-    text("recorded_at", event.recorded_at.to_rfc3339());
-    text("metadata", event.metadata.to_string());
+    let readable = |column| event.unreadable.iter().all(|(unreadable, _)| *unreadable != column);
+    if readable("recorded_at") {
+        text("recorded_at", event.recorded_at.to_rfc3339());
+    }
+    if readable("metadata") {
+        text("metadata", event.metadata.to_string());
+    }
     headers.insert("sequence_no".into(), AMQPValue::LongLongInt(event.sequence_no));
     headers.insert("tstamp".into(), AMQPValue::LongLongInt(event.tstamp));
     headers.insert("version".into(), AMQPValue::LongInt(event.version));

@@ -62,6 +62,8 @@ pub async fn apply<E: DomainEvent, P: Projection>(
         data,
         metadata: event.metadata.clone(),
         recorded_at: event.recorded_at,
+        unreadable: Vec::new(),
+        beside: 0,
     };
     let form = P::DEFINITION.event(E::NAME).map_or(Form::Event, |known| known.form);
     let run = Run { events: vec![&stored], form };

@@ -63,7 +63,7 @@ impl Service {
     }
 
     /// What comes back, if anything does; the service may close the connection before it has read all of it.
-    async fn send(&self, bytes: impl AsRef<[u8]>) -> String {
+    pub async fn send(&self, bytes: impl AsRef<[u8]>) -> String {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
         let _ = stream.write_all(bytes.as_ref()).await;
         let mut answer = Vec::new();

@@ -2,6 +2,7 @@
 
 mod consumer;
 mod faults;
+mod hostile;
 mod ingest;
 mod relay;
 mod secrets;
