@@ -351,11 +351,27 @@ pub struct NewEvent {
     pub(crate) recorded_at: Option<DateTime<Utc>>,
 }
 
+/// What is wrong with a payload that [`has_nul`].
+pub(crate) const NUL: &str = "a text in it holds a NUL character, \\u0000, which PostgreSQL's text cannot";
+
+/// Whether the JSON text holds `\u0000`, and not a backslash before `u0000`. PostgreSQL's JSON takes it, and then no handler
+/// could write it to a column.
+pub(crate) fn has_nul(json: &str) -> bool {
+    json.match_indices("\\u0000").any(|(at, _)| {
+        let before = json[..at].bytes().rev().take_while(|byte| *byte == b'\\').count();
+        before % 2 == 0
+    })
+}
+
 impl NewEvent {
     /// An event with this payload, an id of its own, and recorded when it is appended.
     pub fn new<E: DomainEvent>(data: &E) -> Result<Self, Error> {
         let data =
             serde_json::value::to_raw_value(data).map_err(|source| Error::Serialize { event: E::NAME, source })?;
+        if has_nul(data.get()) {
+            let source = serde::ser::Error::custom(NUL);
+            return Err(Error::Serialize { event: E::NAME, source });
+        }
         Ok(NewEvent {
             id: Uuid::new_v4(),
             aggregate_name: E::AGGREGATE,
@@ -403,5 +419,16 @@ impl NewEvent {
     pub fn recorded_at(mut self, when: DateTime<Utc>) -> Self {
         self.recorded_at = Some(when);
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::has_nul;
+
+    #[test]
+    fn a_nul_is_told_from_a_backslash_before_it() {
+        assert!(has_nul(r#"{"a": "\u0000"}"#) && has_nul(r#"{"a": "x\\\u0000"}"#));
+        assert!(!has_nul(r#"{"a": "\\u0000"}"#) && !has_nul(r#"{"a": "\u0001"}"#));
     }
 }

@@ -17,6 +17,7 @@ use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
 use uuid::Uuid;
 
 use crate::error::{Error, shortened};
+use crate::event::{NUL, has_nul};
 use crate::incoming::{self, Incoming};
 use crate::projection::ProjectionSet;
 use crate::store;
@@ -281,6 +282,9 @@ fn parse(text: &str, projections: &ProjectionSet) -> Result<Option<Event>, Strin
         (None, None) => (Uuid::new_v4(), false),
     };
     let Line { name, aggregate_id, sequence_no, version, recorded_at, data, metadata, .. } = line;
+    if has_nul(data.get()) {
+        return Err(format!("the payload: {NUL}"));
+    }
     let incoming =
         Incoming { id, aggregate_id, aggregate_name, sequence_no, name, version, recorded_at, data, metadata };
     Ok(Some(Event { identity, size: text.len(), incoming }))

@@ -81,7 +81,7 @@ async fn insert(tx: &mut PgConnection, events: &[&Incoming]) -> sqlx::Result<u64
         "INSERT INTO events (id, aggregate_id, aggregate_name, sequence_no, name, version, data, metadata, recorded_at)
          SELECT id, aggregate_id, aggregate_name, sequence_no, name, COALESCE(version, 1), data,
                 COALESCE(metadata, '{}'), COALESCE(recorded_at, clock_timestamp())
-         FROM UNNEST($1::uuid[], $2::uuid[], $3::text[], $4::bigint[], $5::text[], $6::int[], $7::json[], $8::jsonb[],
+         FROM UNNEST($1::uuid[], $2::uuid[], $3::text[], $4::bigint[], $5::text[], $6::int[], $7::text[]::json[], $8::jsonb[],
                      $9::timestamptz[]) WITH ORDINALITY
               AS new (id, aggregate_id, aggregate_name, sequence_no, name, version, data, metadata, recorded_at, place)
          ORDER BY place
@@ -93,7 +93,7 @@ async fn insert(tx: &mut PgConnection, events: &[&Incoming]) -> sqlx::Result<u64
     .bind(column(events, |event| event.sequence_no))
     .bind(column(events, |event| event.name.as_str()))
     .bind(column(events, |event| event.version))
-    .bind(column(events, |event| Json(&event.data)))
+    .bind(column(events, |event| event.data.get()))
     .bind(column(events, |event| event.metadata.as_ref().map(Json)))
     .bind(column(events, |event| event.recorded_at))
     .execute(tx)

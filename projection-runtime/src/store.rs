@@ -160,7 +160,7 @@ impl EventStore {
             "INSERT INTO events (id, aggregate_id, sequence_no, aggregate_name, name, version, data, metadata, recorded_at)
              SELECT id, $1, sequence_no, aggregate_name, name, version, data, metadata,
                     COALESCE(recorded_at, clock_timestamp())
-             FROM UNNEST($2::uuid[], $3::bigint[], $4::text[], $5::text[], $6::int[], $7::json[], $8::jsonb[],
+             FROM UNNEST($2::uuid[], $3::bigint[], $4::text[], $5::text[], $6::int[], $7::text[]::json[], $8::jsonb[],
                          $9::timestamptz[])
                   AS new (id, sequence_no, aggregate_name, name, version, data, metadata, recorded_at)
              ORDER BY sequence_no
@@ -172,7 +172,7 @@ impl EventStore {
         .bind(events.iter().map(|event| event.aggregate_name).collect::<Vec<_>>())
         .bind(events.iter().map(|event| event.name).collect::<Vec<_>>())
         .bind(events.iter().map(|event| event.version).collect::<Vec<_>>())
-        .bind(events.iter().map(|event| sqlx::types::Json(&event.data)).collect::<Vec<_>>())
+        .bind(events.iter().map(|event| event.data.get()).collect::<Vec<_>>())
         .bind(events.iter().map(|event| sqlx::types::Json(&event.metadata)).collect::<Vec<_>>())
         .bind(events.iter().map(|event| event.recorded_at).collect::<Vec<_>>())
         .fetch_all(&mut *tx)

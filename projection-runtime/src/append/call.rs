@@ -31,6 +31,8 @@ fn expected(waiting: &Waiting) -> Option<i64> {
     }
 }
 
+/// Payloads go as text: the driver's JSON is JSONB, which would be another text when it is read.
+///
 /// Much as the other does; without arrays it costs the server a good part less.
 async fn append_one(
     connection: &mut PgConnection,
@@ -39,14 +41,14 @@ async fn append_one(
     wake: bool,
 ) -> sqlx::Result<Called> {
     let (actual, last): (i64, Option<i64>) =
-        sqlx::query_as("CALL events_append_one($1, $2, $3, $4, $5, $6, $7::json, $8, $9, $10)")
+        sqlx::query_as("CALL events_append_one($1, $2, $3, $4, $5, $6, $7::text::json, $8, $9, $10)")
             .bind(waiting.aggregate_id)
             .bind(expected(waiting))
             .bind(event.id)
             .bind(event.aggregate_name)
             .bind(event.name)
             .bind(event.version)
-            .bind(Json(&event.data))
+            .bind(event.data.get())
             .bind(Json(&event.metadata))
             .bind(event.recorded_at)
             .bind(wake)
@@ -67,7 +69,7 @@ async fn append_many(connection: &mut PgConnection, group: &[Waiting], wake: boo
     let (appends, places): (Vec<i32>, Vec<i32>) = places.unzip();
     sqlx::query_as(
         "CALL events_append($1::uuid[], $2::bigint[], $3::int[], $4::int[], $5::uuid[], $6::text[], $7::text[],
-                            $8::int[], $9::json[], $10::jsonb[], $11::timestamptz[], $12)",
+                            $8::int[], $9::text[]::json[], $10::jsonb[], $11::timestamptz[], $12)",
     )
     .bind(group.iter().map(|one| one.aggregate_id).collect::<Vec<_>>())
     .bind(group.iter().map(expected).collect::<Vec<_>>())
@@ -77,7 +79,7 @@ async fn append_many(connection: &mut PgConnection, group: &[Waiting], wake: boo
     .bind(column(group, |event| event.aggregate_name))
     .bind(column(group, |event| event.name))
     .bind(column(group, |event| event.version))
-    .bind(column(group, |event| Json(&event.data)))
+    .bind(column(group, |event| event.data.get()))
     .bind(column(group, |event| Json(&event.metadata)))
     .bind(column(group, |event| event.recorded_at))
     .bind(wake)

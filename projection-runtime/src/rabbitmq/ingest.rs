@@ -16,6 +16,7 @@ use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::error::{BoxError, shortened};
+use crate::event::{NUL, has_nul};
 use crate::incoming::{self, Incoming};
 use crate::projection::EventType;
 use crate::store;
@@ -112,7 +113,7 @@ impl Ingest {
         let body: BTreeMap<String, &RawValue> =
             serde_json::from_str(text).map_err(|error| format!("the body is no JSON object: {error}"))?;
         if has_nul(text) {
-            return Err("the body holds a NUL character, which PostgreSQL's text cannot".to_owned());
+            return Err(format!("the body: {NUL}"));
         }
         // The value of a mapped field, where the attribute names one and the body has it.
         let field = |field: Option<&str>| -> Option<String> { serde_json::from_str(body.get(field?)?.get()).ok() };
@@ -156,14 +157,6 @@ fn id(message: &Delivery) -> Uuid {
         Some(id) if !id.is_empty() => id.parse().unwrap_or_else(|_| made(id.as_bytes())),
         _ => made(&[message.routing_key.as_str().as_bytes(), b"\0", &message.data].concat()),
     }
-}
-
-/// Whether the JSON text holds `\u0000`, and not a backslash before `u0000`.
-fn has_nul(json: &str) -> bool {
-    json.match_indices("\\u0000").any(|(at, _)| {
-        let before = json[..at].bytes().rev().take_while(|byte| *byte == b'\\').count();
-        before % 2 == 0
-    })
 }
 
 struct Headers<'a>(Option<&'a FieldTable>);
@@ -228,15 +221,4 @@ fn size_of(headers: &FieldTable) -> usize {
         }
     }
     headers.inner().iter().map(|(name, of)| name.as_str().len() + value(of)).sum()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::has_nul;
-
-    #[test]
-    fn a_nul_is_told_from_a_backslash_before_it() {
-        assert!(has_nul(r#"{"a": "\u0000"}"#) && has_nul(r#"{"a": "x\\\u0000"}"#));
-        assert!(!has_nul(r#"{"a": "\\u0000"}"#) && !has_nul(r#"{"a": "\u0001"}"#));
-    }
 }

@@ -37,6 +37,35 @@ async fn an_append_expects_a_version() {
     assert!(any.position > first.position);
 }
 
+/// The payload is stored as it was written: key order and numbers too, whichever way it came.
+#[tokio::test]
+async fn what_was_written_is_what_is_read() {
+    #[derive(serde::Serialize, serde::Deserialize, projection_runtime::DomainEvent)]
+    #[event(aggregate = "test.Thing")]
+    struct Long {
+        longest: f64,
+        long: i64,
+        a: String,
+    }
+    let db = TestDatabase::new().await;
+    let store = EventStore::new(db.pool.clone());
+    let long = || NewEvent::new(&Long { longest: 1.50, long: 10, a: "å\t\\".into() }).unwrap();
+    let written = long().data().get().to_owned();
+    store.append(Uuid::new_v4(), ExpectedVersion::Any, &[long()]).await.unwrap();
+    store.append(Uuid::new_v4(), ExpectedVersion::Any, &[long(), long()]).await.unwrap();
+    let mut tx = db.pool.begin().await.unwrap();
+    EventStore::append_in(&mut tx, Uuid::new_v4(), ExpectedVersion::Any, &[long()]).await.unwrap();
+    tx.commit().await.unwrap();
+    let line = format!(
+        r#"{{"name":"Long","aggregate_name":"test.Thing","aggregate_id":"{}","data":{written}}}"#,
+        Uuid::new_v4()
+    );
+    let options = projection_runtime::ImportOptions::default();
+    projection_runtime::import(&db.pool, &projections![], line.as_bytes(), "line", options, |_| {}).await.unwrap();
+    let read: Vec<String> = sqlx::query_scalar("SELECT data::text FROM events").fetch_all(&db.pool).await.unwrap();
+    assert_eq!(read, vec![written; 5]);
+}
+
 #[tokio::test]
 async fn an_id_is_appended_once() {
     let db = TestDatabase::new().await;

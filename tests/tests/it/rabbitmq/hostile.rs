@@ -120,7 +120,7 @@ async fn hostile_messages() {
         "the header `metadata` is no JSON object",
         "the body is no JSON object",
         "the body is not UTF-8",
-        "the body holds a NUL character",
+        "the body: a text in it holds a NUL character",
         "bigint out of range",
         "timestamp out of range",
         "neither a header nor the body says which aggregate it is of",
