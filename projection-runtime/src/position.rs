@@ -13,6 +13,7 @@ use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
+use crate::error::shortened;
 use crate::events_at::{self, EventsAt};
 use crate::projection::ProjectionSet;
 
@@ -206,7 +207,7 @@ pub(crate) struct FailedEvent {
 impl FailedEvent {
     /// PostgreSQL's text holds no NUL, and an error's text may hold what the event held.
     fn error(&self) -> String {
-        self.error.replace('\0', "\u{fffd}")
+        shortened(self.error.replace('\0', "\u{fffd}"))
     }
 }
 
