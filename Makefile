@@ -1,6 +1,6 @@
 # The three commands of the README, and what a developer needs beside them.
 
-.PHONY: bench bugs demo deny soak test misuse sqlx
+.PHONY: bench bugs demo deny fuzz soak test misuse sqlx
 
 # Shows all of it on sample events, in a PostgreSQL that ends with it; `make demo ARGS=--keep` stays up.
 demo:
@@ -58,6 +58,25 @@ bugs:
 			echo "$$bug: NOT found, see $$log"; exit 1; \
 		fi; \
 		echo "$$bug: found after $$(($$(date +%s) - began)) s: $$(grep -A1 panicked $$log | grep -v panicked | head -n 1)"; \
+	done
+
+# What comes from outside, made up by libFuzzer, which needs a C++ compiler: each target for ten minutes, or for `MINUTES`,
+# or the one of `TARGET`. What is found lies in fuzz/artifacts; `fuzz/target/TRIPLE/release/TARGET FILE` repeats it.
+fuzz: MINUTES ?= 10
+fuzz: TARGET ?= $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
+fuzz: TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p')
+fuzz: export RUSTFLAGS = --cfg fuzzing -Cpasses=sancov-module $(addprefix -Cllvm-args=-sanitizer-coverage-, \
+	level=4 inline-8bit-counters pc-table trace-compares)
+fuzz:
+	cd fuzz && cargo build --locked --release --target $(TRIPLE)
+	@for target in $(TARGET); do \
+		mkdir -p fuzz/corpus/$$target fuzz/artifacts/$$target; \
+		echo "$$target: $(MINUTES) minutes; fuzz/corpus/$$target.log tells how it goes"; \
+		fuzz/target/$(TRIPLE)/release/$$target fuzz/corpus/$$target fuzz/seeds/$$target \
+			-max_total_time=$$(($(MINUTES) * 60)) -timeout=10 -max_len=4096 -dict=fuzz/dict/$$target.dict \
+			-artifact_prefix=fuzz/artifacts/$$target/ >fuzz/corpus/$$target.log 2>&1 || \
+			{ tail -n 40 fuzz/corpus/$$target.log; exit 1; }; \
+		grep -a 'DONE\|^Done' fuzz/corpus/$$target.log; \
 	done
 
 # Lists what can be written wrongly, and the tests of what is then said.

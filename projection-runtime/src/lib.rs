@@ -25,6 +25,9 @@ mod error_policy;
 mod event;
 mod events_at;
 mod fingerprint;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handler;
 mod http;
 mod import;

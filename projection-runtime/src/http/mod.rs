@@ -8,7 +8,7 @@ mod history;
 mod look;
 mod metrics;
 mod page;
-mod server;
+pub(crate) mod server;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -72,16 +72,8 @@ pub(crate) async fn serve(
     token: Option<Token>,
     shutdown: impl Future<Output = ()>,
 ) {
-    let app = Arc::new(App {
-        look: Look::new(&manager),
-        history: History::new(manager.projections()),
-        manager,
-        about,
-        acts: Acts::default(),
-        token,
-        waiting: Semaphore::new(WAITING),
-        address: listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string()),
-    });
+    let address = listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string());
+    let app = Arc::new(App::new(manager, about, token, address));
     match listener.local_addr() {
         Ok(address) => tracing::info!(page = %format!("http://{address}/"), control = app.token.is_some(), "HTTP"),
         Err(error) => tracing::warn!(%error, "HTTP"),
@@ -93,7 +85,7 @@ pub(crate) async fn serve(
     app.acts.interrupted();
 }
 
-fn routes(app: &Arc<App>) -> Router {
+pub(crate) fn routes(app: &Arc<App>) -> Router {
     let mut router = Router::new()
         .merge(page::routes())
         .route("/health/live", get(|| async { "live\n" }))
@@ -153,6 +145,19 @@ async fn ready(State(app): State<Arc<App>>) -> Response {
 }
 
 impl App {
+    pub(crate) fn new(manager: ProjectionManager, about: About, token: Option<Token>, address: String) -> Self {
+        App {
+            look: Look::new(&manager),
+            history: History::new(manager.projections()),
+            manager,
+            about,
+            acts: Acts::default(),
+            token,
+            waiting: Semaphore::new(WAITING),
+            address,
+        }
+    }
+
     async fn health(&self) -> Health {
         self.manager.judge(self.look.status().await.as_deref())
     }

@@ -26,11 +26,11 @@ const LONGEST: usize = 16 << 20;
 /// Most bytes of the original's headers that a dead letter has: all must fit into one frame.
 const MOST_HEADERS: usize = 64 << 10;
 
-pub(super) struct Ingest {
-    pub(super) pool: PgPool,
-    pub(super) events: Vec<&'static EventType>,
+pub(crate) struct Ingest {
+    pub(crate) pool: PgPool,
+    pub(crate) events: Vec<&'static EventType>,
     /// The dead-letter queue.
-    pub(super) dead_letters: String,
+    pub(crate) dead_letters: String,
 }
 
 /// What became of a burst of messages.
@@ -95,7 +95,7 @@ impl Ingest {
     }
 
     /// The event of a message, or why it is none. What the headers leave out, the body's mapped fields say.
-    fn event(&self, message: &Delivery) -> Result<Incoming, String> {
+    pub(crate) fn event(&self, message: &Delivery) -> Result<Incoming, String> {
         let (properties, key) = (&message.properties, message.routing_key.as_str());
         if message.data.len() > LONGEST {
             return Err(format!("the body has {} bytes, more than 16 MiB", message.data.len()));
@@ -188,7 +188,7 @@ impl Headers<'_> {
 
 /// What of the original's properties is kept, and why it is dead. An expiration is not: it would be gone before anybody
 /// looked.
-fn dead_letter(message: &Delivery, reason: &str) -> BasicProperties {
+pub(crate) fn dead_letter(message: &Delivery, reason: &str) -> BasicProperties {
     let properties = &message.properties;
     let original = properties.headers().clone().filter(|headers| size_of(headers) <= MOST_HEADERS);
     let mut headers = original.unwrap_or_default();

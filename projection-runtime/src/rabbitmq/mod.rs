@@ -16,7 +16,7 @@
 mod connection;
 mod consumer;
 mod faults;
-mod ingest;
+pub(crate) mod ingest;
 mod relay;
 mod status;
 
