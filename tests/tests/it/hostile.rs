@@ -429,10 +429,8 @@ struct Noted {
     note: Box<RawValue>,
 }
 
-impl Noted {
-    fn new(json: String) -> NewEvent {
-        event(&Noted { note: RawValue::from_string(json).unwrap() })
-    }
+fn noted(json: String) -> NewEvent {
+    event(&Noted { note: RawValue::from_string(json).unwrap() })
 }
 
 /// The same event for a projection that looks into it.
@@ -465,7 +463,7 @@ async fn too_many_levels_are_refused() {
         let store = store.clone();
         tokio::spawn(async move { store.append(Uuid::new_v4(), ExpectedVersion::Exact(0), &[event]).await })
     };
-    let first = append(Noted::new("1".into()));
+    let first = append(noted("1".into()));
     let waits = "SELECT EXISTS (SELECT FROM pg_locks JOIN pg_database d ON d.oid = database
                  WHERE datname = current_database() AND locktype = 'advisory' AND NOT granted)";
     eventually("the first one waits for the lock", Duration::from_secs(20), || async {
@@ -473,8 +471,8 @@ async fn too_many_levels_are_refused() {
     })
     .await;
     // These come to be one group.
-    let (before, deep) = (append(Noted::new("2".into())), append(Noted::new(nested(100_000))));
-    let (metadata, after) = (append(Noted::new("3".into()).with_metadata(json!([1]))), append(Noted::new("4".into())));
+    let (before, deep) = (append(noted("2".into())), append(noted(nested(100_000))));
+    let (metadata, after) = (append(noted("3".into()).with_metadata(json!([1]))), append(noted("4".into())));
     tokio::time::sleep(Duration::from_millis(100)).await;
     other.rollback().await.unwrap();
     for good in [first, before, metadata, after] {
@@ -482,7 +480,7 @@ async fn too_many_levels_are_refused() {
     }
     let error = deep.await.unwrap().unwrap_err().to_string();
     assert!(error.contains("stack depth limit exceeded (SQLSTATE 54001)"), "{error}");
-    let alone = append(Noted::new(nested(100_000))).await.unwrap().unwrap_err();
+    let alone = append(noted(nested(100_000))).await.unwrap().unwrap_err();
     assert_eq!(alone.to_string().split_once(": ").unwrap().1, error.split_once(": ").unwrap().1);
 
     let line = |data: &str| format!(r#"{{"name":"EventDeleted","aggregate_id":"{}","data":{data}}}"#, Uuid::new_v4());
@@ -524,8 +522,8 @@ async fn many_levels_in_the_store() {
 
     insert(&db.pool, "domain.Band", "BandCreated", &format!(r#"{{"name": {deep}}}"#), "{}", at).await;
     insert(&db.pool, "domain.DanceHall", "DanceHallCreated", hall, &format!(r#"{{"deep": {deep}}}"#), at).await;
-    append(&db.pool, Noted::new(deep.clone())).await.unwrap();
-    append(&db.pool, Noted::new("1".into())).await.unwrap();
+    append(&db.pool, noted(deep.clone())).await.unwrap();
+    append(&db.pool, noted("1".into())).await.unwrap();
     let notes = ProjectionManager::new(db.pool.clone(), projection_runtime::projections![Notes]).unwrap();
     let expected = "the payload does not fit: at `note";
     let found = stopped(&notes).await;
