@@ -71,7 +71,7 @@ use crate::versions;
 /// `version` and `upcast`: the version of the payload's form, and how an older form becomes the next one. Stored events
 /// of an older version are carried up, one step after the other, before a handler sees them. An upcast takes what the
 /// older payload deserializes into, and gives the next one or a `Result` of it. Each older version needs one; where the
-/// older form can be read as the newer, it is `core::convert::identity`. An event that is newer than the program fails,
+/// older form can be read as the newer, it is `core::convert::identity` (as the only step with the type, `identity::<BandCreated>`). An event that is newer than the program fails,
 /// and says so.
 ///
 /// ```
