@@ -50,8 +50,8 @@ async fn stops_at(trouble: Trouble, k: i64, error: &str) {
     fix(&db.pool).await;
     manager(&db).retry("journal").await.unwrap();
     let status = manager(&db).catch_up(|_| {}).await.unwrap();
-    assert_eq!(status.projection("journal").unwrap().state, State::Live);
-    assert_eq!(status.projection("journal").unwrap().failure, None);
+    let journal = status.projection("journal").unwrap();
+    assert_eq!((&journal.state, &journal.failure), (&State::Live, &None));
     assert_eq!(journal::entries(&db.pool).await, recorded);
     let error = manager(&db).retry("journal").await.unwrap_err();
     assert!(matches!(error, Error::NotFailed { .. }), "{error:?}");
