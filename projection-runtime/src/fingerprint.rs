@@ -14,6 +14,7 @@ use sqlx::{PgConnection, PgPool};
 use crate::events_at::EventsAt;
 use crate::position;
 use crate::projection::{Definition, ProjectionSet};
+use crate::transaction;
 
 /// What to do with a projection whose rows were made by other code, or for other tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
@@ -234,7 +235,7 @@ pub(crate) async fn all_stale(
 pub(crate) async fn settle(pool: &PgPool, events_at: &EventsAt, set: &ProjectionSet) -> sqlx::Result<Vec<Stale>> {
     let mut matter = Vec::new();
     for definition in set.definitions() {
-        let mut tx = pool.begin().await?;
+        let mut tx = transaction::begin(pool).await?;
         position::create(&mut tx, definition.name, definition.partitions).await?;
         let mut stored = Made::stored(&mut tx, definition.name).await?;
         if stored.as_ref().is_some_and(|stored| stored.position == 0 && stored.other_partitions(definition).is_some()) {

@@ -7,6 +7,7 @@ use sqlx::{Acquire, PgConnection, PgPool};
 use uuid::Uuid;
 
 use crate::error::describe;
+use crate::transaction;
 
 /// An event that comes from outside. What it leaves out, the store fills in.
 pub(crate) struct Incoming {
@@ -37,7 +38,7 @@ pub(crate) struct Outcome {
 /// of it: [`store::flush`](crate::store::flush).
 pub(crate) async fn append(pool: &PgPool, events: &[&Incoming], all: bool) -> sqlx::Result<Outcome> {
     const BEGIN: &str = "BEGIN; SET LOCAL synchronous_commit = off";
-    let mut tx = pool.begin_with(BEGIN).await?;
+    let mut tx = transaction::begin_with(pool, BEGIN).await?;
     match insert(&mut tx, events).await {
         Ok(appended) => {
             tx.commit().await?;
@@ -46,7 +47,7 @@ pub(crate) async fn append(pool: &PgPool, events: &[&Incoming], all: bool) -> sq
         Err(error) if is_refusal(&error) => tx.rollback().await?,
         Err(error) => return Err(error),
     }
-    let mut tx = pool.begin_with(BEGIN).await?;
+    let mut tx = transaction::begin_with(pool, BEGIN).await?;
     let mut outcome = Outcome::default();
     for (place, event) in events.iter().enumerate() {
         let mut savepoint = tx.begin().await?;

@@ -4,7 +4,7 @@
 //!
 //! An event's way through the code: `event` says what an event is, `versions` carries an older one up, `store` keeps and
 //! reads them, `append` gathers what is appended, `projection` is what the macros implement, `position` locks and moves a
-//! projection's place, `runs` forms what is handed over together, `read_model` changes the rows of handlers that take
+//! projection's place, `transaction` begins what may be dropped, `runs` forms what is handed over together, `read_model` changes the rows of handlers that take
 //! rows, `columns` is for those that take runs, `runner` is the loop of one projection, `events_at` where it finds the events, `share` spreads them over processes, `manager` runs them all. Beside
 //! the way: `handler` and `contradiction` are for the compiler's messages, `passing` tells passing trouble from failure,
 //! `error_policy` says what is done at a failing event, `wake` wakes the loops, `rabbitmq` publishes and is woken,
@@ -49,6 +49,7 @@ mod schema;
 mod share;
 mod status;
 mod store;
+mod transaction;
 mod versions;
 mod wait;
 mod wake;
@@ -318,6 +319,7 @@ pub use schema::{Check, Problem};
 pub use sqlx::PgConnection;
 pub use status::{Failure, PartitionStatus, ProjectionStatus, Rebuilding, RelayProgress, State, Status};
 pub use store::{Appended, EventStore, ExpectedVersion, Page, PageLimit};
+pub use transaction::begin;
 
 /// What a handler returns: `Ok(())`, or any error, which `?` boxes.
 pub type Result<T = (), E = BoxError> = std::result::Result<T, E>;

@@ -11,6 +11,7 @@ use crate::passing::{Backoff, is_passing};
 use crate::position;
 use crate::projection::{AnyProjection, ProjectionSet};
 use crate::schema::foreign_keys;
+use crate::transaction;
 
 pub(crate) async fn reset(
     pool: &PgPool,
@@ -52,7 +53,7 @@ async fn attempt(
     projection: &Arc<dyn AnyProjection>,
 ) -> sqlx::Result<Vec<ForeignKey>> {
     let definition = projection.definition();
-    let mut tx = pool.begin().await?;
+    let mut tx = transaction::begin(pool).await?;
     position::create(&mut tx, definition.name, definition.partitions).await?;
 
     // The row first: a batch under way ends, and none begins. Nobody queues up behind a row lock, so it may wait.

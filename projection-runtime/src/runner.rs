@@ -45,6 +45,7 @@ use crate::pulse::Pulse;
 use crate::runs::{Run, runs};
 use crate::share::{self, Share};
 use crate::store::{self, Page, PageLimit, Planned};
+use crate::transaction;
 use crate::wake::Wake;
 use crate::written::Written;
 
@@ -323,7 +324,7 @@ impl Runner {
     pub(crate) async fn step(&mut self) -> sqlx::Result<Step> {
         let ahead = self.plan.ahead.take();
         let look = self.events_at.look(self.found).await?;
-        let mut tx = self.pool.begin().await?;
+        let mut tx = transaction::begin(&self.pool).await?;
         let head = look.map(|look| look.head);
         let Some(place) = position::lock(&mut tx, self.place, self.partition_of, self.mode, head).await? else {
             return self.elsewhere(tx).await;
@@ -555,7 +556,7 @@ impl Runner {
     async fn elsewhere(&self, tx: Transaction<'_, Postgres>) -> sqlx::Result<Step> {
         // Without its locks: who makes the row may be waiting for them.
         tx.rollback().await?;
-        let mut tx = self.pool.begin().await?;
+        let mut tx = transaction::begin(&self.pool).await?;
         let created = position::create(&mut tx, self.definition.name, self.definition.partitions).await?;
         tx.commit().await?;
         Ok(if created { Step::Again } else { Step::Elsewhere })
@@ -616,7 +617,7 @@ impl Runner {
         }
 
         let head = self.events_at.look(from).await?.map(|look| look.head);
-        let mut tx = self.pool.begin().await?;
+        let mut tx = transaction::begin(&self.pool).await?;
         let place = position::lock(&mut tx, self.place, self.partition_of, self.mode, head).await?;
         let Some(place) =
             place.filter(|place| place.position == from && !place.paused && (!place.failed || place.retry))

@@ -7,12 +7,13 @@
 use std::sync::Arc;
 
 use futures_util::TryStreamExt;
-use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, Row};
+use sqlx::{AssertSqlSafe, PgConnection, PgPool, Row};
 use uuid::Uuid;
 
 use crate::append::Gathering;
 use crate::error::Error;
 use crate::event::{Names, NewEvent, StoredEvent};
+use crate::transaction;
 
 /// Appends events to the store and reads them.
 ///
@@ -117,8 +118,7 @@ impl EventStore {
         events: &[NewEvent],
     ) -> Result<Appended, Error> {
         if events.is_empty() {
-            let mut connection = self.pool.acquire().await.map_err(Error::database(appending(aggregate_id)))?;
-            return append_alone(&mut connection, aggregate_id, expected, events).await;
+            return append_alone(&self.pool, aggregate_id, expected, events).await;
         }
         self.gathering.append(aggregate_id, expected, events).await
     }
@@ -126,7 +126,8 @@ impl EventStore {
     /// Appends events of one aggregate inside of the caller's transaction, which also decides whether they stay.
     ///
     /// From here to its end the transaction holds the lock that orders all appends: append late, commit soon.
-    /// After an error the transaction can only be rolled back.
+    /// After an error the transaction can only be rolled back. [`begin`](crate::begin) begins one that whoever has asked for
+    /// may be gone from at any time.
     pub async fn append_in(
         tx: &mut PgConnection,
         aggregate_id: Uuid,
@@ -206,13 +207,13 @@ impl EventStore {
 
 /// Appends in a transaction of its own, and waits for the lock and the flush as any transaction does.
 pub(crate) async fn append_alone(
-    connection: &mut PgConnection,
+    pool: &PgPool,
     aggregate_id: Uuid,
     expected: ExpectedVersion,
     events: &[NewEvent],
 ) -> Result<Appended, Error> {
     let doing = || Error::database(appending(aggregate_id));
-    let mut tx = connection.begin().await.map_err(doing())?;
+    let mut tx = transaction::begin(pool).await.map_err(doing())?;
     let appended = EventStore::append_in(&mut tx, aggregate_id, expected, events).await?;
     tx.commit().await.map_err(doing())?;
     Ok(appended)

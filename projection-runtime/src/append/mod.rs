@@ -303,9 +303,11 @@ impl Gathering {
                 }
                 tell(group, called);
             }
-            (Err(error), Some(mut connection)) if is_refusal(&error) => {
+            (Err(error), connection) if is_refusal(&error) => {
+                drop(connection);
                 for one in group {
-                    let alone = store::append_alone(&mut connection, one.aggregate_id, one.expected, &one.events).await;
+                    let pool = self.kept.pool();
+                    let alone = store::append_alone(pool, one.aggregate_id, one.expected, &one.events).await;
                     one.answer(alone);
                 }
             }

@@ -33,6 +33,7 @@ use crate::manager::ManagerOptions;
 use crate::position::{self, Mode};
 use crate::projection::EventType;
 use crate::store::{self, PageLimit};
+use crate::transaction;
 
 /// How the relay's row in `readviews` begins: no projection's name has a colon.
 pub(super) const ROW: &str = "relay:";
@@ -143,7 +144,7 @@ impl Relay {
             Some(head) => head,
             None => store::flushed_head(&self.pool).await?,
         };
-        let mut tx = self.pool.begin().await?;
+        let mut tx = transaction::begin(&self.pool).await?;
         let Some(place) = position::lock(&mut tx, &self.row, None, Mode::default(), elsewhere).await? else {
             let created = position::create(&mut tx, &self.row, &[]).await?;
             tx.commit().await?;

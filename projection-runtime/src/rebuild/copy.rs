@@ -13,6 +13,7 @@ use crate::error::{Error, Refusal};
 use crate::events_at::EventsAt;
 use crate::manager::ManagerOptions;
 use crate::projection::{AnyProjection, Definition};
+use crate::transaction;
 
 /// A copy, and the session that nobody else's rebuild of the projection gets by.
 pub(super) struct Copy {
@@ -211,7 +212,7 @@ pub(crate) async fn sweep(pool: &PgPool) -> sqlx::Result<usize> {
     let left: Vec<(String, String)> =
         sqlx::query_as("SELECT name, schema FROM readview_rebuilds ORDER BY name").fetch_all(pool).await?;
     for (name, schema) in left {
-        let mut tx = pool.begin().await?;
+        let mut tx = transaction::begin(pool).await?;
         // Of the transaction; the same lock.
         let sql = "SELECT pg_try_advisory_xact_lock(hashtext('projection rebuild'), hashtext($1))";
         if sqlx::query_scalar(sql).bind(&name).fetch_one(&mut *tx).await? {

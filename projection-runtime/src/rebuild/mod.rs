@@ -39,6 +39,7 @@ use crate::passing::Backoff;
 use crate::position;
 use crate::probe::{Moment, Probe};
 use crate::projection::{AnyProjection, Definition};
+use crate::transaction;
 use copy::{Beside, Copy};
 use difference::{apply, compare};
 
@@ -256,7 +257,7 @@ fn doing(name: &str) -> String {
 /// Puts the rows back that the last rebuild with `keep_old` replaced; the projection goes on from where it was then.
 pub(crate) async fn undo(pool: &PgPool, definition: &'static Definition) -> Result<Difference, Error> {
     let doing = || Error::database(format!("undoing the rebuild of `{}`", definition.name));
-    let mut tx = pool.begin().await.map_err(doing())?;
+    let mut tx = transaction::begin(pool).await.map_err(doing())?;
     let kept = Beside::kept(definition);
     sqlx::query("SET LOCAL lock_timeout = '10s'").execute(&mut *tx).await.map_err(doing())?;
     position::not_looked_up(&mut tx, definition.name).await.map_err(doing())?;

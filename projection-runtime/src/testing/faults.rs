@@ -25,6 +25,7 @@ use crate::probe::{Moment, Probe};
 use crate::projection::ProjectionSet;
 use crate::rabbitmq::{self, RabbitMqOptions};
 use crate::store::{EventStore, ExpectedVersion, PageLimit};
+use crate::transaction;
 
 /// What is done to a process, its connections, or the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -612,7 +613,7 @@ async fn until_there<F: Future<Output = Result<(), Error>>>(append: impl Fn() ->
 
 async fn transaction(pool: &PgPool, events: &[(Uuid, NewEvent)], lingering: Duration) -> Result<(), Error> {
     let doing = || Error::database("appending");
-    let mut tx = pool.begin().await.map_err(doing())?;
+    let mut tx = transaction::begin(pool).await.map_err(doing())?;
     for (n, of_one) in events.chunk_by(|(a, _), (b, _)| a == b).enumerate() {
         let new: Vec<_> = of_one.iter().map(|(_, event)| event.clone()).collect();
         EventStore::append_in(&mut tx, of_one[0].0, ExpectedVersion::Any, &new).await?;

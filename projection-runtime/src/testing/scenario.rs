@@ -17,6 +17,7 @@ use crate::projection::{AnyProjection, Form, ProjectionSet};
 use crate::runner::{Runner, Step};
 use crate::runs::Run;
 use crate::store::{self, EventStore, ExpectedVersion, PageLimit};
+use crate::transaction;
 use crate::wake::Wake;
 
 /// What a set of projections makes of events, on a database of its own: given these, when those happen, then these are
@@ -146,7 +147,7 @@ impl<'a> Scenario<'a> {
     /// Each projection applies its last event once more.
     async fn again(&self, pool: &PgPool) {
         for projection in &self.projections.projections {
-            let mut tx = pool.begin().await.unwrap_or_else(|error| panic!("{error}"));
+            let mut tx = transaction::begin(pool).await.unwrap_or_else(|error| panic!("{error}"));
             let last = store::read_all(&mut tx, 0, i64::MAX, PageLimit { events: usize::MAX >> 1, bytes: usize::MAX });
             let Some(event) = last.await.unwrap_or_else(|error| panic!("{error}")).events.pop() else { continue };
             let definition = projection.definition();

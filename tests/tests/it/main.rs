@@ -32,5 +32,6 @@ mod store;
 mod telemetry;
 mod testing;
 mod tls;
+mod transaction;
 mod two_databases;
 mod versions;
