@@ -4,6 +4,10 @@
 //! The macro gives each handler a number of its tokens; what handlers call outside of their impl block does not count,
 //! nor do the types of events and rows. The tables count by their columns and unique keys: a check may stop a handler, but
 //! makes no other row.
+//!
+//! While a new version of the program rolls out, both apply events. Whoever does so with other code than that which is
+//! written down adds its own, in the transaction that moves the position ([`tell`]): by an event that only the new code
+//! handles, the old one goes without a sign.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -108,22 +112,62 @@ impl std::fmt::Display for Stale {
     }
 }
 
-/// What is stored beside the position. Numbers are written in hexadecimal: they do not fit into JSON's.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Made {
+/// The handlers and what stands beside them. Numbers are written in hexadecimal: they do not fit into JSON's.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Code {
     /// By the event's name: function and number.
     handlers: BTreeMap<String, (String, String)>,
     code: String,
+}
+
+impl Code {
+    /// Of this program.
+    fn of(definition: &Definition) -> Self {
+        let handlers = definition.events.iter().map(|event| {
+            let made = (event.handler.to_owned(), format!("{:016x}", event.fingerprint));
+            (event.name.to_owned(), made)
+        });
+        Code { handlers: handlers.collect(), code: format!("{:016x}", definition.fingerprint) }
+    }
+}
+
+/// One number for all of the program's code of a projection.
+pub(crate) fn program(definition: &Definition) -> String {
+    let Code { handlers, code } = Code::of(definition);
+    // A handler by another name is the same handler.
+    let parts = handlers.iter().flat_map(|(event, (_, number))| [&**event, &**number]).chain([&*code]);
+    // FNV-1a, as the macros' numbers are: the same of every compiler.
+    let number = parts
+        .flat_map(|part| part.bytes().chain([0]))
+        .fold(0xcbf2_9ce4_8422_2325_u64, |number, byte| (number ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    format!("{number:016x}")
+}
+
+/// What is stored beside the position.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Made {
+    #[serde(flatten)]
+    code: Code,
     tables: String,
+    /// Of what stands in `code`.
+    #[serde(default)]
+    program: String,
+    /// Other programs that have applied events since, by their number.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    others: BTreeMap<String, Other>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Other {
+    #[serde(flatten)]
+    code: Code,
+    /// The position that it went on from at first.
+    from: i64,
 }
 
 impl Made {
     /// By the code of this program, for the tables as they are.
     async fn now(connection: &mut PgConnection, definition: &Definition) -> sqlx::Result<Self> {
-        let handlers = definition.events.iter().map(|event| {
-            let made = (event.handler.to_owned(), format!("{:016x}", event.fingerprint));
-            (event.name.to_owned(), made)
-        });
         let tables = sqlx::query_scalar(
             "SELECT md5(COALESCE(string_agg(part, E'\\n' ORDER BY part), ''))
              FROM UNNEST($1::text[]) AS t (name)
@@ -142,7 +186,7 @@ impl Made {
         .bind(definition.tables)
         .fetch_one(connection)
         .await?;
-        Ok(Made { handlers: handlers.collect(), code: format!("{:016x}", definition.fingerprint), tables })
+        Ok(Made { code: Code::of(definition), tables, program: program(definition), others: BTreeMap::new() })
     }
 
     async fn stored(connection: &mut PgConnection, name: &str) -> sqlx::Result<Option<Stored>> {
@@ -182,6 +226,19 @@ pub(crate) async fn record(connection: &mut PgConnection, definition: &Definitio
         .map(drop)
 }
 
+/// Writes down that this program applies events, from the projection's position on, beside the one that is written down; in
+/// the transaction that applies them. `false`: the projection's row, where it is that of a partition which is locked, is
+/// not to be had just now.
+pub(crate) async fn tell(tx: &mut PgConnection, definition: &Definition) -> sqlx::Result<bool> {
+    let told = sqlx::query(
+        "UPDATE readviews SET made_by = jsonb_set(made_by, '{others}', COALESCE(made_by->'others', '{}')
+                                  || jsonb_build_object($2::text, $3::jsonb || jsonb_build_object('from', position)))
+         WHERE name = (SELECT name FROM readviews WHERE name = $1 FOR NO KEY UPDATE SKIP LOCKED)",
+    );
+    let told = told.bind(definition.name).bind(program(definition)).bind(Json(Code::of(definition)));
+    Ok(told.execute(tx).await?.rows_affected() > 0)
+}
+
 /// What has changed since the projection's rows were made; `None`: nothing, or it has no rows, or nobody wrote it down.
 pub(crate) async fn stale(
     connection: &mut PgConnection,
@@ -194,25 +251,31 @@ pub(crate) async fn stale(
     let (partitions, position) = (stored.other_partitions(definition), stored.position);
     let now = Made::now(connection, definition).await?;
     let then = stored.made_by.map_or_else(|| now.clone(), |made| made.0);
-    let mut handlers = Vec::new();
-    let names: BTreeSet<&String> = then.handlers.keys().chain(now.handlers.keys()).collect();
-    for event in names {
-        let (change, handler) = match (then.handlers.get(event), now.handlers.get(event)) {
-            (Some((_, then)), Some((handler, now))) if then != now => (HandlerChange::Changed, handler),
-            (None, Some((handler, _))) => (HandlerChange::Added, handler),
-            (Some((handler, _)), None) => (HandlerChange::Removed, handler),
-            _ => continue,
-        };
-        let sql = "SELECT EXISTS (SELECT FROM events WHERE name = $1 AND tstamp <= $2)";
-        let asking = async {
-            let mut connection = events_at.at(connection).await?;
-            sqlx::query_scalar(sql).bind(event).bind(position).fetch_one(&mut *connection).await
-        };
-        let behind = events_at.ask(asking).await?;
-        handlers.push(StaleHandler { event: event.clone(), handler: handler.clone(), change, behind });
+    let tables = then.tables != now.tables;
+    let others = then.others.into_iter().filter(|(program, _)| *program != now.program);
+    let others = others.map(|(_, other)| (other.code, other.from)).filter(|(_, from)| *from < position);
+    let (mut handlers, mut other_code) = (BTreeMap::<String, StaleHandler>::new(), false);
+    for (then, from) in [(then.code, 0)].into_iter().chain(others) {
+        other_code |= then.code != now.code.code;
+        let names: BTreeSet<&String> = then.handlers.keys().chain(now.code.handlers.keys()).collect();
+        for event in names {
+            let (change, handler) = match (then.handlers.get(event), now.code.handlers.get(event)) {
+                (Some((_, then)), Some((handler, now))) if then != now => (HandlerChange::Changed, handler),
+                (None, Some((handler, _))) => (HandlerChange::Added, handler),
+                (Some((handler, _)), None) => (HandlerChange::Removed, handler),
+                _ => continue,
+            };
+            let sql = "SELECT EXISTS (SELECT FROM events WHERE name = $1 AND tstamp > $2 AND tstamp <= $3)";
+            let asking = async {
+                let mut connection = events_at.at(connection).await?;
+                sqlx::query_scalar(sql).bind(event).bind(from).bind(position).fetch_one(&mut *connection).await
+            };
+            let behind: bool = events_at.ask(asking).await?;
+            let stale = StaleHandler { event: event.clone(), handler: handler.clone(), change, behind };
+            handlers.entry(event.clone()).or_insert(stale).behind |= behind;
+        }
     }
-    let (other_code, tables) = (then.code != now.code, then.tables != now.tables);
-    // A handler by another name is the same handler.
+    let handlers: Vec<_> = handlers.into_values().collect();
     let stale = Stale { projection: definition.name.to_owned(), handlers, other_code, tables, partitions };
     Ok(Some(stale).filter(|stale| !stale.handlers.is_empty() || other_code || tables || partitions.is_some()))
 }
@@ -237,31 +300,55 @@ pub(crate) async fn settle(pool: &PgPool, events_at: &EventsAt, set: &Projection
     for definition in set.definitions() {
         let mut tx = transaction::begin(pool).await?;
         position::create(&mut tx, definition.name, definition.partitions).await?;
-        let mut stored = Made::stored(&mut tx, definition.name).await?;
-        if stored.as_ref().is_some_and(|stored| stored.position == 0 && stored.other_partitions(definition).is_some()) {
-            // Nothing is applied yet, unless it was just now.
+        let mut found = found(&mut tx, events_at, definition).await?;
+        if let Found::Unsettled { .. } = found {
+            // Nobody applies events between the look and the note.
             position::alone(&mut tx, definition.name).await?;
-            sqlx::query("SELECT FROM readviews WHERE name = $1 FOR NO KEY UPDATE")
-                .bind(definition.name)
-                .execute(&mut *tx)
-                .await?;
-            stored = Made::stored(&mut tx, definition.name).await?;
-            if stored.as_ref().is_some_and(|stored| stored.position == 0) {
-                position::restart(&mut tx, definition.name, definition.partitions, 0).await?;
+            let sql = "SELECT FROM readviews WHERE name = $1 FOR NO KEY UPDATE";
+            sqlx::query(sql).bind(definition.name).execute(&mut *tx).await?;
+            found = self::found(&mut tx, events_at, definition).await?;
+        }
+        match found {
+            Found::Settled => {}
+            Found::Matters(stale) => matter.push(stale),
+            Found::Unsettled { restart, stale } => {
+                if let Some(stale) = stale {
+                    tracing::info!(projection = definition.name, "{stale}: its rows are right");
+                }
+                if restart {
+                    position::restart(&mut tx, definition.name, definition.partitions, 0).await?;
+                }
+                record(&mut tx, definition).await?;
+                tx.commit().await?;
             }
         }
-        let unknown = !stored.is_some_and(|stored| stored.position > 0 && stored.made_by.is_some());
-        match stale(&mut tx, events_at, definition).await? {
-            Some(stale) if stale.matters() => {
-                matter.push(stale);
-                continue;
-            }
-            Some(stale) => tracing::info!(projection = definition.name, "{stale}: its rows are right"),
-            None if unknown => {}
-            None => continue,
-        }
-        record(&mut tx, definition).await?;
-        tx.commit().await?;
     }
     Ok(matter)
+}
+
+enum Found {
+    /// It is written down what makes the rows, and that is this program.
+    Settled,
+    Matters(Stale),
+    /// It is to be written down.
+    Unsettled {
+        /// Nothing is applied yet, in another number of partitions.
+        restart: bool,
+        stale: Option<Stale>,
+    },
+}
+
+async fn found(connection: &mut PgConnection, events_at: &EventsAt, definition: &Definition) -> sqlx::Result<Found> {
+    let stale = stale(connection, events_at, definition).await?;
+    if let Some(stale) = stale.as_ref().filter(|stale| stale.matters()) {
+        return Ok(Found::Matters(stale.clone()));
+    }
+    let stored = Made::stored(connection, definition.name).await?;
+    let restart =
+        stored.as_ref().is_some_and(|stored| stored.position == 0 && stored.other_partitions(definition).is_some());
+    let made = stored.filter(|stored| stored.position > 0).and_then(|stored| stored.made_by);
+    Ok(match (made, stale) {
+        (Some(made), None) if !made.program.is_empty() => Found::Settled,
+        (_, stale) => Found::Unsettled { restart, stale },
+    })
 }

@@ -36,6 +36,8 @@ pub(crate) struct Place {
     pub(crate) session: i32,
     /// The first event before it that is to be passed by.
     pub(crate) skipped: Option<Uuid>,
+    /// It is written down that another program makes the rows, and not that this one does as well.
+    pub(crate) of_another: bool,
 }
 
 /// Makes the rows of a projection that is new, with those of its partitions; returns whether it was.
@@ -107,12 +109,14 @@ pub(crate) struct Mode {
 /// Where another transaction has changed the row between the snapshot of the statement and the lock, PostgreSQL reads the
 /// row itself anew, and nothing else: what is beside it is older. Then it is read once more, under the lock.
 ///
-/// `head` is the newest event, where the events are in another database.
+/// `program` is the [number](crate::fingerprint::program) of who asks; `head` the newest event, where the events are in
+/// another database.
 pub(crate) async fn lock(
     tx: &mut PgConnection,
     name: &str,
     partition_of: Option<&str>,
     mode: Mode,
+    program: &str,
     head: Option<i64>,
 ) -> sqlx::Result<Option<Place>> {
     if let Some(projection) = partition_of {
@@ -122,14 +126,20 @@ pub(crate) async fn lock(
         }
     }
     loop {
-        match try_lock(tx, name, mode, head).await? {
+        match try_lock(tx, name, mode, program, head).await? {
             Some(place) if !place.unchanged => {}
             place => return Ok(place),
         }
     }
 }
 
-async fn try_lock(tx: &mut PgConnection, name: &str, mode: Mode, head: Option<i64>) -> sqlx::Result<Option<Place>> {
+async fn try_lock(
+    tx: &mut PgConnection,
+    name: &str,
+    mode: Mode,
+    program: &str,
+    head: Option<i64>,
+) -> sqlx::Result<Option<Place>> {
     const SQL: &str = "SELECT r.position,
                 (SELECT COALESCE(MAX(tstamp), 0) FROM events) AS head,
                 f.name IS NOT NULL AS failed,
@@ -140,6 +150,8 @@ async fn try_lock(tx: &mut PgConnection, name: &str, mode: Mode, head: Option<i6
                 (SELECT s.event_id FROM readview_skips s
                  WHERE s.name = COALESCE(r.partition_of, r.name) AND s.tstamp > r.position
                  ORDER BY s.tstamp LIMIT 1) AS skipped,
+                COALESCE((SELECT m.made_by->>'program' <> $4 AND NOT COALESCE(m.made_by->'others' ? $4, false)
+                          FROM readviews m WHERE m.name = COALESCE(r.partition_of, r.name)), false) AS of_another,
                 CASE WHEN NOT $2 THEN set_config('synchronous_commit', 'off', true) END AS synchronous_commit,
                 CASE WHEN $3 THEN set_config('plan_cache_mode', 'force_custom_plan', true) END AS plan_cache_mode
          FROM readviews r
@@ -148,10 +160,11 @@ async fn try_lock(tx: &mut PgConnection, name: &str, mode: Mode, head: Option<i6
          WHERE r.name = $1 AND r.partitions = 1
          FOR NO KEY UPDATE OF r SKIP LOCKED";
     const HEAD: &str = "(SELECT COALESCE(MAX(tstamp), 0) FROM events) AS head";
-    let query = sqlx::query_as(events_at::told(SQL, head.is_some(), HEAD, "$4::bigint AS head"))
+    let query = sqlx::query_as(events_at::told(SQL, head.is_some(), HEAD, "$5::bigint AS head"))
         .bind(name)
         .bind(mode.synchronous_commit)
-        .bind(mode.custom_plans);
+        .bind(mode.custom_plans)
+        .bind(program);
     if let Some(head) = head { query.bind(head) } else { query }.fetch_optional(tx).await
 }
 

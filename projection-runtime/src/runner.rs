@@ -35,6 +35,7 @@ use uuid::Uuid;
 use crate::error::{ApplyError, RunError};
 use crate::event::StoredEvent;
 use crate::events_at::{self, EventsAt, Look};
+use crate::fingerprint;
 use crate::manager::ManagerOptions;
 use crate::metrics::{Meter, Metrics, Source};
 use crate::passing::{Backoff, is_passing};
@@ -68,6 +69,8 @@ pub(crate) struct Runner {
     probe: Probe,
     pulse: Pulse,
     names: Vec<&'static str>,
+    /// The number of its code.
+    program: String,
     read_sql: String,
     mode: Mode,
     plan: Plan,
@@ -185,6 +188,7 @@ impl Runner {
             probe: Probe::default(),
             pulse: Pulse::new(),
             names,
+            program: fingerprint::program(definition),
             read_sql,
             mode,
             plan: Plan::default(),
@@ -326,7 +330,7 @@ impl Runner {
         let look = self.events_at.look(self.found).await?;
         let mut tx = transaction::begin(&self.pool).await?;
         let head = look.map(|look| look.head);
-        let Some(place) = position::lock(&mut tx, self.place, self.partition_of, self.mode, head).await? else {
+        let Some(place) = self.lock(&mut tx, head).await? else {
             return self.elsewhere(tx).await;
         };
         self.pulse.busy_by(place.session);
@@ -346,29 +350,13 @@ impl Runner {
         if end <= place.position {
             return self.rest(tx).await;
         }
+        if place.of_another && !fingerprint::tell(&mut tx, self.definition).await? {
+            return Ok(Step::Later(share::YIELD));
+        }
         let most = self.options.batch.events;
         let size = self.plan.bound.unwrap_or(self.plan.events).min(most);
         let limit = PageLimit { events: size, ..self.options.batch };
-        let fits = |ahead: &Ahead| {
-            let next = ahead.from == place.position && ahead.end <= end;
-            next && self.plan.bound.is_none_or(|bound| ahead.page.events.len() <= bound)
-        };
-        let mut ahead = ahead.filter(fits);
-        if let Some(Ahead { page, .. }) = &ahead
-            && let Some(last) = page.events.last()
-            && !self.is_there(&mut tx, last).await?
-        {
-            ahead = None;
-        }
-        let (mut page, end) = match ahead {
-            // Not to where the store ended then: that may be gone as well.
-            Some(Ahead { page, .. }) => {
-                let end = page.events.last().map_or(place.position, |last| last.tstamp);
-                (page, end)
-            }
-            None => (self.read(&mut tx, place.position, end, limit).await?, end),
-        };
-
+        let (mut page, end) = self.page(&mut tx, ahead, place.position, end, limit).await?;
         if let Some(skipped) = page.events.iter().position(|event| place.skipped == Some(event.id)) {
             if skipped == 0 {
                 let to = page.events[0].tstamp;
@@ -512,6 +500,10 @@ impl Runner {
         }
     }
 
+    async fn lock(&self, tx: &mut PgConnection, head: Option<i64>) -> sqlx::Result<Option<Place>> {
+        position::lock(tx, self.place, self.partition_of, self.mode, &self.program, head).await
+    }
+
     /// There is nothing to do.
     async fn rest(&self, tx: Transaction<'_, Postgres>) -> sqlx::Result<Step> {
         if let Some(projection) = self.partition_of {
@@ -529,6 +521,30 @@ impl Runner {
         }
         self.found = position;
         Ok(())
+    }
+
+    /// What follows the position, and how far that goes: what was read ahead, where it is still right.
+    async fn page(
+        &self,
+        tx: &mut PgConnection,
+        ahead: Option<Ahead>,
+        position: i64,
+        end: i64,
+        limit: PageLimit,
+    ) -> sqlx::Result<(Page, i64)> {
+        let fits = |ahead: &Ahead| {
+            let next = ahead.from == position && ahead.end <= end;
+            next && self.plan.bound.is_none_or(|bound| ahead.page.events.len() <= bound)
+        };
+        if let Some(Ahead { page, .. }) = ahead.filter(fits)
+            && let Some(last) = page.events.last()
+            && self.is_there(tx, last).await?
+        {
+            // Not to where the store ended then: that may be gone as well.
+            let end = last.tstamp;
+            return Ok((page, end));
+        }
+        Ok((self.read(tx, position, end, limit).await?, end))
     }
 
     /// What follows the position, wherever the events are; `tx` is at the read models.
@@ -618,7 +634,7 @@ impl Runner {
 
         let head = self.events_at.look(from).await?.map(|look| look.head);
         let mut tx = transaction::begin(&self.pool).await?;
-        let place = position::lock(&mut tx, self.place, self.partition_of, self.mode, head).await?;
+        let place = self.lock(&mut tx, head).await?;
         let Some(place) =
             place.filter(|place| place.position == from && !place.paused && (!place.failed || place.retry))
         else {
@@ -628,6 +644,9 @@ impl Runner {
         if !self.is_there(&mut tx, event).await? {
             self.plan = Plan::default();
             return Ok(Step::Again);
+        }
+        if place.of_another && !fingerprint::tell(&mut tx, self.definition).await? {
+            return Ok(Step::Later(share::YIELD));
         }
         let failed = FailedEvent {
             id: event.id,

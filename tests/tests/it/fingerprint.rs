@@ -4,11 +4,13 @@ use std::process::Command;
 use std::time::Duration;
 
 use projection_runtime::{
-    HandlerChange, ManagerOptions, PgConnection, Projection, ProjectionManager, ProjectionSet, Recorded, Result, Stale,
-    WhenStale, projections,
+    DomainEvent, EventStore, ExpectedVersion, HandlerChange, ManagerOptions, NewEvent, PgConnection, Projection,
+    ProjectionManager, ProjectionSet, Recorded, Result, Stale, WhenStale, projections,
 };
+use serde::{Deserialize, Serialize};
 use tests::journal::{self, Happened};
 use tests::{TestDatabase, eventually};
+use uuid::Uuid;
 
 /// The first version of the code.
 mod first {
@@ -70,6 +72,86 @@ mod changed {
                 .execute(tx)
                 .await?;
             Ok(())
+        }
+    }
+}
+
+/// An event that the first version doesn't know.
+#[derive(Debug, Serialize, Deserialize, DomainEvent)]
+#[event(aggregate = "test.Thing")]
+pub struct Ended {}
+
+/// With a handler for an event that is new.
+mod with_another {
+    use super::*;
+
+    pub struct Journal;
+
+    #[projection_runtime::projection(name = "journal", tables = ["journal"])]
+    impl Journal {
+        #[on(Happened)]
+        async fn happened(event: &Recorded<Happened>, tx: &mut PgConnection) -> Result<()> {
+            sqlx::query("INSERT INTO journal (id, tstamp, n) VALUES ($1, $2, $3)")
+                .bind(event.id)
+                .bind(event.tstamp)
+                .bind(event.data.n)
+                .execute(tx)
+                .await?;
+            Ok(())
+        }
+
+        #[on(Ended)]
+        async fn ended(event: &Recorded<Ended>, tx: &mut PgConnection) -> Result<()> {
+            sqlx::query("INSERT INTO journal (id, tstamp, n) VALUES ($1, $2, -1)")
+                .bind(event.id)
+                .bind(event.tstamp)
+                .execute(tx)
+                .await?;
+            Ok(())
+        }
+    }
+}
+
+/// The same two in partitions.
+mod in_partitions {
+    use super::*;
+
+    async fn write(ids: Vec<Uuid>, tstamps: Vec<i64>, tx: &mut PgConnection) -> Result<()> {
+        let sql = "INSERT INTO journal (id, tstamp, n) SELECT *, 1 FROM UNNEST($1::uuid[], $2::bigint[])";
+        sqlx::query(sql).bind(ids).bind(tstamps).execute(tx).await?;
+        Ok(())
+    }
+
+    pub mod first {
+        use super::*;
+
+        pub struct Journal;
+
+        #[projection_runtime::projection(name = "journal", tables = ["journal"], order = "aggregate", partitions = 3)]
+        impl Journal {
+            #[on(Happened)]
+            async fn happened(events: &[Recorded<Happened>], tx: &mut PgConnection) -> Result<()> {
+                write(events.iter().map(|e| e.id).collect(), events.iter().map(|e| e.tstamp).collect(), tx).await
+            }
+        }
+    }
+
+    pub mod with_another {
+        use super::*;
+
+        pub struct Journal;
+
+        #[projection_runtime::projection(name = "journal", tables = ["journal"], order = "aggregate", partitions = 3)]
+        impl Journal {
+            #[on(Happened)]
+            async fn happened(events: &[Recorded<Happened>], tx: &mut PgConnection) -> Result<()> {
+                write(events.iter().map(|e| e.id).collect(), events.iter().map(|e| e.tstamp).collect(), tx).await
+            }
+
+            #[on(Ended)]
+            async fn ended(events: &[Recorded<Ended>], tx: &mut PgConnection) -> Result<()> {
+                write(events.iter().map(|e| e.id).collect(), events.iter().map(|e| e.tstamp).collect(), tx).await
+            }
         }
     }
 }
@@ -175,6 +257,62 @@ async fn a_change_that_does_not_matter() {
         changed.stale().await.unwrap().is_empty()
     })
     .await;
+}
+
+/// While a new version rolls out, an old process may go by an event that only the new one handles.
+async fn side_by_side(first: fn() -> ProjectionSet, with_another: fn() -> ProjectionSet) {
+    let db = TestDatabase::new().await;
+    journal::create(&db.pool).await;
+    journal::append(&db.pool, (1..=20).map(Happened::new)).await;
+    let (old, new) = (manager(&db, first()), manager(&db, with_another()));
+    old.catch_up(|_| {}).await.unwrap();
+    old.accept("journal").await.unwrap();
+
+    // It is started, and none of its events were applied yet.
+    assert!(!new.stale().await.unwrap()[0].matters());
+    eventually("it is written down", Duration::from_secs(10), || async {
+        new.catch_up(|_| {}).await.unwrap();
+        new.stale().await.unwrap().is_empty()
+    })
+    .await;
+    let store = EventStore::new(db.pool.clone());
+    for _ in 0..20 {
+        let ended = NewEvent::new(&Ended {}).unwrap();
+        store.append(Uuid::new_v4(), ExpectedVersion::Any, &[ended]).await.unwrap();
+    }
+    old.catch_up(|_| {}).await.unwrap();
+    assert_eq!(journal::entries(&db.pool).await.len(), 20, "the old one goes by the events that it doesn't know");
+
+    let found = new.stale().await.unwrap();
+    let [stale @ Stale { handlers, .. }] = &found[..] else { panic!("{found:?}") };
+    assert!(stale.matters(), "{stale}");
+    assert_eq!((&*handlers[0].handler, handlers[0].change), ("ended", HandlerChange::Added));
+    // It stays so however often either of them starts, and whichever comes further.
+    journal::append(&db.pool, (21..=40).map(Happened::new)).await;
+    new.catch_up(|_| {}).await.unwrap();
+    journal::append(&db.pool, (41..=60).map(Happened::new)).await;
+    old.catch_up(|_| {}).await.unwrap();
+    assert_eq!(new.stale().await.unwrap(), found);
+
+    new.rebuild("journal", Default::default(), &mut |_| {}).await.unwrap();
+    assert_eq!(journal::entries(&db.pool).await.len(), 80);
+    assert_eq!(new.stale().await.unwrap(), []);
+    // What the new one applies is its own.
+    journal::append(&db.pool, (61..=80).map(Happened::new)).await;
+    new.catch_up(|_| {}).await.unwrap();
+    assert_eq!(new.stale().await.unwrap(), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn old_and_new_code_side_by_side() {
+    side_by_side(|| projections![first::Journal], || projections![with_another::Journal]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn old_and_new_code_side_by_side_in_partitions() {
+    let (first, with_another) =
+        (|| projections![in_partitions::first::Journal], || projections![in_partitions::with_another::Journal]);
+    side_by_side(first, with_another).await;
 }
 
 /// By configuration a stale projection is rebuilt while it runs, or nothing runs.
