@@ -1,6 +1,10 @@
 //! How a transaction begins.
 
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
 use sqlx::{PgPool, Postgres, Transaction};
+use tokio::runtime::Handle;
 
 /// Begins a transaction over a connection of the pool, like [`PgPool::begin`], and may be dropped at any time: by a
 /// time-out, by a `select!`, with the request of a client that has gone.
@@ -26,9 +30,32 @@ pub async fn begin(pool: &PgPool) -> sqlx::Result<Transaction<'static, Postgres>
 /// The same by this statement.
 pub(crate) async fn begin_with(pool: &PgPool, statement: &'static str) -> sqlx::Result<Transaction<'static, Postgres>> {
     let pool = pool.clone();
-    // A task comes to its end whoever waits for it, and what it returns to nobody is dropped: rolled back.
     #[expect(clippy::disallowed_methods, reason = "this is the place")]
-    let begun = tokio::spawn(async move { pool.begin_with(statement).await });
-    // It ends without an answer only where the runtime ends.
-    begun.await.unwrap_or(Err(sqlx::Error::WorkerCrashed))
+    let begun = async move { pool.begin_with(statement).await };
+    ToItsEnd(Some(Box::pin(begun))).await
+}
+
+/// A future that goes on in a task of its own where it is dropped; what it returns to nobody is dropped: rolled back.
+struct ToItsEnd<F: Future<Output: Send> + Send + 'static>(Option<Pin<Box<F>>>);
+
+impl<F: Future<Output: Send> + Send + 'static> Future for ToItsEnd<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let Some(future) = &mut self.0 else { return Poll::Pending };
+        let output = ready!(future.as_mut().poll(context));
+        self.0 = None;
+        Poll::Ready(output)
+    }
+}
+
+impl<F: Future<Output: Send> + Send + 'static> Drop for ToItsEnd<F> {
+    fn drop(&mut self) {
+        // Without a runtime the pool is at its end as well.
+        if let Some(future) = self.0.take()
+            && let Ok(runtime) = Handle::try_current()
+        {
+            runtime.spawn(future);
+        }
+    }
 }
