@@ -45,7 +45,7 @@ use crate::projection::{AnyProjection, Definition, Form, Order};
 use crate::pulse::Pulse;
 use crate::runs::{Run, runs};
 use crate::share::{self, Share};
-use crate::store::{self, Page, PageLimit, Planned};
+use crate::store::{self, Page, PageLimit, Planned, ReadSql};
 use crate::transaction;
 use crate::wake::Wake;
 use crate::written::Written;
@@ -71,7 +71,8 @@ pub(crate) struct Runner {
     names: Vec<&'static str>,
     /// The number of its code.
     program: String,
-    read_sql: String,
+    read_in_transaction: ReadSql,
+    read_anew: ReadSql,
     mode: Mode,
     plan: Plan,
     /// Where it stops, whatever others have passed: what it fills is a copy of the tables.
@@ -168,11 +169,12 @@ impl Runner {
         let names: Vec<_> = definition.events.iter().map(|event| event.name).collect();
         let partitions = definition.partitions;
         let partition = partitions.iter().position(|partition| *partition == place).map(|n| (n, partitions.len()));
-        let read_sql = store::read_sql(names.len(), partition);
-        let mode = Mode {
-            synchronous_commit: options.synchronous_commit,
-            custom_plans: definition.events.iter().any(|event| event.form != Form::Event),
-        };
+        // A statement for each event is planned once, those for many for each page.
+        let custom_plans = definition.events.iter().any(|event| event.form != Form::Event);
+        let planned = if custom_plans { Planned::OfTransaction } else { Planned::OfTransactionOnce };
+        let read_sql = |planned| ReadSql::new(names.len(), partition, planned);
+        let (read_in_transaction, read_anew) = (read_sql(planned), read_sql(Planned::Anew));
+        let mode = Mode { synchronous_commit: options.synchronous_commit, custom_plans };
         Runner {
             pool,
             events_at: EventsAt::default(),
@@ -189,7 +191,8 @@ impl Runner {
             pulse: Pulse::new(),
             names,
             program: fingerprint::program(definition),
-            read_sql,
+            read_in_transaction,
+            read_anew,
             mode,
             plan: Plan::default(),
             until: None,
@@ -330,7 +333,10 @@ impl Runner {
         let look = self.events_at.look(self.found).await?;
         let mut tx = transaction::begin(&self.pool).await?;
         let head = look.map(|look| look.head);
-        let Some(place) = self.lock(&mut tx, head).await? else {
+        // The page is read by a plan of its own.
+        let reads = ahead.is_none() && self.events_at.other().is_none();
+        let mode = Mode { custom_plans: self.mode.custom_plans || reads, ..self.mode };
+        let Some(place) = self.lock(&mut tx, mode, head).await? else {
             return self.elsewhere(tx).await;
         };
         self.pulse.busy_by(place.session);
@@ -356,7 +362,7 @@ impl Runner {
         let most = self.options.batch.events;
         let size = self.plan.bound.unwrap_or(self.plan.events).min(most);
         let limit = PageLimit { events: size, ..self.options.batch };
-        let (mut page, end) = self.page(&mut tx, ahead, place.position, end, limit).await?;
+        let (mut page, end) = self.page(&mut tx, mode, ahead, place.position, end, limit).await?;
         if let Some(skipped) = page.events.iter().position(|event| place.skipped == Some(event.id)) {
             if skipped == 0 {
                 let to = page.events[0].tstamp;
@@ -482,7 +488,7 @@ impl Runner {
         let from = page.events.last().filter(|_| !page.complete && self.plan.bound.is_none())?.tstamp;
         let reading = async {
             let mut connection = self.events_at.pool(&self.pool).acquire().await?;
-            store::read(&mut connection, &self.read_sql, &self.names, from, end, limit, Planned::Anew).await
+            store::read(&mut connection, &self.read_anew, &self.names, from, end, limit).await
         };
         let page = self.events_at.ask(reading).await.ok()?;
         // Of nothing there is no telling whether it is still so.
@@ -500,8 +506,8 @@ impl Runner {
         }
     }
 
-    async fn lock(&self, tx: &mut PgConnection, head: Option<i64>) -> sqlx::Result<Option<Place>> {
-        position::lock(tx, self.place, self.partition_of, self.mode, &self.program, head).await
+    async fn lock(&self, tx: &mut PgConnection, mode: Mode, head: Option<i64>) -> sqlx::Result<Option<Place>> {
+        position::lock(tx, self.place, self.partition_of, mode, &self.program, head).await
     }
 
     /// There is nothing to do.
@@ -527,6 +533,7 @@ impl Runner {
     async fn page(
         &self,
         tx: &mut PgConnection,
+        mode: Mode,
         ahead: Option<Ahead>,
         position: i64,
         end: i64,
@@ -544,18 +551,23 @@ impl Runner {
             let end = last.tstamp;
             return Ok((page, end));
         }
-        Ok((self.read(tx, position, end, limit).await?, end))
+        let here = self.events_at.other().is_none();
+        let sql = if here && mode.custom_plans { &self.read_in_transaction } else { &self.read_anew };
+        Ok((self.read(tx, sql, position, end, limit).await?, end))
     }
 
     /// What follows the position, wherever the events are; `tx` is at the read models.
-    async fn read(&self, tx: &mut PgConnection, position: i64, end: i64, limit: PageLimit) -> sqlx::Result<Page> {
-        let planned = match self.events_at.other() {
-            None if self.mode.custom_plans => Planned::OfTransaction,
-            _ => Planned::Anew,
-        };
+    async fn read(
+        &self,
+        tx: &mut PgConnection,
+        sql: &ReadSql,
+        position: i64,
+        end: i64,
+        limit: PageLimit,
+    ) -> sqlx::Result<Page> {
         let reading = async {
             let mut connection = self.events_at.at(tx).await?;
-            store::read(&mut connection, &self.read_sql, &self.names, position, end, limit, planned).await
+            store::read(&mut connection, sql, &self.names, position, end, limit).await
         };
         self.events_at.ask(reading).await
     }
@@ -634,7 +646,7 @@ impl Runner {
 
         let head = self.events_at.look(from).await?.map(|look| look.head);
         let mut tx = transaction::begin(&self.pool).await?;
-        let place = self.lock(&mut tx, head).await?;
+        let place = self.lock(&mut tx, self.mode, head).await?;
         let Some(place) =
             place.filter(|place| place.position == from && !place.paused && (!place.failed || place.retry))
         else {

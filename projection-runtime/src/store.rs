@@ -199,9 +199,8 @@ impl EventStore {
     /// The cost follows the events of these names, not the size of the store.
     pub async fn read_after(&self, position: i64, names: &[&str], limit: PageLimit) -> Result<Page, Error> {
         let mut connection = self.pool.acquire().await.map_err(Error::database("reading events"))?;
-        read(&mut connection, &read_sql(names.len(), None), names, position, i64::MAX, limit, Planned::Anew)
-            .await
-            .map_err(Error::database("reading events"))
+        let sql = ReadSql::new(names.len(), None, Planned::Anew);
+        read(&mut connection, &sql, names, position, i64::MAX, limit).await.map_err(Error::database("reading events"))
     }
 }
 
@@ -268,50 +267,69 @@ fn refusal(error: sqlx::Error, aggregate_id: Uuid, expected: ExpectedVersion, ac
 
 /// The query that reads a page of events of so many names: one ordered index scan a name, merged by the
 /// database, which stops at the limit. With `name = ANY(..)` it would sort all that follows at every page.
-///
-/// With a partition, the `n`th of so many, only those of its aggregates: the others' are passed over in the index.
-///
-/// Parameters: position, end, limit, then the names.
-pub(crate) fn read_sql(names: usize, partition: Option<(usize, usize)>) -> String {
-    const COLUMNS: &str = StoredEvent::COLUMNS;
-    // By PostgreSQL's own hash, that of hash-partitioned tables.
-    let of_partition = partition
-        .map_or(String::new(), |(n, of)| format!("AND (uuid_hash(aggregate_id)::bigint & 2147483647) % {of} = {n} "));
-    let scans: Vec<String> = (4..4 + names)
-        .map(|parameter| {
-            format!(
-                "(SELECT {COLUMNS} FROM events WHERE name = ${parameter} AND tstamp > $1 AND tstamp <= $2 {of_partition}\
-                 ORDER BY tstamp LIMIT $3)"
-            )
-        })
-        .collect();
-    format!("SELECT {COLUMNS} FROM ({}) merged ORDER BY tstamp LIMIT $3", scans.join(" UNION ALL "))
+#[derive(Debug)]
+pub(crate) struct ReadSql {
+    /// Parameters: position, end, limit, then the names.
+    text: String,
+    planned: Planned,
 }
 
-/// How the query of [`read_sql`] is planned. A plan that PostgreSQL keeps for all names and positions looks for the place of
-/// the page's end and not for names: for one of which there is nothing, it walks through all that follows, at each page.
+/// How a page is planned. A plan that PostgreSQL keeps for all names and positions looks for the place of the page's end and
+/// not for names: for one of which there is nothing, it walks through all that follows, at each page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Planned {
-    /// For this page; a round trip more.
+    /// For this page, whatever else is set; a round trip more.
     Anew,
     /// As the transaction says, which says that as well: see [`Mode::custom_plans`](crate::position::Mode).
     OfTransaction,
+    /// The same, and what follows in the transaction is planned as the server does otherwise.
+    OfTransactionOnce,
 }
 
-/// Reads what follows `position`, up to and with `end`. `sql` is of [`read_sql`] for as many names.
+impl ReadSql {
+    /// With a partition, the `n`th of so many, only the events of its aggregates: the others' are passed over in the index.
+    pub(crate) fn new(names: usize, partition: Option<(usize, usize)>, planned: Planned) -> Self {
+        const COLUMNS: &str = StoredEvent::COLUMNS;
+        // By PostgreSQL's own hash, that of hash-partitioned tables.
+        let of_partition = partition.map_or(String::new(), |(n, of)| {
+            format!("AND (uuid_hash(aggregate_id)::bigint & 2147483647) % {of} = {n} ")
+        });
+        let scans: Vec<String> = (4..4 + names)
+            .map(|parameter| {
+                format!(
+                    "(SELECT {COLUMNS} FROM events WHERE name = ${parameter} AND tstamp > $1 AND tstamp <= $2 {of_partition}\
+                     ORDER BY tstamp LIMIT $3)"
+                )
+            })
+            .collect();
+        let limit = match planned {
+            // Another text: sqlx takes a statement that it keeps for the same text, also where it is not to.
+            Planned::Anew => "$3 -- planned anew",
+            Planned::OfTransaction => "$3",
+            // Evaluated once, after the planning: no round trip more.
+            Planned::OfTransactionOnce => {
+                "CASE WHEN set_config('plan_cache_mode', 'auto', true) IS NOT NULL THEN $3 END"
+            }
+        };
+        let text =
+            format!("SELECT {COLUMNS} FROM ({}) merged ORDER BY tstamp LIMIT {limit}", scans.join(" UNION ALL "));
+        ReadSql { text, planned }
+    }
+}
+
+/// Reads what follows `position`, up to and with `end`. `sql` is for as many names.
 pub(crate) async fn read(
     connection: &mut PgConnection,
-    sql: &str,
+    sql: &ReadSql,
     names: &[&str],
     position: i64,
     end: i64,
     limit: PageLimit,
-    planned: Planned,
 ) -> sqlx::Result<Page> {
     if names.is_empty() {
         return Ok(Page { events: Vec::new(), complete: true });
     }
-    fetch(connection, sql, names, position, end, limit, planned == Planned::OfTransaction).await
+    fetch(connection, &sql.text, names, position, end, limit, sql.planned != Planned::Anew).await
 }
 
 /// Reads what follows `position`, up to and with `end`, whatever its name.
@@ -342,7 +360,7 @@ async fn fetch(
     limit: PageLimit,
     kept: bool,
 ) -> sqlx::Result<Page> {
-    // Safe: `read_sql` puts nothing but parameters' numbers into the text.
+    // Safe: `ReadSql` puts nothing but parameters' numbers into the text.
     let mut query = sqlx::query(AssertSqlSafe(sql))
         .persistent(kept)
         .bind(position)

@@ -250,6 +250,22 @@ impl Quiet {
     }
 }
 
+/// The same with runs of events, for which the transaction's statements are planned otherwise.
+struct QuietRuns;
+
+#[projection(name = "quiet_runs", tables = ["journal"], order = "stream")]
+impl QuietRuns {
+    #[on(Happened)]
+    async fn happened(_: &[Recorded<Happened>], _: &mut PgConnection) -> sqlx::Result<()> {
+        Ok(())
+    }
+
+    #[on(Never)]
+    async fn never(_: &[Recorded<Never>], _: &mut PgConnection) -> sqlx::Result<()> {
+        Ok(())
+    }
+}
+
 /// A page costs what is in it, not what follows, also where a projection handles events of which there are none: with a plan
 /// for all names, each page would walk through all events behind it.
 #[tokio::test]
@@ -272,21 +288,26 @@ async fn a_page_costs_what_is_in_it() {
         let sql = "SELECT SUM(idx_tup_read)::bigint FROM pg_stat_user_indexes WHERE relname = 'events'";
         sqlx::query_scalar::<_, i64>(sql).fetch_one(&db.pool).await.unwrap()
     };
-    let (one, two) = (another(), another());
-    let before = walked(another()).await;
     let mut options = ManagerOptions::default();
     options.batch = PageLimit { events: 200, ..PageLimit::default() };
-    let manager = ProjectionManager::new(one.clone(), projections![Quiet]).unwrap().with_options(options);
-    manager.catch_up(|_| {}).await.unwrap();
-    let by_the_loop = walked(one).await - before;
+    let mut before = walked(another()).await;
+    // The loop beside looks at how far it is, which counts up to 10,001. Walking through all would be a million.
+    for set in [projections![Quiet], projections![QuietRuns]] {
+        let pool = another();
+        let manager = ProjectionManager::new(pool.clone(), set).unwrap().with_options(options);
+        manager.catch_up(|_| {}).await.unwrap();
+        let after = walked(pool).await;
+        assert!(after - before < 300_000, "{} of 20,000 events", after - before);
+        before = after;
+    }
 
-    let (store, mut position) = (EventStore::new(two.clone()), 0);
+    let (pool, mut position) = (another(), 0);
+    let store = EventStore::new(pool.clone());
     loop {
         let page = store.read_after(position, &["Happened", "Never"], options.batch).await.unwrap();
         let Some(last) = page.events.last() else { break };
         position = last.tstamp;
     }
-    let by_hand = walked(two).await - before - by_the_loop;
-    // The loop beside looks at how far it is, which counts up to 10,001. Walking through all would be a million.
-    assert!(by_the_loop < 300_000 && by_hand < 60_000, "{by_the_loop} and {by_hand} of 20,000 events");
+    let by_hand = walked(pool).await - before;
+    assert!(by_hand < 60_000, "{by_hand} of 20,000 events");
 }
