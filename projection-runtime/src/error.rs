@@ -421,6 +421,12 @@ pub enum ApplyError {
     /// The handler panicked.
     #[error("the handler panicked: {0}")]
     Panic(String),
+    /// A handler ended the transaction that it was given.
+    #[error(
+        "a handler of this event, or of one after it, has ended the transaction, by COMMIT or ROLLBACK: its rows are there \
+         without the position, and would come twice. Take that out of the handler, and reset or rebuild the projection"
+    )]
+    TransactionEnded,
     /// A row handler gave the row another key than its event's.
     #[error(
         "the handler gave a row of `{table}` another key ({}) than its event's: leave the key as it is, or say which row \

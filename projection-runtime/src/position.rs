@@ -38,6 +38,8 @@ pub(crate) struct Place {
     pub(crate) skipped: Option<Uuid>,
     /// It is written down that another program makes the rows, and not that this one does as well.
     pub(crate) of_another: bool,
+    /// The transaction that has the row now.
+    pub(crate) transaction: i64,
 }
 
 /// Makes the rows of a projection that is new, with those of its partitions; returns whether it was.
@@ -146,6 +148,7 @@ async fn try_lock(
                 COALESCE(f.retry, false) AS retry,
                 r.paused_at IS NOT NULL AS paused,
                 pg_backend_pid() AS session,
+                txid_current() AS transaction,
                 r.xmin = (SELECT s.xmin FROM readviews s WHERE s.name = r.name) AS unchanged,
                 (SELECT s.event_id FROM readview_skips s
                  WHERE s.name = COALESCE(r.partition_of, r.name) AND s.tstamp > r.position
@@ -189,15 +192,22 @@ pub(crate) async fn bound(tx: &mut PgConnection, after: &[&str]) -> sqlx::Result
     Ok(if positions.len() == after.len() { positions.into_iter().min().unwrap_or(0) } else { 0 })
 }
 
-/// Moves the position in the transaction that applied the events, and tells those that come after.
-pub(crate) async fn advance(tx: &mut PgConnection, name: &str, to: i64, awaited: bool) -> sqlx::Result<()> {
+/// Moves the position in the transaction that applied the events, and tells those that come after. `false`: that is not the
+/// `transaction` any more that has locked the row, where it is given.
+pub(crate) async fn advance(
+    tx: &mut PgConnection,
+    name: &str,
+    to: i64,
+    awaited: bool,
+    transaction: Option<i64>,
+) -> sqlx::Result<bool> {
     let sql = if awaited {
-        "UPDATE readviews SET position = $2 WHERE name = $1 RETURNING pg_notify('readviews', name)"
+        "UPDATE readviews SET position = $2 WHERE name = $1 AND COALESCE(txid_current() = $3, true)
+         RETURNING pg_notify('readviews', name)"
     } else {
-        "UPDATE readviews SET position = $2 WHERE name = $1"
+        "UPDATE readviews SET position = $2 WHERE name = $1 AND COALESCE(txid_current() = $3, true)"
     };
-    sqlx::query(sql).bind(name).bind(to).execute(tx).await?;
-    Ok(())
+    Ok(sqlx::query(sql).bind(name).bind(to).bind(transaction).execute(tx).await?.rows_affected() > 0)
 }
 
 /// Forgets the failure: the event that the projection, or its partition, had stopped at is passed, or all begins anew.
@@ -259,7 +269,7 @@ pub(crate) async fn record_failure(
          WHERE name = $1";
     match before {
         None => sqlx::query(SQL).bind(name).bind(from).bind(failed.tstamp).execute(&mut *tx).await.map(drop)?,
-        Some(before) => advance(tx, name, before, false).await?,
+        Some(before) => advance(tx, name, before, false, None).await.map(drop)?,
     }
     sqlx::query(
         "INSERT INTO readview_failures AS f (name, event_id, event_name, tstamp, handler, error, attempts)

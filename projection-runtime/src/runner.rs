@@ -366,7 +366,7 @@ impl Runner {
         if let Some(skipped) = page.events.iter().position(|event| place.skipped == Some(event.id)) {
             if skipped == 0 {
                 let to = page.events[0].tstamp;
-                self.finish(tx, place.failed, to).await?;
+                self.finish(tx, &place, to).await?;
                 return Ok(Step::Again);
             }
             // Those before it; then it comes first.
@@ -471,8 +471,10 @@ impl Runner {
             return Ok(Applied::Failed { at: applied / 2, error });
         }
         let to = if page.complete && applied == page.events.len() { end } else { page.events[applied - 1].tstamp };
-        match self.finish(tx, place.failed, to).await {
-            Ok(()) => Ok(Applied::Committed(applied)),
+        match self.finish(tx, place, to).await {
+            Ok(true) => Ok(Applied::Committed(applied)),
+            // Without a look for the event: what is applied again is there twice.
+            Ok(false) => Ok(Applied::Failed { at: 0, error: ApplyError::TransactionEnded }),
             // A deferred constraint, or a handler that returned Ok over a failed statement: one of the events is to
             // blame, and halving finds it.
             Err(error) if applied > 0 && error.as_database_error().is_some() && !is_passing(&error) => {
@@ -590,10 +592,13 @@ impl Runner {
         Ok(if created { Step::Again } else { Step::Elsewhere })
     }
 
-    async fn finish(&self, mut tx: Transaction<'_, Postgres>, failed: bool, to: i64) -> sqlx::Result<()> {
+    /// Commits, with the position. `false`: the transaction that was begun is not there any more.
+    async fn finish(&self, mut tx: Transaction<'_, Postgres>, place: &Place, to: i64) -> sqlx::Result<bool> {
         let awaited = self.awaited && self.partition_of.is_none();
-        position::advance(&mut tx, self.place, to, awaited).await?;
-        if failed {
+        if !position::advance(&mut tx, self.place, to, awaited, Some(place.transaction)).await? {
+            return Ok(false);
+        }
+        if place.failed {
             position::clear_failure(&mut tx, self.place).await?;
         }
         self.probe.at(Moment::Committing).await;
@@ -604,7 +609,7 @@ impl Runner {
             // Those that come after it in this process don't hear the NOTIFY.
             self.wake.projections(Source::Projection);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Event `at` of `events` failed, and its transaction is rolled back. Where others came before it, they are to be
@@ -717,7 +722,7 @@ impl Runner {
         if self.until.is_none() {
             position::record_skip(&mut tx, self.definition.name, &failed).await?;
         }
-        self.finish(tx, place.failed, failed.tstamp).await?;
+        self.finish(tx, place, failed.tstamp).await?;
         let FailedEvent { id, name, tstamp, handler, error } = &failed;
         tracing::error!(
             projection = self.place,

@@ -29,6 +29,8 @@ pub enum Trouble {
     Swallow,
     /// Break a constraint that is looked at only at the commit.
     Deferred,
+    /// End the transaction.
+    Commit,
     /// Run into a lock time-out, until the lock is gone.
     Lock,
 }
@@ -71,6 +73,9 @@ impl Journal {
             }
             Some(Trouble::Deferred) if !fixed => {
                 sqlx::query("INSERT INTO deferred (n) VALUES (-1)").execute(tx).await?;
+            }
+            Some(Trouble::Commit) if !fixed => {
+                sqlx::query("COMMIT").execute(tx).await?;
             }
             Some(Trouble::Lock) => {
                 sqlx::query("SET LOCAL lock_timeout = '20ms'").execute(&mut *tx).await?;

@@ -151,7 +151,7 @@ impl Relay {
             return Ok(if created { Step::Again } else { Step::Elsewhere });
         };
         if let Some(late) = late.filter(|late| late.from == place.position) {
-            position::advance(&mut tx, &self.row, late.to, false).await?;
+            position::advance(&mut tx, &self.row, late.to, false, None).await?;
             tx.commit().await?;
             return Ok(Step::Again);
         }
@@ -182,7 +182,7 @@ impl Relay {
             return Ok(Step::Again);
         };
         confirmed?;
-        position::advance(&mut tx, &self.row, to, false).await?;
+        position::advance(&mut tx, &self.row, to, false, None).await?;
         tx.commit().await?;
         tracing::debug!(position = to, "relayed");
         Ok(Step::Again)

@@ -89,6 +89,30 @@ async fn a_deferred_constraint() {
     stops_at(Trouble::Deferred, 500, "violates foreign key constraint").await;
 }
 
+/// Its rows are there without the position. That cannot be taken back, but it is told, and goes no further.
+#[tokio::test]
+async fn a_handler_that_ends_the_transaction() {
+    let db = TestDatabase::new().await;
+    journal::create(&db.pool).await;
+    let event = |n| Happened { n, trouble: (n == 5).then_some(Trouble::Commit) };
+    journal::append(&db.pool, (1..=10).map(event)).await;
+    let recorded = journal::recorded(&db.pool).await;
+
+    let status = manager(&db).catch_up(|_| {}).await.unwrap();
+    let journal = status.projection("journal").unwrap();
+    assert_eq!((&journal.state, journal.position), (&State::Failed, 0));
+    let failure = journal.failure.as_ref().unwrap();
+    assert!(failure.error.contains("has ended the transaction, by COMMIT or ROLLBACK"), "{}", failure.error);
+    assert_eq!(failure.attempts, 1, "each attempt would bring the rows once more");
+    assert_eq!(journal::entries(&db.pool).await, recorded, "what it committed, and what came after");
+
+    fix(&db.pool).await;
+    manager(&db).reset_projection("journal").await.unwrap();
+    let status = manager(&db).catch_up(|_| {}).await.unwrap();
+    assert_eq!(status.projection("journal").unwrap().state, State::Live);
+    assert_eq!(journal::entries(&db.pool).await, recorded);
+}
+
 #[tokio::test]
 async fn the_other_projections_go_on() {
     let db = TestDatabase::new().await;
