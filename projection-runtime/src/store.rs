@@ -137,13 +137,15 @@ impl EventStore {
         let doing = || Error::database(appending(aggregate_id));
         // Under the ordering lock nobody else appends, so the version read is the version found by the insert.
         sqlx::query("SELECT events_lock_order()").execute(&mut *tx).await.map_err(doing())?;
-        let (actual, position): (i64, i64) = sqlx::query_as(
-            "SELECT COALESCE(MAX(sequence_no), 0), COALESCE(MAX(tstamp), 0) FROM events WHERE aggregate_id = $1",
+        // Not by MAX(tstamp): without statistics PostgreSQL looks for that from the end of the store, under the lock.
+        let last: Option<(i64, i64)> = sqlx::query_as(
+            "SELECT sequence_no, tstamp FROM events WHERE aggregate_id = $1 ORDER BY sequence_no DESC LIMIT 1",
         )
         .bind(aggregate_id)
-        .fetch_one(&mut *tx)
+        .fetch_optional(&mut *tx)
         .await
         .map_err(doing())?;
+        let (actual, position) = last.unwrap_or_default();
         if !expected.allows(actual) {
             return Err(Error::VersionConflict { aggregate_id, expected, actual });
         }

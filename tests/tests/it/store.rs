@@ -266,6 +266,50 @@ impl QuietRuns {
     }
 }
 
+/// An append holds everybody else's up, so it must not look through the store, also before that was analyzed.
+#[tokio::test]
+async fn an_append_costs_what_is_in_it() {
+    let db = TestDatabase::new().await;
+    sqlx::raw_sql(
+        "INSERT INTO events (aggregate_id, aggregate_name, sequence_no, name, data)
+         SELECT gen_random_uuid(), 'test.Thing', 1, 'Happened', json_build_object('n', n) FROM generate_series(1, 20000) n",
+    )
+    .execute(&db.pool)
+    .await
+    .unwrap();
+    let first = "SELECT aggregate_id FROM events ORDER BY tstamp LIMIT 1";
+    let first: Uuid = sqlx::query_scalar(first).fetch_one(&db.pool).await.unwrap();
+    // Sessions tell at their end.
+    let walked = async |pool: PgPool| {
+        pool.close().await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let sql = "SELECT SUM(idx_tup_read)::bigint FROM pg_stat_user_indexes WHERE relname = 'events'";
+        sqlx::query_scalar::<_, i64>(sql).fetch_one(&db.pool).await.unwrap()
+    };
+    let another = || PgPoolOptions::new().max_connections(5).connect_lazy_with((*db.pool.connect_options()).clone());
+    let mut before = walked(another()).await;
+
+    let pool = another();
+    for n in 0..10 {
+        let mut tx = projection_runtime::begin(&pool).await.unwrap();
+        EventStore::append_in(&mut tx, first, ExpectedVersion::Exact(1 + n), &[Happened::new(n).event()])
+            .await
+            .unwrap();
+        tx.commit().await.unwrap();
+    }
+    let in_a_transaction = walked(pool).await - before;
+    before += in_a_transaction;
+    let pool = another();
+    let store = EventStore::new(pool.clone());
+    for n in 0..10 {
+        let event = Happened::new(n).event();
+        store.append(first, ExpectedVersion::Exact(11 + n), &[event]).await.unwrap();
+    }
+    drop(store);
+    let alone = walked(pool).await - before;
+    assert!(in_a_transaction < 1000 && alone < 1000, "{in_a_transaction} and {alone} of 20,000 events");
+}
+
 /// A page costs what is in it, not what follows, also where a projection handles events of which there are none: with a plan
 /// for all names, each page would walk through all events behind it.
 #[tokio::test]
