@@ -45,6 +45,7 @@ soak:
 # a quarter of a minute must fail there.
 bugs: export CARGO_TARGET_DIR := $(CURDIR)/target/bugs/target
 bugs: export MINUTES ?= 0.25
+bugs: export EVENTS ?= 30000
 bugs:
 	@$(call postgres,TEST_DATABASE_URL)
 	@$(rabbitmq)

@@ -1,5 +1,6 @@
 //! The long run: two processes, RabbitMQ, a million events, hundreds of faults. `make soak MINUTES=10` is the whole of it;
-//! with the other tests it goes for a minute. `SEED` makes the same history and the same faults again.
+//! with the other tests it goes for a minute. `SEED` makes the same history and the same faults again; `EVENTS` are the most that
+//! are appended.
 
 use std::time::{Duration, Instant};
 
@@ -78,7 +79,9 @@ async fn soak() {
         |name: &str| std::env::var(name).ok().map(|n| n.parse::<f64>().unwrap_or_else(|_| panic!("{name}: {n}")));
     let minutes = number("MINUTES").unwrap_or(1.0);
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-    let seed = number("SEED").map_or_else(|| rand::random_range(0..1_000_000), |seed| seed as u64);
+    let whole = |name: &str| number(name).map(|n| n as u64);
+    let seed = whole("SEED").unwrap_or_else(|| rand::random_range(0..1_000_000));
+    let most = whole("EVENTS").map_or(usize::MAX, |events| usize::try_from(events).expect("EVENTS"));
     println!("seed {seed}: {minutes} minutes, two processes");
 
     let broker = tokio::task::spawn_blocking(rabbitmq_server::shared).await.unwrap();
@@ -104,7 +107,7 @@ async fn soak() {
     let time = Duration::from_secs_f64(minutes * 60.0);
     let test = FaultTest::of(set, &MIGRATIONS).seed(seed).lasting(time).every(PACE).prepare(TALLY).rabbitmq(options);
     let endured = test
-        .run_and(history, usize::MAX, async |pool| {
+        .run_and(history, most, async |pool| {
             let (lost, doubled) = lost_and_doubled(pool).await;
             fold::assert_equal(pool).await;
             assert_eq!((lost, doubled), (0, 0), "seed {seed}: lost, doubled");
