@@ -262,6 +262,8 @@ impl Runner {
         let _ended = Ended { pulse: &pulse, stop: &stop };
         let mut wake = self.wake.of_projections();
         let (mut backoff, mut held) = (Backoff::default(), Backoff::default());
+        // What is another process's was left to that one, which did not take it.
+        let mut left = false;
         let name = self.place;
         let grace = self.options.shutdown_grace;
         while !stop.is_cancelled() {
@@ -284,9 +286,12 @@ impl Runner {
                         backoff.reset();
                         held.reset();
                     }
+                    let was_left = std::mem::replace(&mut left, done == Step::Again);
                     match done {
                         Step::Again if share.is_ours(name) => continue,
-                        Step::Again => Wait::Time(share::YIELD),
+                        Step::Again if was_left => Wait::Time(share::YIELD),
+                        // Longer than the one whose it is waits before it tries again.
+                        Step::Again => Wait::Time(share::ASIDE + share::YIELD),
                         Step::Later(wait) => Wait::Time(wait),
                         // The process's one poll wakes it where nobody else does.
                         Step::Rest => Wait::WakeUp(None),

@@ -16,7 +16,8 @@ use crate::projection::{Definition, ProjectionSet};
 
 /// How long a process leaves events to the one whose projection it is.
 pub(crate) const ASIDE: Duration = Duration::from_millis(250);
-/// How long it leaves the row free after each transaction, so that the other one can take it.
+/// How long it leaves the row free after each transaction, where the other one did not take it when it was left free for
+/// longer.
 pub(crate) const YIELD: Duration = Duration::from_millis(30);
 
 /// This process, and who else is there.
