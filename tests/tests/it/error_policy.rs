@@ -73,6 +73,7 @@ async fn retry() {
         journal.failure.as_ref().unwrap().attempts
     };
     let without = attempts(ErrorPolicy::default()).await;
+    assert_eq!(without, 2, "once among others, once as the first");
     manager(&db, ErrorPolicy::default()).reset_projection("journal").await.unwrap();
     let began = Instant::now();
     assert_eq!(attempts(ErrorPolicy::default().live(OnError::STOP.after(3))).await, without + 3);
