@@ -1,4 +1,7 @@
 //! Tells whoever listens of this process's appends: not of each, but after the last of them.
+//!
+//! Where nobody told of events for a moment, the call that appends does (`migrations/0009_notify.sql`). What is left to see to
+//! here is what came soon after another, of this process or of any, and was the last.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -8,8 +11,8 @@ use tokio::time::Instant;
 
 use crate::passing::Backoff;
 
-/// A process tells of its appends this often at the most: a NOTIFY costs about as much as an append.
-const RING_EVERY: Duration = Duration::from_millis(5);
+/// So long after the last append of this process.
+const LATER: Duration = Duration::from_millis(5);
 
 #[derive(Debug)]
 pub(super) struct Bell {
@@ -19,23 +22,18 @@ pub(super) struct Bell {
 
 #[derive(Debug, Default)]
 struct State {
-    rung: Option<Instant>,
-    /// Events were appended since.
-    unrung: bool,
+    /// There are events of which it is not known that somebody told.
+    untold: Option<Untold>,
     /// A task will see to it.
     ringing: bool,
 }
 
-impl State {
-    /// Whether it is time to NOTIFY. Who is told so speaks for all that was appended before.
-    fn ring(&mut self) -> bool {
-        let ring = self.rung.is_none_or(|rung| rung.elapsed() >= RING_EVERY);
-        if ring {
-            self.rung = Some(Instant::now());
-            self.unrung = false;
-        }
-        ring
-    }
+#[derive(Debug, Clone, Copy)]
+struct Untold {
+    /// Of the last of them.
+    appended: Instant,
+    /// The database may think that it was told of them.
+    lost: bool,
 }
 
 impl Bell {
@@ -47,16 +45,24 @@ impl Bell {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether an append that is about to be made should NOTIFY. Where it does not, or it is not known whether it did:
-    /// [`later`](Self::later), after it.
-    pub(super) fn ring(&self) -> bool {
-        self.state().ring()
+    /// Events were appended. Where the call `told` of them, it told of all before as well.
+    pub(super) fn appended(self: &Arc<Self>, told: bool) {
+        if told {
+            self.state().untold = None;
+        } else {
+            self.later(false);
+        }
     }
 
-    /// Sees to it that there is a NOTIFY after what was just appended.
-    pub(super) fn later(self: &Arc<Self>) {
+    /// An append was lost sight of: it may have been made or not, and told of or not.
+    pub(super) fn lost(self: &Arc<Self>) {
+        self.later(true);
+    }
+
+    fn later(self: &Arc<Self>, lost: bool) {
         let mut state = self.state();
-        state.unrung = true;
+        let lost = lost || state.untold.is_some_and(|untold| untold.lost);
+        state.untold = Some(Untold { appended: Instant::now(), lost });
         if !std::mem::replace(&mut state.ringing, true) {
             let ringer = Ringer { bell: Arc::clone(self), ended: false };
             drop(state);
@@ -71,39 +77,50 @@ struct Ringer {
 }
 
 impl Ringer {
-    /// Rings until there is nothing that was not rung for. Who listens and lost the connection looks by itself when it
-    /// is back, so trouble that lasts needs no end of tries.
+    /// Rings until there is nothing to ring for. Who listens and lost the connection looks by itself when it is back, so
+    /// trouble that lasts needs no end of tries.
     async fn ring(mut self) {
         let mut backoff = Backoff::default();
         while backoff.tries() < 8 {
-            let next = self.bell.state().rung.map(|rung| rung + RING_EVERY);
-            tokio::time::sleep_until(next.unwrap_or_else(Instant::now)).await;
-            if !self.begin() {
-                if self.ended {
-                    return;
+            let lost = match self.next() {
+                Next::Ring { lost } => lost,
+                Next::Wait(until) => {
+                    tokio::time::sleep_until(until).await;
+                    continue;
                 }
-                continue;
-            }
-            let rung = sqlx::query("SELECT pg_notify('events', '')").execute(&self.bell.pool).await;
-            if rung.is_ok() {
+                Next::End => return,
+            };
+            let sql = if lost { "SELECT pg_notify('events', '')" } else { "SELECT events_tell()" };
+            if sqlx::query(sql).execute(&self.bell.pool).await.is_ok() {
                 backoff.reset();
             } else {
-                self.bell.state().unrung = true;
+                self.bell.later(lost);
                 tokio::time::sleep(backoff.next()).await;
             }
         }
     }
 
-    /// Whether it is time to ring; ends where there is nothing to ring for.
-    fn begin(&mut self) -> bool {
+    fn next(&mut self) -> Next {
         let state = &mut self.bell.state();
-        if !state.unrung {
-            state.ringing = false;
-            self.ended = true;
-            return false;
+        match state.untold {
+            Some(Untold { appended, .. }) if appended.elapsed() < LATER => Next::Wait(appended + LATER),
+            Some(Untold { lost, .. }) => {
+                state.untold = None;
+                Next::Ring { lost }
+            }
+            None => {
+                state.ringing = false;
+                self.ended = true;
+                Next::End
+            }
         }
-        state.ring()
     }
+}
+
+enum Next {
+    Ring { lost: bool },
+    Wait(Instant),
+    End,
 }
 
 impl Drop for Ringer {

@@ -14,13 +14,15 @@ pub(super) struct Called {
     pub(super) actual: Vec<i64>,
     /// The tstamp of the last event. Those of the others are the numbers before it, one by one.
     pub(super) last: Option<i64>,
+    /// Whether it sent a NOTIFY; `None`, where nothing was appended.
+    pub(super) told: Option<bool>,
 }
 
-/// Appends the group, and NOTIFYs where it shall `wake` the projections.
-pub(super) async fn append(connection: &mut PgConnection, group: &[Waiting], wake: bool) -> sqlx::Result<Called> {
+/// Appends the group.
+pub(super) async fn append(connection: &mut PgConnection, group: &[Waiting]) -> sqlx::Result<Called> {
     match group {
-        [Waiting { events, .. }] if events.len() == 1 => append_one(connection, &group[0], &events[0], wake).await,
-        _ => append_many(connection, group, wake).await,
+        [Waiting { events, .. }] if events.len() == 1 => append_one(connection, &group[0], &events[0]).await,
+        _ => append_many(connection, group).await,
     }
 }
 
@@ -34,14 +36,9 @@ fn expected(waiting: &Waiting) -> Option<i64> {
 /// Payloads go as text: the driver's JSON is JSONB, which would be another text when it is read.
 ///
 /// Much as the other does; without arrays it costs the server a good part less.
-async fn append_one(
-    connection: &mut PgConnection,
-    waiting: &Waiting,
-    event: &NewEvent,
-    wake: bool,
-) -> sqlx::Result<Called> {
-    let (actual, last): (i64, Option<i64>) =
-        sqlx::query_as("CALL events_append_one($1, $2, $3, $4, $5, $6, $7::text::json, $8, $9, $10)")
+async fn append_one(connection: &mut PgConnection, waiting: &Waiting, event: &NewEvent) -> sqlx::Result<Called> {
+    let (actual, last, told): (i64, Option<i64>, Option<bool>) =
+        sqlx::query_as("CALL events_append_one($1, $2, $3, $4, $5, $6, $7::text::json, $8, $9, NULL)")
             .bind(waiting.aggregate_id)
             .bind(expected(waiting))
             .bind(event.id)
@@ -51,13 +48,12 @@ async fn append_one(
             .bind(event.data.get())
             .bind(Json(&event.metadata))
             .bind(event.recorded_at)
-            .bind(wake)
             .fetch_one(connection)
             .await?;
-    Ok(Called { actual: vec![actual], last })
+    Ok(Called { actual: vec![actual], last, told })
 }
 
-async fn append_many(connection: &mut PgConnection, group: &[Waiting], wake: bool) -> sqlx::Result<Called> {
+async fn append_many(connection: &mut PgConnection, group: &[Waiting]) -> sqlx::Result<Called> {
     /// The values of one column.
     fn column<'a, T>(group: &'a [Waiting], value: impl Fn(&'a NewEvent) -> T) -> Vec<T> {
         group.iter().flat_map(|one| &one.events).map(value).collect()
@@ -69,7 +65,7 @@ async fn append_many(connection: &mut PgConnection, group: &[Waiting], wake: boo
     let (appends, places): (Vec<i32>, Vec<i32>) = places.unzip();
     sqlx::query_as(
         "CALL events_append($1::uuid[], $2::bigint[], $3::int[], $4::int[], $5::uuid[], $6::text[], $7::text[],
-                            $8::int[], $9::text[]::json[], $10::jsonb[], $11::timestamptz[], $12)",
+                            $8::int[], $9::text[]::json[], $10::jsonb[], $11::timestamptz[], NULL)",
     )
     .bind(group.iter().map(|one| one.aggregate_id).collect::<Vec<_>>())
     .bind(group.iter().map(expected).collect::<Vec<_>>())
@@ -82,7 +78,6 @@ async fn append_many(connection: &mut PgConnection, group: &[Waiting], wake: boo
     .bind(column(group, |event| event.data.get()))
     .bind(column(group, |event| Json(&event.metadata)))
     .bind(column(group, |event| event.recorded_at))
-    .bind(wake)
     .fetch_one(connection)
     .await
 }

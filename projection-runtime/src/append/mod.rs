@@ -275,7 +275,7 @@ impl Drop for Busy<'_> {
             runtime.spawn(async move {
                 // Answered after all that was sent before.
                 let _ = connection.ping().await;
-                bell.later();
+                bell.lost();
             });
         }
     }
@@ -288,13 +288,13 @@ impl Gathering {
             Ok(connection) => connection,
             Err(error) => return fail(group, error),
         };
-        let ring = self.bell.ring();
         let mut busy = Busy { gathering: self, connection: None };
-        let called = call::append(busy.connection.insert(connection), &group, ring).await;
+        let called = call::append(busy.connection.insert(connection), &group).await;
         let connection = busy.connection.take();
-        // One that failed may have rung or not, and may have appended or not.
-        if !ring || called.is_err() {
-            self.bell.later();
+        match &called {
+            Ok(Called { told: Some(told), .. }) => self.bell.appended(*told),
+            Ok(_) => {}
+            Err(_) => self.bell.lost(),
         }
         match (called, connection) {
             (Ok(called), connection) => {

@@ -1,9 +1,10 @@
 //! Appends that are gathered: each has its own outcome, what returned is flushed, and whoever listens is told.
 
 use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use projection_runtime::postgres_server::{PostgresServer, StopMode};
+use projection_runtime::testing::TcpRelay;
 use projection_runtime::{Appended, Error, EventStore, ExpectedVersion, NewEvent};
 use sqlx::PgPool;
 use sqlx::postgres::{PgListener, PgPoolCopyExt, PgPoolOptions};
@@ -157,6 +158,40 @@ async fn whoever_listens_is_told_of_what_a_caller_left_behind() {
     }
 }
 
+/// The connection is lost before the answer comes, so the caller knows neither of the append nor of a NOTIFY.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_listens_is_told_of_what_was_lost_sight_of() {
+    let db = TestDatabase::new().await;
+    let port = db.pool.connect_options().get_port();
+    let relay = TcpRelay::to(port).await;
+    let through = db.url.replacen(&format!(":{port}"), &format!(":{}", relay.port), 1);
+    let store = EventStore::new(PgPoolOptions::new().max_connections(2).connect(&through).await.unwrap());
+    let told = told(&db).await;
+    let mut other = db.pool.begin().await.unwrap();
+    sqlx::query("SELECT events_lock_order()").execute(&mut *other).await.unwrap();
+    let append =
+        tokio::spawn(async move { store.append(Uuid::new_v4(), ExpectedVersion::Exact(0), &[happened(1)]).await });
+    one_waits_for_the_lock(&db).await;
+    relay.stall(true);
+    // As if somebody had just told of events.
+    let told_of = "SELECT setval('events_told', (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)";
+    sqlx::query(told_of).execute(&mut *other).await.unwrap();
+    other.rollback().await.unwrap();
+    eventually("it is appended", Duration::from_secs(5), || async {
+        sqlx::query_scalar::<_, i64>("SELECT COUNT(*) FROM events").fetch_one(&db.pool).await.unwrap() == 1
+    })
+    .await;
+    sqlx::query(sqlx::AssertSqlSafe(told_of.replacen(")::bigint", " + 1000000)::bigint", 1)))
+        .execute(&db.pool)
+        .await
+        .unwrap();
+    assert_eq!(told.borrow().notifies, 0);
+    relay.cut();
+    assert!(append.await.unwrap().unwrap_err().is_passing());
+    relay.stall(false);
+    eventually("told of it", Duration::from_secs(5), || async { told.borrow().events == 1 }).await;
+}
+
 /// Of all that was told to be appended nothing is missing after the server was killed.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_returned_survives_a_kill() {
@@ -260,6 +295,76 @@ async fn whoever_listens_is_told_after_the_last_append() {
     }
     let notifies = told.borrow().notifies;
     assert!(notifies < count, "{notifies} NOTIFYs for {count} appends");
+}
+
+/// Nor is there a NOTIFY for each where many processes append, and none is missing at the end, also after the clock was set back.
+#[tokio::test(flavor = "multi_thread")]
+async fn processes_tell_for_each_other() {
+    let db = TestDatabase::new().await;
+    let told = told(&db).await;
+    let mut processes = Vec::new();
+    for _ in 0..6 {
+        let pool = PgPoolOptions::new().max_connections(2).connect(&db.url).await.unwrap();
+        processes.push(EventStore::new(pool));
+    }
+    let mut count = 0;
+    let mut append = async |each: i64| {
+        let (began, before) = (Instant::now(), told.borrow().notifies);
+        let mut tasks = JoinSet::new();
+        for store in processes.clone() {
+            tasks.spawn(async move {
+                for _ in 0..each {
+                    store.append(Uuid::new_v4(), ExpectedVersion::Any, &[happened(1)]).await.unwrap();
+                }
+            });
+        }
+        tasks.join_all().await;
+        let took = i64::try_from(began.elapsed().as_millis()).unwrap();
+        count += 6 * each;
+        eventually("told of the last append", Duration::from_secs(4), || async { told.borrow().events == count }).await;
+        let notifies = told.borrow().notifies - before;
+        println!("{notifies} NOTIFYs for {} appends in {took} ms", 6 * each);
+        (notifies, took)
+    };
+    for round in 1..=8 {
+        let (notifies, took) = append(round * 10).await;
+        // In each 5 ms one, or one more by somebody whose append was not told of; and one by each at the end.
+        assert!(notifies <= 2 * (took / 5) + 1 + 6);
+    }
+
+    // An hour ahead of the clock is what places are after the clock went back by one.
+    sqlx::query(
+        "SELECT setval('events_tstamp', (extract(epoch FROM clock_timestamp()) * 1000000)::bigint + 3600000000)",
+    )
+    .execute(&db.pool)
+    .await
+    .unwrap();
+    let (notifies, took) = append(50).await;
+    assert!(notifies > took / 20, "while they append");
+}
+
+/// While old and new programs run side by side: an old one says whether to NOTIFY, and reads what it did before.
+#[tokio::test]
+async fn calls_of_an_older_program() {
+    let db = TestDatabase::new().await;
+    let mut listener = PgListener::connect_with(&db.pool).await.unwrap();
+    listener.listen("events").await.unwrap();
+    for wake in [true, false] {
+        let one = "CALL events_append_one(gen_random_uuid(), 0, gen_random_uuid(), 'test.Thing', 'Happened', 1,
+                                          '{\"n\": 1}', '{}', NULL, $1)";
+        let (actual, place): (i64, i64) = sqlx::query_as(one).bind(wake).fetch_one(&db.pool).await.unwrap();
+        assert!(actual == 0 && place > 0);
+        let several = "CALL events_append(ARRAY[gen_random_uuid()], ARRAY[0::bigint], ARRAY[1, 1], ARRAY[1, 2],
+                            ARRAY[gen_random_uuid(), gen_random_uuid()], '{test.Thing,test.Thing}', '{Happened,Happened}',
+                            '{1,1}', ARRAY['{}'::json, '{}'::json], ARRAY['{}'::jsonb, '{}'::jsonb], '{NULL,NULL}', $1)";
+        let (actual, last): (Vec<i64>, i64) = sqlx::query_as(several).bind(wake).fetch_one(&db.pool).await.unwrap();
+        assert!(actual == [0] && last > place + 1);
+        let notifies = if wake { 2 } else { 0 };
+        for _ in 0..notifies {
+            listener.recv().await.unwrap();
+        }
+        tokio::time::timeout(Duration::from_millis(300), listener.recv()).await.unwrap_err();
+    }
 }
 
 /// Whatever statement inserts, places grow in the order of the rows, and the writer's own are not taken.
