@@ -286,11 +286,10 @@ fn statements(table: &str, columns: &[Column], keys: &[&Column]) -> Statements {
     let rest: Vec<String> = columns.iter().filter(|column| !column.is_key).map(name).collect();
     let rest: Vec<String> = rest.iter().map(|column| format!("{column} = EXCLUDED.{column}")).collect();
     let update = if rest.is_empty() { "NOTHING".to_owned() } else { format!("UPDATE SET {}", list(rest)) };
-    // In the order of the key, so that neighbours in its index are written one after the other.
-    let insert = format!(
-        "INSERT INTO {table} ({all}) SELECT * FROM UNNEST({}) AS new ({all}) ORDER BY {key}",
-        parameters(columns.len())
-    );
+    // In step; FROM UNNEST(..) would keep each array's values beside before it gives the first row. In the order of the key,
+    // so that neighbours in its index are written one after the other.
+    let values = (1..).zip(columns).map(|(i, column)| format!("UNNEST(${i}) AS {}", name(column)));
+    let insert = format!("INSERT INTO {table} ({all}) SELECT {} ORDER BY {key}", list(values.collect()));
     let upsert = format!("{insert} ON CONFLICT ({key}) DO {update}");
     Statements { select, insert, upsert, delete }
 }

@@ -71,7 +71,7 @@ pub(crate) async fn append(pool: &PgPool, events: &[&Incoming], all: bool) -> sq
     Ok(outcome)
 }
 
-/// Inserts the events whose id is not there, in this order; returns how many. By UNNEST: COPY would insert row by row as
+/// Inserts the events whose id is not there, in this order; returns how many. By UNNEST, in step and in its order: COPY would insert row by row as
 /// well, since the table has a row trigger, and only into a table beside, since it knows no ON CONFLICT.
 async fn insert(tx: &mut PgConnection, events: &[&Incoming]) -> sqlx::Result<u64> {
     /// The values of one column.
@@ -82,10 +82,10 @@ async fn insert(tx: &mut PgConnection, events: &[&Incoming]) -> sqlx::Result<u64
         "INSERT INTO events (id, aggregate_id, aggregate_name, sequence_no, name, version, data, metadata, recorded_at)
          SELECT id, aggregate_id, aggregate_name, sequence_no, name, COALESCE(version, 1), data,
                 COALESCE(metadata, '{}'), COALESCE(recorded_at, clock_timestamp())
-         FROM UNNEST($1::uuid[], $2::uuid[], $3::text[], $4::bigint[], $5::text[], $6::int[], $7::text[]::json[], $8::jsonb[],
-                     $9::timestamptz[]) WITH ORDINALITY
-              AS new (id, aggregate_id, aggregate_name, sequence_no, name, version, data, metadata, recorded_at, place)
-         ORDER BY place
+         FROM (SELECT UNNEST($1::uuid[]) AS id, UNNEST($2::uuid[]) AS aggregate_id, UNNEST($3::text[]) AS aggregate_name,
+                      UNNEST($4::bigint[]) AS sequence_no, UNNEST($5::text[]) AS name, UNNEST($6::int[]) AS version,
+                      UNNEST($7::text[]::json[]) AS data, UNNEST($8::jsonb[]) AS metadata,
+                      UNNEST($9::timestamptz[]) AS recorded_at) AS new
          ON CONFLICT (id) DO NOTHING",
     )
     .bind(column(events, |event| event.id))

@@ -163,10 +163,9 @@ impl EventStore {
             "INSERT INTO events (id, aggregate_id, sequence_no, aggregate_name, name, version, data, metadata, recorded_at)
              SELECT id, $1, sequence_no, aggregate_name, name, version, data, metadata,
                     COALESCE(recorded_at, clock_timestamp())
-             FROM UNNEST($2::uuid[], $3::bigint[], $4::text[], $5::text[], $6::int[], $7::text[]::json[], $8::jsonb[],
-                         $9::timestamptz[])
-                  AS new (id, sequence_no, aggregate_name, name, version, data, metadata, recorded_at)
-             ORDER BY sequence_no
+             FROM (SELECT UNNEST($2::uuid[]) AS id, UNNEST($3::bigint[]) AS sequence_no, UNNEST($4::text[]) AS aggregate_name,
+                          UNNEST($5::text[]) AS name, UNNEST($6::int[]) AS version, UNNEST($7::text[]::json[]) AS data,
+                          UNNEST($8::jsonb[]) AS metadata, UNNEST($9::timestamptz[]) AS recorded_at) AS new
              RETURNING tstamp",
         )
         .bind(aggregate_id)
