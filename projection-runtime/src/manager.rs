@@ -69,8 +69,8 @@ pub struct ManagerOptions {
 impl Default for ManagerOptions {
     fn default() -> Self {
         ManagerOptions {
-            // With more, a rebuild is a little faster, as fewer rows are written twice, and takes more memory.
-            batch: PageLimit { events: 2500, ..PageLimit::default() },
+            // With 2,500 a rebuild by row handlers has four fifths of the speed, and takes less memory.
+            batch: PageLimit { events: 5000, ..PageLimit::default() },
             batch_time: Duration::from_millis(500),
             synchronous_commit: false,
             check_tables: false,

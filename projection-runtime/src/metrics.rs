@@ -92,7 +92,7 @@ impl Metrics {
             batch_events: histogram(
                 "projection_batch_events",
                 "Events of one committed transaction.",
-                &[1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 2500.0],
+                &[1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 5000.0],
             ),
             batch_seconds: histogram(
                 "projection_batch_duration_seconds",

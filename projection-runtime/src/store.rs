@@ -350,7 +350,7 @@ pub(crate) async fn read_all(
 }
 
 /// Room for so many events is made before any is read.
-const MOST_AT_ONCE: usize = 2500;
+const MOST_AT_ONCE: usize = 5000;
 
 async fn fetch(
     connection: &mut PgConnection,
