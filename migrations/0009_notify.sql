@@ -1,4 +1,5 @@
--- NOTIFY costs about as much as an append, so there is one in 5 ms at the most, whichever processes append.
+-- NOTIFY costs about as much as an append, so where processes append without a pause there is about one in 5 ms, whichever
+-- they are.
 
 -- The newest event that whoever listens was told of, by its tstamp.
 CREATE SEQUENCE events_told AS BIGINT MINVALUE 0 START WITH 0 OWNED BY events.tstamp;

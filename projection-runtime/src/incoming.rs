@@ -71,8 +71,9 @@ pub(crate) async fn append(pool: &PgPool, events: &[&Incoming], all: bool) -> sq
     Ok(outcome)
 }
 
-/// Inserts the events whose id is not there, in this order; returns how many. By UNNEST, in step and in its order: COPY would insert row by row as
-/// well, since the table has a row trigger, and only into a table beside, since it knows no ON CONFLICT.
+/// Inserts the events whose id is not there, in this order; returns how many. By UNNEST, in step and in its order: COPY
+/// would insert row by row as well, since the table has a row trigger, and only into a table beside, since it knows no ON
+/// CONFLICT.
 async fn insert(tx: &mut PgConnection, events: &[&Incoming]) -> sqlx::Result<u64> {
     /// The values of one column.
     fn column<'a, T>(events: &[&'a Incoming], value: impl Fn(&'a Incoming) -> T) -> Vec<T> {

@@ -167,24 +167,25 @@ async fn whoever_listens_is_told_of_what_was_lost_sight_of() {
     let through = db.url.replacen(&format!(":{port}"), &format!(":{}", relay.port), 1);
     let store = EventStore::new(PgPoolOptions::new().max_connections(2).connect(&through).await.unwrap());
     let told = told(&db).await;
+    // As if the server ended the session between its commit and its NOTIFY.
+    sqlx::raw_sql(
+        "CREATE OR REPLACE FUNCTION events_to_tell(place BIGINT, wake BOOLEAN) RETURNS BOOLEAN LANGUAGE sql
+         RETURN setval('events_told', place) IS NULL",
+    )
+    .execute(&db.pool)
+    .await
+    .unwrap();
     let mut other = db.pool.begin().await.unwrap();
     sqlx::query("SELECT events_lock_order()").execute(&mut *other).await.unwrap();
     let append =
         tokio::spawn(async move { store.append(Uuid::new_v4(), ExpectedVersion::Exact(0), &[happened(1)]).await });
     one_waits_for_the_lock(&db).await;
     relay.stall(true);
-    // As if somebody had just told of events.
-    let told_of = "SELECT setval('events_told', (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)";
-    sqlx::query(told_of).execute(&mut *other).await.unwrap();
     other.rollback().await.unwrap();
     eventually("it is appended", Duration::from_secs(5), || async {
         sqlx::query_scalar::<_, i64>("SELECT COUNT(*) FROM events").fetch_one(&db.pool).await.unwrap() == 1
     })
     .await;
-    sqlx::query(sqlx::AssertSqlSafe(told_of.replacen(")::bigint", " + 1000000)::bigint", 1)))
-        .execute(&db.pool)
-        .await
-        .unwrap();
     assert_eq!(told.borrow().notifies, 0);
     relay.cut();
     assert!(append.await.unwrap().unwrap_err().is_passing());
@@ -328,8 +329,10 @@ async fn processes_tell_for_each_other() {
     };
     for round in 1..=8 {
         let (notifies, took) = append(round * 10).await;
-        // In each 5 ms one, or one more by somebody whose append was not told of; and one by each at the end.
-        assert!(notifies <= 2 * (took / 5) + 1 + 6);
+        // In each 5 ms one, or one more by somebody whose append was not told of; and one by each at the end. Where the machine
+        // is so slow that each rests for 5 ms between its appends, each of them may tell then.
+        let each = if took < 3 * round * 10 { 2 } else { 6 };
+        assert!(notifies <= each * (took / 5) + 1 + 6);
     }
 
     // An hour ahead of the clock is what places are after the clock went back by one.
