@@ -118,11 +118,10 @@ impl Default for Plan {
     }
 }
 
-/// The events of the projection behind `from`, up to `end` where the page is complete.
+/// Events of the projection that were read ahead: those behind `from`.
 #[derive(Debug)]
 struct Ahead {
     from: i64,
-    end: i64,
     page: Page,
 }
 
@@ -367,7 +366,7 @@ impl Runner {
         let most = self.options.batch.events;
         let size = self.plan.bound.unwrap_or(self.plan.events).min(most);
         let limit = PageLimit { events: size, ..self.options.batch };
-        let (mut page, end) = self.page(&mut tx, mode, ahead, place.position, end, limit).await?;
+        let mut page = self.page(&mut tx, mode, ahead, place.position, end, limit).await?;
         if let Some(skipped) = page.events.iter().position(|event| place.skipped == Some(event.id)) {
             if skipped == 0 {
                 let to = page.events[0].tstamp;
@@ -498,9 +497,9 @@ impl Runner {
             store::read(&mut connection, &self.read_anew, &self.names, from, end, limit).await
         };
         let page = self.events_at.ask(reading).await.ok()?;
-        // Of nothing there is no telling whether it is still so.
+        // Of nothing there is no telling whether it is still so; of more, only of the events themselves.
         page.events.last()?;
-        Some(Ahead { from, end, page })
+        Some(Ahead { from, page: Page { complete: false, ..page } })
     }
 
     /// The projection's position follows that of its partition. Where it does not, because of trouble, it does when there is
@@ -536,7 +535,7 @@ impl Runner {
         Ok(())
     }
 
-    /// What follows the position, and how far that goes: what was read ahead, where it is still right.
+    /// What follows the position: what was read ahead, where it is still right.
     async fn page(
         &self,
         tx: &mut PgConnection,
@@ -545,22 +544,19 @@ impl Runner {
         position: i64,
         end: i64,
         limit: PageLimit,
-    ) -> sqlx::Result<(Page, i64)> {
-        let fits = |ahead: &Ahead| {
-            let next = ahead.from == position && ahead.end <= end;
-            next && self.plan.bound.is_none_or(|bound| ahead.page.events.len() <= bound)
-        };
-        if let Some(Ahead { page, .. }) = ahead.filter(fits)
+    ) -> sqlx::Result<Page> {
+        if let Some(Ahead { from, page }) = ahead
             && let Some(last) = page.events.last()
+            && from == position
+            && last.tstamp <= end
+            && self.plan.bound.is_none_or(|bound| page.events.len() <= bound)
             && self.is_there(tx, last).await?
         {
-            // Not to where the store ended then: that may be gone as well.
-            let end = last.tstamp;
-            return Ok((page, end));
+            return Ok(page);
         }
         let here = self.events_at.other().is_none();
         let sql = if here && mode.custom_plans { &self.read_in_transaction } else { &self.read_anew };
-        Ok((self.read(tx, sql, position, end, limit).await?, end))
+        self.read(tx, sql, position, end, limit).await
     }
 
     /// What follows the position, wherever the events are; `tx` is at the read models.

@@ -1,5 +1,6 @@
 //! The event store.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use projection_runtime::{
@@ -10,6 +11,9 @@ use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 use tests::TestDatabase;
 use tests::journal::{self, Happened};
+use tracing::field::Field;
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::{Context, SubscriberExt};
 use uuid::Uuid;
 
 fn happened(n: i64) -> NewEvent {
@@ -354,4 +358,39 @@ async fn a_page_costs_what_is_in_it() {
     }
     let by_hand = walked(pool).await - before;
     assert!(by_hand < 60_000, "{by_hand} of 20,000 events");
+}
+
+/// The statements that read pages of events, as sqlx tells of them.
+#[derive(Clone, Default)]
+struct Reads(Arc<Mutex<Vec<String>>>);
+
+impl<S: tracing::Subscriber> Layer<S> for Reads {
+    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+        let mut text = String::new();
+        event.record(&mut |_: &Field, value: &dyn std::fmt::Debug| text.push_str(&format!("{value:?}")));
+        if text.contains("FROM events WHERE name = $4") {
+            self.0.lock().unwrap().push(text);
+        }
+    }
+}
+
+/// Each page but the first is read while the one before it is applied, and not by the transaction that applies it.
+#[tokio::test]
+async fn each_page_is_read_ahead() {
+    let db = TestDatabase::new().await;
+    journal::create(&db.pool).await;
+    journal::append(&db.pool, (0..500).map(Happened::new)).await;
+    let reads = Reads::default();
+    let _subscriber = tracing::subscriber::set_default(tracing_subscriber::registry().with(reads.clone()));
+    // Another thread may have met sqlx's first, and then nobody is thought to listen.
+    tracing::callsite::rebuild_interest_cache();
+    let mut options = ManagerOptions::default();
+    options.batch = PageLimit { events: 50, ..PageLimit::default() };
+    let manager = ProjectionManager::new(db.pool.clone(), projections![Quiet]).unwrap().with_options(options);
+    manager.catch_up(|_| {}).await.unwrap();
+    let reads = reads.0.lock().unwrap();
+    let ahead = reads.iter().filter(|read| read.contains("planned anew")).count();
+    // The last one finds nothing. At the start another transaction may have the row, and what was read then is forgotten.
+    let (others, pages) = (reads.len() - ahead, 10);
+    assert!(ahead == pages && others <= 2, "{pages} pages: {ahead} read ahead, {others} not");
 }
