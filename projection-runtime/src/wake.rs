@@ -87,7 +87,10 @@ async fn follow(
     share: Option<&Share>,
     backoff: &mut Backoff,
 ) -> sqlx::Result<std::convert::Infallible> {
-    let mut listener = PgListener::connect_with(pool).await?;
+    // By a connection of its own: dropped, it would go back to the pool, with the lock that says that this process is there.
+    let own = pool.options().clone().min_connections(0).max_connections(1);
+    let own = own.connect_lazy_with(pool.connect_options().as_ref().clone());
+    let mut listener = PgListener::connect_with(&own).await?;
     listener.listen_all(channels.iter().copied()).await?;
     if let Some(share) = share {
         share.announce(&mut listener).await?;

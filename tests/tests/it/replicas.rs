@@ -196,3 +196,22 @@ async fn shared() {
     task_two.await.unwrap();
     fold::assert_equal(&db.pool).await;
 }
+
+/// A manager that has ended is gone for the others, also where its pool is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn gone_when_it_ends() {
+    let db = TestDatabase::new().await;
+    let sessions = async || -> i64 {
+        let sql = "SELECT COUNT(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database
+                   WHERE d.datname = current_database() AND l.locktype = 'advisory'";
+        sqlx::query_scalar(sql).fetch_one(&db.pool).await.unwrap()
+    };
+    let (stop, task) = {
+        let manager = ProjectionManager::new(db.pool.clone(), dancefinder_projections::projections()).unwrap();
+        running(&manager)
+    };
+    eventually("others know of it", LONG, || async { sessions().await == 1 }).await;
+    stop.cancel();
+    task.await.unwrap();
+    eventually("it is gone for others", Duration::from_secs(5), || async { sessions().await == 0 }).await;
+}
