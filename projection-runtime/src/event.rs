@@ -1,5 +1,7 @@
 //! What an event is: its type, as it is stored, and as a handler gets it.
 
+use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
@@ -7,7 +9,6 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use sqlx::postgres::PgRow;
-use sqlx::types::Json;
 use sqlx::{FromRow, Row};
 use uuid::Uuid;
 
@@ -218,8 +219,9 @@ impl<E: DomainEvent> Recorded<E> {
     }
 }
 
-/// An event as it is read from the store, with the payload still JSON.
-#[derive(Debug, Clone)]
+/// An event as it is read from the store, with the payload still JSON. The JSON of all events of a page is in memory as long
+/// as one of them is.
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct StoredEvent {
     /// The event's own id.
@@ -236,72 +238,103 @@ pub struct StoredEvent {
     pub name: Arc<str>,
     /// The version of the payload's form.
     pub version: i32,
-    /// The payload.
-    pub data: Box<RawValue>,
-    /// What the writer added.
-    pub metadata: serde_json::Value,
-    /// When it happened, as the writer says.
-    pub recorded_at: DateTime<Utc>,
-    /// The columns that PostgreSQL can hold and this program cannot, and why: whoever applies the event fails, not
-    /// whoever reads it among others.
-    pub(crate) unreadable: Vec<(&'static str, String)>,
-    /// Bytes of what is beside the payload.
-    pub(crate) beside: usize,
+    /// When it happened, as the writer says; `None`: at a time that PostgreSQL knows and [`DateTime`] does not.
+    pub recorded_at: Option<DateTime<Utc>>,
+    /// JSON of the events that were read together.
+    texts: Arc<String>,
+    /// Where in it the payload is.
+    data: Range<usize>,
+    /// Where in it the metadata is; nowhere where that is `{}`.
+    metadata: Range<usize>,
 }
 
-/// The names of events and aggregates that were read: few, and each is kept once.
+/// Events that are read together: their JSON is kept in one place, and each name once.
+///
+/// A place for each event would be some ten thousand of them for each projection, taken by one thread and given back by
+/// another: the allocator then keeps a multiple of what is needed, the more the more threads there are.
 #[derive(Debug, Default)]
-pub(crate) struct Names(Vec<Arc<str>>);
+pub(crate) struct Reading {
+    events: Vec<StoredEvent>,
+    texts: String,
+    /// In the place of the texts, until all are read.
+    unread: Arc<String>,
+    /// Of events and aggregates: few.
+    names: Vec<Arc<str>>,
+}
 
-impl Names {
-    fn get(&mut self, name: &str) -> Arc<str> {
-        if let Some(known) = self.0.iter().find(|known| &***known == name) {
+/// So many bytes of texts are kept for the events that are read next.
+const MOST_KEPT: usize = 8 << 20;
+
+impl Reading {
+    /// In the memory of events that are not needed any more, with room for so many.
+    pub(crate) fn anew(mut events: Vec<StoredEvent>, room: usize) -> Self {
+        let texts = events.pop().map(|event| event.texts);
+        events.clear();
+        // That of an enormous event is given back.
+        let texts = texts.and_then(Arc::into_inner).filter(|texts| texts.capacity() <= MOST_KEPT);
+        let mut texts = texts.unwrap_or_default();
+        texts.clear();
+        // Growing by doubling would take up to three times as much for a moment.
+        events.reserve_exact(room);
+        Reading { events, texts, ..Reading::default() }
+    }
+
+    /// Takes one more, and tells how many bytes that is, about. By the columns' places, in the order of `COLUMNS`: looking
+    /// their names up takes longer than reading them.
+    pub(crate) fn push(&mut self, row: &PgRow) -> sqlx::Result<usize> {
+        // PostgreSQL has seen to it that they are JSON. Before the text of `jsonb` stands the number of its form.
+        let data: &str = row.try_get_unchecked(7)?;
+        let metadata: &str = row.try_get_unchecked(8)?;
+        let metadata = metadata.strip_prefix('\u{1}').unwrap_or(metadata);
+        let metadata = if metadata == "{}" { "" } else { metadata };
+        let aggregate_name: &str = row.try_get(3)?;
+        let event = StoredEvent {
+            id: row.try_get(0)?,
+            tstamp: row.try_get(1)?,
+            aggregate_id: row.try_get(2)?,
+            aggregate_name: self.name(aggregate_name),
+            sequence_no: row.try_get(4)?,
+            name: self.name(row.try_get(5)?),
+            version: row.try_get(6)?,
+            recorded_at: time(row.try_get_unchecked(9)?),
+            texts: Arc::clone(&self.unread),
+            data: self.text(data),
+            metadata: self.text(metadata),
+        };
+        self.events.push(event);
+        Ok(data.len() + metadata.len() + aggregate_name.len() + size_of::<StoredEvent>())
+    }
+
+    /// All that were read.
+    pub(crate) fn events(self) -> Vec<StoredEvent> {
+        let (mut events, texts) = (self.events, Arc::new(self.texts));
+        for event in &mut events {
+            event.texts = Arc::clone(&texts);
+        }
+        events
+    }
+
+    fn text(&mut self, text: &str) -> Range<usize> {
+        let start = self.texts.len();
+        self.texts.push_str(text);
+        start..self.texts.len()
+    }
+
+    fn name(&mut self, name: &str) -> Arc<str> {
+        if let Some(known) = self.names.iter().find(|known| &***known == name) {
             return Arc::clone(known);
         }
         let name = Arc::from(name);
-        self.0.push(Arc::clone(&name));
+        self.names.push(Arc::clone(&name));
         name
     }
 }
 
 impl FromRow<'_, PgRow> for StoredEvent {
     fn from_row(row: &PgRow) -> sqlx::Result<Self> {
-        StoredEvent::read(row, &mut Names::default())
-    }
-}
-
-impl StoredEvent {
-    /// By the columns' places, in the order of `COLUMNS`: looking their names up takes longer than reading them.
-    pub(crate) fn read(row: &PgRow, names: &mut Names) -> sqlx::Result<Self> {
-        let mut unreadable = Vec::new();
-        let metadata = match row.try_get::<Json<_>, _>(8) {
-            Ok(metadata) => metadata.0,
-            Err(sqlx::Error::ColumnDecode { source, .. }) => {
-                unreadable.push(("metadata", source.to_string()));
-                serde_json::Value::Null
-            }
-            Err(error) => return Err(error),
-        };
-        let recorded_at = time(row.try_get_unchecked(9)?).unwrap_or_else(|| {
-            unreadable.push(("recorded_at", "it is without an end, or too far off".to_owned()));
-            DateTime::UNIX_EPOCH
-        });
-        let aggregate_name: &str = row.try_get(3)?;
-        let beside = aggregate_name.len() + row.try_get_raw(8)?.as_bytes().map_or(0, <[u8]>::len);
-        Ok(StoredEvent {
-            id: row.try_get(0)?,
-            tstamp: row.try_get(1)?,
-            aggregate_id: row.try_get(2)?,
-            aggregate_name: names.get(aggregate_name),
-            sequence_no: row.try_get(4)?,
-            name: names.get(row.try_get(5)?),
-            version: row.try_get(6)?,
-            data: row.try_get::<Json<_>, _>(7)?.0,
-            metadata,
-            recorded_at,
-            unreadable,
-            beside,
-        })
+        let mut reading = Reading::default();
+        reading.push(row)?;
+        reading.events().pop().ok_or(sqlx::Error::RowNotFound)
     }
 }
 
@@ -311,16 +344,63 @@ fn time(micros: i64) -> Option<DateTime<Utc>> {
     DateTime::from_timestamp_micros(micros.checked_add(FROM_1970)?)
 }
 
+impl fmt::Debug for StoredEvent {
+    /// Not the texts of all others as well.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoredEvent")
+            .field("id", &self.id)
+            .field("tstamp", &self.tstamp)
+            .field("name", &self.name)
+            .field("version", &self.version)
+            .field("data", &self.data())
+            .finish_non_exhaustive()
+    }
+}
+
 impl StoredEvent {
     /// What a query of events selects.
     pub(crate) const COLUMNS: &'static str =
         "id, tstamp, aggregate_id, aggregate_name, sequence_no, name, version, data, metadata, recorded_at";
 
+    /// An event that was not read, with payload and metadata as JSON.
+    pub(crate) fn of<E>(event: &Recorded<E>, name: &str, version: i32, data: &str, metadata: &str) -> Self {
+        StoredEvent {
+            id: event.id,
+            tstamp: event.tstamp,
+            aggregate_id: event.aggregate_id,
+            aggregate_name: event.aggregate_name.clone(),
+            sequence_no: event.sequence_no,
+            name: name.into(),
+            version,
+            recorded_at: Some(event.recorded_at),
+            texts: Arc::new([data, metadata].concat()),
+            data: 0..data.len(),
+            metadata: data.len()..data.len() + metadata.len(),
+        }
+    }
+
+    /// The payload: JSON.
+    #[must_use]
+    pub fn data(&self) -> &str {
+        &self.texts[self.data.clone()]
+    }
+
+    /// What the writer added: an object.
+    pub fn metadata(&self) -> Result<serde_json::Value, ApplyError> {
+        if self.metadata.is_empty() {
+            return Ok(serde_json::json!({}));
+        }
+        serde_json::from_str(&self.texts[self.metadata.clone()])
+            .map_err(|error| ApplyError::Unreadable { column: "metadata", reason: error.to_string() })
+    }
+
     /// The event with its payload as `E`; an error names the path inside of the JSON that does not fit.
     pub fn decode<E: DomainEvent>(&self) -> Result<Recorded<E>, ApplyError> {
-        if let Some((column, reason)) = self.unreadable.first() {
-            return Err(ApplyError::Unreadable { column, reason: reason.clone() });
-        }
+        let metadata = self.metadata()?;
+        let recorded_at = self.recorded_at.ok_or_else(|| ApplyError::Unreadable {
+            column: "recorded_at",
+            reason: "it is without an end, or too far off".to_owned(),
+        })?;
         Ok(Recorded {
             data: E::payload(self)?,
             id: self.id,
@@ -328,14 +408,9 @@ impl StoredEvent {
             aggregate_name: self.aggregate_name.clone(),
             sequence_no: self.sequence_no,
             tstamp: self.tstamp,
-            recorded_at: self.recorded_at,
-            metadata: self.metadata.clone(),
+            recorded_at,
+            metadata,
         })
-    }
-
-    /// Bytes that it takes, about.
-    pub(crate) fn size(&self) -> usize {
-        self.data.get().len() + self.beside + size_of::<Self>()
     }
 }
 

@@ -32,20 +32,18 @@ fn nowhere() -> PgPool {
 /// An event as it is read from the store; `None` where the data is no JSON, which PostgreSQL refuses.
 #[must_use]
 pub fn stored_event(name: &str, version: i32, data: &str) -> Option<StoredEvent> {
-    Some(StoredEvent {
+    serde_json::from_str::<&RawValue>(data).ok()?;
+    let event = Recorded {
+        data: (),
         id: Uuid::from_u128(1),
-        tstamp: 1,
         aggregate_id: Uuid::from_u128(2),
         aggregate_name: "aggregate".into(),
         sequence_no: 1,
-        name: name.into(),
-        version,
-        data: RawValue::from_string(data.to_owned()).ok()?,
-        metadata: serde_json::json!({}),
+        tstamp: 1,
         recorded_at: chrono::DateTime::UNIX_EPOCH,
-        unreadable: Vec::new(),
-        beside: 0,
-    })
+        metadata: serde_json::Value::Null,
+    };
+    Some(StoredEvent::of(&event, name, version, data, "{}"))
 }
 
 /// What makes events of messages.

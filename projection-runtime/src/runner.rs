@@ -75,6 +75,8 @@ pub(crate) struct Runner {
     read_anew: ReadSql,
     mode: Mode,
     plan: Plan,
+    /// What was applied last: memory for what is read next.
+    spare: Vec<StoredEvent>,
     /// Where it stops, whatever others have passed: what it fills is a copy of the tables.
     until: Option<i64>,
     /// Events that it has applied.
@@ -194,6 +196,7 @@ impl Runner {
             read_anew,
             mode,
             plan: Plan::default(),
+            spare: Vec::new(),
             until: None,
             applied: 0,
             passed_by: Vec::new(),
@@ -380,6 +383,7 @@ impl Runner {
 
         self.probe.at(Moment::Read).await;
         let started = Instant::now();
+        let spare = std::mem::take(&mut self.spare);
         let (applied, took, ahead) = {
             // A trace of its own: the loop has no end.
             let span = tracing::info_span!(
@@ -390,7 +394,7 @@ impl Runner {
                 from = place.position,
             );
             let work = pin!(self.apply(tx, &place, &page, end).instrument(span));
-            let reading = pin!(self.read_ahead(&page, end, limit));
+            let reading = pin!(self.read_ahead(&page, end, limit, spare));
             let (applied, reading) = match select(work, reading).await {
                 Either::Left((applied, reading)) => (applied?, Either::Left(reading)),
                 Either::Right((ahead, work)) => (work.await?, Either::Right(ahead)),
@@ -419,6 +423,7 @@ impl Runner {
                 if events == page.events.len() {
                     self.plan.ahead = ahead;
                 }
+                self.spare = page.events;
                 tracing::debug!(events, ?took, "applied");
                 Ok(Step::Again)
             }
@@ -489,12 +494,13 @@ impl Runner {
         }
     }
 
-    /// The page behind this one, where there is one. Trouble with it is left to the reading that comes otherwise.
-    async fn read_ahead(&self, page: &Page, end: i64, limit: PageLimit) -> Option<Ahead> {
+    /// The page behind this one, where there is one, in the memory of the one before it. Trouble with it is left to the
+    /// reading that comes otherwise.
+    async fn read_ahead(&self, page: &Page, end: i64, limit: PageLimit, spare: Vec<StoredEvent>) -> Option<Ahead> {
         let from = page.events.last().filter(|_| !page.complete && self.plan.bound.is_none())?.tstamp;
         let reading = async {
             let mut connection = self.events_at.pool(&self.pool).acquire().await?;
-            store::read(&mut connection, &self.read_anew, &self.names, from, end, limit).await
+            store::read(&mut connection, &self.read_anew, &self.names, from, end, limit, spare).await
         };
         let page = self.events_at.ask(reading).await.ok()?;
         // Of nothing there is no telling whether it is still so; of more, only of the events themselves.
@@ -517,7 +523,8 @@ impl Runner {
     }
 
     /// There is nothing to do.
-    async fn rest(&self, tx: Transaction<'_, Postgres>) -> sqlx::Result<Step> {
+    async fn rest(&mut self, tx: Transaction<'_, Postgres>) -> sqlx::Result<Step> {
+        self.spare = Vec::new();
         if let Some(projection) = self.partition_of {
             tx.rollback().await?;
             position::gather(&self.pool, projection, self.awaited).await?;
@@ -570,7 +577,7 @@ impl Runner {
     ) -> sqlx::Result<Page> {
         let reading = async {
             let mut connection = self.events_at.at(tx).await?;
-            store::read(&mut connection, sql, &self.names, position, end, limit).await
+            store::read(&mut connection, sql, &self.names, position, end, limit, Vec::new()).await
         };
         self.events_at.ask(reading).await
     }

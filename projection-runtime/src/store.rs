@@ -12,7 +12,8 @@ use uuid::Uuid;
 
 use crate::append::Gathering;
 use crate::error::Error;
-use crate::event::{Names, NewEvent, StoredEvent};
+use crate::event::{NewEvent, Reading, StoredEvent};
+use crate::read_model::PgQuery;
 use crate::transaction;
 
 /// Appends events to the store and reads them.
@@ -85,6 +86,13 @@ pub struct PageLimit {
 impl Default for PageLimit {
     fn default() -> Self {
         PageLimit { events: 1000, bytes: 4 << 20 }
+    }
+}
+
+impl PageLimit {
+    /// For `LIMIT`.
+    fn rows(self) -> i64 {
+        i64::try_from(self.events.max(1)).unwrap_or(i64::MAX)
     }
 }
 
@@ -201,7 +209,8 @@ impl EventStore {
     pub async fn read_after(&self, position: i64, names: &[&str], limit: PageLimit) -> Result<Page, Error> {
         let mut connection = self.pool.acquire().await.map_err(Error::database("reading events"))?;
         let sql = ReadSql::new(names.len(), None, Planned::Anew);
-        read(&mut connection, &sql, names, position, i64::MAX, limit).await.map_err(Error::database("reading events"))
+        let page = read(&mut connection, &sql, names, position, i64::MAX, limit, Vec::new()).await;
+        page.map_err(Error::database("reading events"))
     }
 }
 
@@ -318,7 +327,8 @@ impl ReadSql {
     }
 }
 
-/// Reads what follows `position`, up to and with `end`. `sql` is for as many names.
+/// Reads what follows `position`, up to and with `end`, in the memory of events that are not needed any more. `sql` is for as
+/// many names.
 pub(crate) async fn read(
     connection: &mut PgConnection,
     sql: &ReadSql,
@@ -326,11 +336,16 @@ pub(crate) async fn read(
     position: i64,
     end: i64,
     limit: PageLimit,
+    spare: Vec<StoredEvent>,
 ) -> sqlx::Result<Page> {
     if names.is_empty() {
         return Ok(Page { events: Vec::new(), complete: true });
     }
-    fetch(connection, &sql.text, names, position, end, limit, sql.planned != Planned::Anew).await
+    // Safe: `ReadSql` puts nothing but parameters' numbers into the text.
+    let query = sqlx::query(AssertSqlSafe(&*sql.text)).persistent(sql.planned != Planned::Anew);
+    let query = query.bind(position).bind(end).bind(limit.rows());
+    let query = names.iter().fold(query, |query, name| query.bind(*name));
+    fetch(connection, query, limit, spare).await
 }
 
 /// Reads what follows `position`, up to and with `end`, whatever its name.
@@ -340,13 +355,14 @@ pub(crate) async fn read_all(
     end: i64,
     limit: PageLimit,
 ) -> sqlx::Result<Page> {
-    const SQL: &str =
+    let query = sqlx::query(
         "SELECT id, tstamp, aggregate_id, aggregate_name, sequence_no, name, version, data, metadata, recorded_at
          FROM events
          WHERE tstamp > $1 AND tstamp <= $2
          ORDER BY tstamp
-         LIMIT $3";
-    fetch(connection, SQL, &[], position, end, limit, true).await
+         LIMIT $3",
+    );
+    fetch(connection, query.bind(position).bind(end).bind(limit.rows()), limit, Vec::new()).await
 }
 
 /// Room for so many events is made before any is read.
@@ -354,35 +370,20 @@ const MOST_AT_ONCE: usize = 5000;
 
 async fn fetch(
     connection: &mut PgConnection,
-    sql: &str,
-    names: &[&str],
-    position: i64,
-    end: i64,
+    query: PgQuery<'_>,
     limit: PageLimit,
-    kept: bool,
+    spare: Vec<StoredEvent>,
 ) -> sqlx::Result<Page> {
-    // Safe: `ReadSql` puts nothing but parameters' numbers into the text.
-    let mut query = sqlx::query(AssertSqlSafe(sql))
-        .persistent(kept)
-        .bind(position)
-        .bind(end)
-        .bind(i64::try_from(limit.events.max(1)).unwrap_or(i64::MAX));
-    for name in names {
-        query = query.bind(*name);
-    }
     let mut rows = query.fetch(&mut *connection);
-    // Growing by doubling would take up to three times as much for a moment.
-    let mut events = Vec::with_capacity(limit.events.min(MOST_AT_ONCE));
-    let (mut bytes, mut names) = (0, Names::default());
+    let mut reading = Reading::anew(spare, limit.events.min(MOST_AT_ONCE));
+    let (mut events, mut bytes) = (0, 0);
     while let Some(row) = rows.try_next().await? {
-        let event = StoredEvent::read(&row, &mut names)?;
-        bytes += event.size();
-        events.push(event);
+        bytes += reading.push(&row)?;
+        events += 1;
         if bytes >= limit.bytes {
             // What follows is left unread; the connection discards it before its next statement.
-            return Ok(Page { events, complete: false });
+            return Ok(Page { events: reading.events(), complete: false });
         }
     }
-    let complete = events.len() < limit.events.max(1);
-    Ok(Page { events, complete })
+    Ok(Page { events: reading.events(), complete: events < limit.events.max(1) })
 }

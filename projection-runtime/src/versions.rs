@@ -72,7 +72,7 @@ fn entering<P: DeserializeOwned>(event: &StoredEvent, version: i32) -> Result<Op
 }
 
 fn read<P: DeserializeOwned>(event: &StoredEvent, version: Option<i32>) -> Result<P, ApplyError> {
-    let mut json = serde_json::Deserializer::from_str(event.data.get());
+    let mut json = serde_json::Deserializer::from_str(event.data());
     serde_path_to_error::deserialize(&mut json).map_err(|error| ApplyError::Payload {
         version,
         path: shortened(error.path().to_string()),

@@ -194,7 +194,7 @@ impl Relay {
             exchange: short(&self.rabbitmq.options.exchange),
             routing_key: short(key),
             properties: properties(&self.rabbitmq.options.service, event),
-            body: event.data.get().as_bytes().to_vec(),
+            body: event.data().as_bytes().to_vec(),
         }
     }
 }
@@ -244,12 +244,11 @@ fn properties(service: &str, event: &StoredEvent) -> BasicProperties {
     text("service", service.to_owned());
     text("aggregate_id", event.aggregate_id.to_string());
     text("aggregate_name", event.aggregate_name.to_string());
-    let readable = |column| event.unreadable.iter().all(|(unreadable, _)| *unreadable != column);
-    if readable("recorded_at") {
-        text("recorded_at", event.recorded_at.to_rfc3339());
+    if let Some(recorded_at) = event.recorded_at {
+        text("recorded_at", recorded_at.to_rfc3339());
     }
-    if readable("metadata") {
-        text("metadata", event.metadata.to_string());
+    if let Ok(metadata) = event.metadata() {
+        text("metadata", metadata.to_string());
     }
     headers.insert("sequence_no".into(), AMQPValue::LongLongInt(event.sequence_no));
     headers.insert("tstamp".into(), AMQPValue::LongLongInt(event.tstamp));
@@ -259,7 +258,7 @@ fn properties(service: &str, event: &StoredEvent) -> BasicProperties {
         .with_content_type("application/json".into())
         .with_message_id(event.id.to_string().into())
         .with_type(short(&event.name))
-        .with_timestamp(event.recorded_at.timestamp().try_into().unwrap_or(0))
+        .with_timestamp(event.recorded_at.and_then(|time| time.timestamp().try_into().ok()).unwrap_or(0))
         .with_headers(headers)
 }
 

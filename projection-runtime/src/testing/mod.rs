@@ -51,20 +51,7 @@ pub async fn apply<E: DomainEvent, P: Projection>(
     tx: &mut PgConnection,
 ) -> Result<(), ApplyError> {
     let data = NewEvent::new(&event.data).map_err(|error| ApplyError::Handler(error.into()))?.data;
-    let stored = StoredEvent {
-        id: event.id,
-        tstamp: event.tstamp,
-        aggregate_id: event.aggregate_id,
-        aggregate_name: event.aggregate_name.clone(),
-        sequence_no: event.sequence_no,
-        name: E::NAME.into(),
-        version: E::VERSION,
-        data,
-        metadata: event.metadata.clone(),
-        recorded_at: event.recorded_at,
-        unreadable: Vec::new(),
-        beside: 0,
-    };
+    let stored = StoredEvent::of(event, E::NAME, E::VERSION, data.get(), &event.metadata.to_string());
     let form = P::DEFINITION.event(E::NAME).map_or(Form::Event, |known| known.form);
     let run = Run { events: vec![&stored], form };
     AnyProjection::apply(projection, &run, tx).await.map_err(|error| error.error)

@@ -193,7 +193,7 @@ async fn reading_is_by_name_and_in_pages() {
     let small = PageLimit { events: 100, bytes: 1 };
     let one = store.read_after(0, &["Happened"], small).await.unwrap();
     assert_eq!((numbers(&one), one.complete), (vec![1], false));
-    let bounded = PageLimit { events: 100, bytes: 3 * one.events[0].data.get().len() + 500 };
+    let bounded = PageLimit { events: 100, bytes: 3 * one.events[0].data().len() + 500 };
     let some = store.read_after(0, &["Happened"], bounded).await.unwrap().events.len();
     assert!((2..10).contains(&some), "{some}");
 
