@@ -35,8 +35,9 @@ use crate::store::{self, Appended, ExpectedVersion};
 const WORKERS: usize = 2;
 /// So many events must wait for the second one to begin: few are better gathered into one group.
 const ENOUGH: usize = 100;
-/// Bounds of a group; a larger append is one by itself.
-const MOST_EVENTS: usize = 1000;
+/// Bounds of a group; a larger append is one by itself. More events would hardly be cheaper each, and where one worker had
+/// all that wait, nobody would have the lock while they are answered and come again.
+const MOST_EVENTS: usize = 400;
 const MOST_BYTES: usize = 1 << 20;
 /// A worker waits so long for more: callers that were answered together, and append again, come to be one group again.
 const REST: Duration = Duration::from_millis(1);
