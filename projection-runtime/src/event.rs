@@ -439,7 +439,8 @@ pub(crate) fn has_nul(json: &str) -> bool {
 }
 
 impl NewEvent {
-    /// An event with this payload, an id of its own, and recorded when it is appended.
+    /// An event with this payload, an id of its own, and recorded when it is appended. The id is a UUID of version 7: those
+    /// that are made later are greater, so that a large store need not change a page of its key at random for each event.
     pub fn new<E: DomainEvent>(data: &E) -> Result<Self, Error> {
         let data =
             serde_json::value::to_raw_value(data).map_err(|source| Error::Serialize { event: E::NAME, source })?;
@@ -448,7 +449,7 @@ impl NewEvent {
             return Err(Error::Serialize { event: E::NAME, source });
         }
         Ok(NewEvent {
-            id: Uuid::new_v4(),
+            id: Uuid::now_v7(),
             aggregate_name: E::AGGREGATE,
             name: E::NAME,
             version: E::VERSION,

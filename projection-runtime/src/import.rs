@@ -283,7 +283,7 @@ pub(crate) fn parse(text: &str, projections: &ProjectionSet) -> Result<Option<Ev
         (Some(id), _) => (id, true),
         // An aggregate has one event of a sequence_no, so this names it as well as an id would.
         (None, Some(sequence_no)) => (Uuid::new_v5(&line.aggregate_id, &sequence_no.to_be_bytes()), true),
-        (None, None) => (Uuid::new_v4(), false),
+        (None, None) => (Uuid::now_v7(), false),
     };
     let Line { name, aggregate_id, sequence_no, version, recorded_at, data, metadata, .. } = line;
     if has_nul(data.get()) {

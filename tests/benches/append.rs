@@ -79,7 +79,7 @@ async fn plain_one(connection: &mut PgConnection, aggregate: Uuid, n: i64) {
         "INSERT INTO plain (id, aggregate_id, sequence_no, aggregate_name, name, version, data, metadata, recorded_at)
          VALUES ($1, $2, 1, $3, $4, 1, $5::json, $6::jsonb, clock_timestamp())",
     )
-    .bind(Uuid::new_v4())
+    .bind(Uuid::now_v7())
     .bind(aggregate)
     .bind("test.Thing")
     .bind("Happened")
@@ -100,7 +100,7 @@ async fn plain_many(connection: &mut PgConnection, aggregate: Uuid, events: usiz
          ORDER BY sequence_no",
     )
     .bind(aggregate)
-    .bind((0..events).map(|_| Uuid::new_v4()).collect::<Vec<_>>())
+    .bind((0..events).map(|_| Uuid::now_v7()).collect::<Vec<_>>())
     .bind((1..=events).collect::<Vec<_>>())
     .bind((0..events).map(|_| "test.Thing").collect::<Vec<_>>())
     .bind((0..events).map(|_| "Happened").collect::<Vec<_>>())

@@ -7,7 +7,7 @@ use projection_runtime::{DomainEvent, NewEvent};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use sqlx::PgPool;
-use uuid::Uuid;
+use uuid::{Builder, Uuid};
 
 use crate::events::{
     BandCreated, DanceHallCreated, DanceHallGeocoded, EventCreated, EventDeleted, EventUpdated, OriginAdded,
@@ -67,7 +67,7 @@ impl Mix {
     }
 
     fn id(&mut self) -> Uuid {
-        uuid::Builder::from_random_bytes(self.rng.random()).into_uuid()
+        Builder::from_random_bytes(self.rng.random()).into_uuid()
     }
 
     fn date(&mut self) -> NaiveDate {
@@ -165,17 +165,18 @@ pub async fn fill(pool: &PgPool, events: usize, rare: usize) -> sqlx::Result<()>
     let copy = format!("COPY events ({COLUMNS}) FROM STDIN");
     let mut copy = connection.copy_in_raw(&copy).await?;
     let (mut ids, mut text, mut tstamp) = (StdRng::seed_from_u64(2), String::new(), FIRST);
-    let mut id = || uuid::Builder::from_random_bytes(ids.random()).into_uuid();
     let every = events.checked_div(rare).unwrap_or(usize::MAX);
     for (n, made) in Mix::new(1).take(events).enumerate() {
         let between = (n % every == every / 2).then(|| {
-            let aggregate = Aggregate { id: id(), version: 1 };
+            let aggregate = Aggregate { id: Builder::from_random_bytes(ids.random()).into_uuid(), version: 1 };
             Made::new(aggregate, &OriginAdded { name: "At my grandmother's house in the woods of Dalarna".to_owned() })
         });
         for Made { aggregate_id, aggregate_name, sequence_no, event } in between.into_iter().chain([made]) {
             use std::fmt::Write as _;
-            let (id, name, data) = (id(), event.name(), event.data());
+            let (name, data) = (event.name(), event.data());
             tstamp += 1000;
+            // As `NewEvent` gives them.
+            let id = Builder::from_unix_timestamp_millis(tstamp.cast_unsigned() / 1000, &ids.random()).into_uuid();
             writeln!(text, "{id}\t{tstamp}\t{aggregate_id}\t{aggregate_name}\t{sequence_no}\t{name}\t{data}").unwrap();
         }
         if text.len() > 1 << 20 {
