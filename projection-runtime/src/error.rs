@@ -484,6 +484,11 @@ impl ApplyError {
         )
     }
 
+    /// As it is logged and recorded: an error's text may hold what the event held, and PostgreSQL's text holds no NUL.
+    pub(crate) fn text(&self) -> String {
+        shortened(self.to_string().replace('\0', "\u{fffd}"))
+    }
+
     pub(crate) fn panic(panic: &(dyn std::any::Any + Send)) -> Self {
         let text = panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
         ApplyError::Panic(text.unwrap_or("with a value that is no text").to_owned())

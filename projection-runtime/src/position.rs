@@ -13,7 +13,6 @@ use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
-use crate::error::shortened;
 use crate::events_at::{self, EventsAt};
 use crate::projection::ProjectionSet;
 
@@ -224,14 +223,8 @@ pub(crate) struct FailedEvent {
     pub(crate) tstamp: i64,
     /// The function that failed.
     pub(crate) handler: String,
+    /// [`ApplyError::text`](crate::error::ApplyError::text).
     pub(crate) error: String,
-}
-
-impl FailedEvent {
-    /// PostgreSQL's text holds no NUL, and an error's text may hold what the event held.
-    fn error(&self) -> String {
-        shortened(self.error.replace('\0', "\u{fffd}"))
-    }
 }
 
 /// Records that the event was passed by, as the error policy says.
@@ -246,7 +239,7 @@ pub(crate) async fn record_skip(tx: &mut PgConnection, name: &str, failed: &Fail
     .bind(&failed.name)
     .bind(failed.tstamp)
     .bind(&failed.handler)
-    .bind(failed.error())
+    .bind(&failed.error)
     .execute(tx)
     .await
     .map(drop)
@@ -289,7 +282,7 @@ pub(crate) async fn record_failure(
     .bind(&failed.name)
     .bind(failed.tstamp)
     .bind(&failed.handler)
-    .bind(failed.error())
+    .bind(&failed.error)
     .bind(attempts)
     .execute(tx)
     .await?;

@@ -644,7 +644,7 @@ impl Runner {
                 event_name = &*event.name,
                 event_id = %event.id,
                 position = event.tstamp,
-                error = error.to_string(),
+                error = error.text(),
                 retry,
                 "an event failed; trying it again"
             );
@@ -678,7 +678,7 @@ impl Runner {
             name: event.name.to_string(),
             tstamp: event.tstamp,
             handler: self.definition.handler(&event.name).to_owned(),
-            error: error.to_string(),
+            error: error.text(),
         };
         self.plan = Plan::default();
         if policy.skip && error.is_of_the_event() && self.passed_by.len() < MOST_PASSED_BY {

@@ -256,7 +256,19 @@ const TRIGGERS: &[(&str, &str)] = &[
     ("events_refuse_change", "events could be changed and removed"),
 ];
 
+/// What appends, and what hangs on it.
+const ROUTINES: &[(&str, &str, &str)] = &[
+    ("function", "events_lock_order", NO_APPENDS),
+    ("procedure", "events_append_one", NO_APPENDS),
+    ("procedure", "events_append", NO_APPENDS),
+    ("function", "events_to_tell", NO_APPENDS),
+    ("function", "events_tell", "projections would not hear of the last events of a process"),
+];
+
+const NO_APPENDS: &str = "the store could not append";
+
 const MIGRATE: &str = "run `migrate`";
+const TAKE_IT: &str = "run `migrate`, or take it from the migrations";
 
 /// That nobody appends to the `events` of the read models' database, where they are read from another one.
 async fn own_events(connection: &mut PgConnection) -> sqlx::Result<Option<Problem>> {
@@ -355,17 +367,16 @@ async fn event_store(
                 "events",
                 Some(trigger),
                 format!("`events` has no trigger `{trigger}`: {otherwise}"),
-                format!("{MIGRATE}, or take it from the migrations"),
+                TAKE_IT.to_owned(),
             ),
         }
     }
 
-    for procedure in ["events_append_one", "events_append"] {
+    for &(kind, name, otherwise) in ROUTINES {
         let there: bool =
-            sqlx::query_scalar("SELECT to_regproc($1) IS NOT NULL").bind(procedure).fetch_one(&mut *connection).await?;
+            sqlx::query_scalar("SELECT to_regproc($1) IS NOT NULL").bind(name).fetch_one(&mut *connection).await?;
         if !there {
-            let what = format!("there is no procedure `{procedure}`: the store could not append");
-            problem("events", Some(procedure), what, MIGRATE.to_owned());
+            problem("events", Some(name), format!("there is no {kind} `{name}`: {otherwise}"), TAKE_IT.to_owned());
         }
     }
     Ok(problems)

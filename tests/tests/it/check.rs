@@ -81,7 +81,7 @@ const CASES: &[Case] = &[
         "events",
         Some("events_append_one"),
         "there is no procedure `events_append_one`: the store could not append",
-        "run `migrate`",
+        "run `migrate`, or take it from the migrations",
     ),
     (
         "DROP PROCEDURE events_append",
@@ -89,7 +89,7 @@ const CASES: &[Case] = &[
         "events",
         Some("events_append"),
         "there is no procedure `events_append`: the store could not append",
-        "run `migrate`",
+        "run `migrate`, or take it from the migrations",
     ),
     (
         "ALTER TABLE events DROP CONSTRAINT events_tstamp_key",
@@ -129,6 +129,30 @@ const CASES: &[Case] = &[
         "events",
         Some("events_refuse_change"),
         "`events` has no trigger `events_refuse_change`: events could be changed and removed",
+        "run `migrate`, or take it from the migrations",
+    ),
+    (
+        "DROP FUNCTION events_lock_order",
+        None,
+        "events",
+        Some("events_lock_order"),
+        "there is no function `events_lock_order`: the store could not append",
+        "run `migrate`, or take it from the migrations",
+    ),
+    (
+        "DROP FUNCTION events_to_tell",
+        None,
+        "events",
+        Some("events_to_tell"),
+        "there is no function `events_to_tell`: the store could not append",
+        "run `migrate`, or take it from the migrations",
+    ),
+    (
+        "DROP FUNCTION events_tell",
+        None,
+        "events",
+        Some("events_tell"),
+        "there is no function `events_tell`: projections would not hear of the last events of a process",
         "run `migrate`, or take it from the migrations",
     ),
     (
