@@ -1,8 +1,9 @@
 //! From append to row visible, the service idle before: by LISTEN, by RabbitMQ and by polling, each beside a bare loop
 //! that does the same with nothing around it. `cargo bench -p tests --bench latency`
 //!
-//! The time begins before the append and ends when another connection sees the row. `APPENDS=100` is a shorter run;
-//! `-- --json` prints JSON lines.
+//! The time begins before the append and ends when another connection sees the row. The first appends of each are not
+//! counted: they open connections and prepare statements, which a service that has just begun does once. `APPENDS=100` is a
+//! shorter run; `-- --json` prints JSON lines.
 
 use std::time::{Duration, Instant};
 
@@ -37,24 +38,29 @@ impl Seen {
     }
 }
 
+const WARM_UP: usize = 100;
+
 /// Whoever appends to a database and looks for the row.
 struct Caller {
     store: EventStore,
     reader: PoolConnection<Postgres>,
+    appended: i64,
     /// How long each append took to be seen.
     took: Vec<Duration>,
 }
 
 impl Caller {
     async fn new(pool: &PgPool) -> Self {
-        Caller { store: EventStore::new(pool.clone()), reader: pool.acquire().await.unwrap(), took: Vec::new() }
+        let (store, reader) = (EventStore::new(pool.clone()), pool.acquire().await.unwrap());
+        Caller { store, reader, appended: 0, took: Vec::new() }
     }
 
     /// Appends, each after a pause. `then` is done after each append.
     async fn append(&mut self, appends: usize, mut then: impl AsyncFnMut(Uuid)) {
         for _ in 0..appends {
             tokio::time::sleep(Duration::from_millis(rand::random_range(5..25))).await;
-            let n = i64::try_from(self.took.len()).unwrap();
+            let n = self.appended;
+            self.appended += 1;
             let event = Happened::new(n).event();
             let id = Uuid::new_v4();
             let began = Instant::now();
@@ -68,6 +74,12 @@ impl Caller {
         }
     }
 
+    /// Appends that are not counted.
+    async fn warm_up(&mut self, then: impl AsyncFnMut(Uuid)) {
+        self.append(WARM_UP, then).await;
+        self.took.clear();
+    }
+
     fn took(mut self) -> Vec<Duration> {
         self.took.sort();
         self.took
@@ -78,8 +90,9 @@ fn appends() -> usize {
     std::env::var("APPENDS").map_or(1000, |appends| appends.parse().expect("APPENDS"))
 }
 
-async fn measure(pool: &PgPool, then: impl AsyncFnMut(Uuid)) -> Vec<Duration> {
+async fn measure(pool: &PgPool, mut then: impl AsyncFnMut(Uuid)) -> Vec<Duration> {
     let mut caller = Caller::new(pool).await;
+    caller.warm_up(&mut then).await;
     caller.append(appends(), then).await;
     caller.took()
 }
@@ -199,6 +212,8 @@ async fn main() {
     let other = database().await;
     let running = run([manager(&other, true, NEVER)]).await;
     let (mut bare_listen, mut listen) = (Caller::new(&db.pool).await, Caller::new(&other.pool).await);
+    bare_listen.warm_up(nothing).await;
+    listen.warm_up(nothing).await;
     // By turns: the slowest hundredth is as much of the machine's making as of theirs.
     for _ in 0..TURNS {
         bare_listen.append(appends() / TURNS, nothing).await;
