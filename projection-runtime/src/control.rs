@@ -14,7 +14,7 @@ pub(crate) async fn pause(pool: &PgPool, definition: &Definition, by: &str) -> R
     let doing = || Error::database(format!("pausing `{}`", definition.name));
     let mut tx = transaction::begin(pool).await.map_err(doing())?;
     position::create(&mut tx, definition.name, definition.partitions).await.map_err(doing())?;
-    hold(&mut tx, definition.name).await.map_err(doing())?;
+    position::hold(&mut tx, definition.name).await.map_err(doing())?;
     // Who paused it first stays.
     let sql = "UPDATE readviews SET paused_at = clock_timestamp(), paused_by = $2
          WHERE $1 IN (name, partition_of) AND paused_at IS NULL";
@@ -24,17 +24,11 @@ pub(crate) async fn pause(pool: &PgPool, definition: &Definition, by: &str) -> R
     Ok(())
 }
 
-/// Locks the projection's row. First, and in a statement of its own: the next one sees the partitions that there are then.
-async fn hold(tx: &mut PgConnection, name: &str) -> sqlx::Result<()> {
-    let sql = "SELECT FROM readviews WHERE name = $1 FOR NO KEY UPDATE";
-    sqlx::query(sql).bind(name).execute(tx).await.map(drop)
-}
-
 /// Lets it go on. An error where it was not paused.
 pub(crate) async fn resume(pool: &PgPool, definition: &Definition, by: &str) -> Result<(), Error> {
     let doing = || Error::database(format!("resuming `{}`", definition.name));
     let mut tx = transaction::begin(pool).await.map_err(doing())?;
-    hold(&mut tx, definition.name).await.map_err(doing())?;
+    position::hold(&mut tx, definition.name).await.map_err(doing())?;
     let resumed = sqlx::query(
         "UPDATE readviews SET paused_at = NULL, paused_by = NULL WHERE $1 IN (name, partition_of) AND paused_at IS NOT NULL
          RETURNING pg_notify('readviews', name)",
@@ -113,7 +107,7 @@ pub(crate) async fn skip(
 /// with the row of which it is the next.
 async fn failing(tx: &mut PgConnection, name: &str) -> sqlx::Result<Vec<(String, Uuid)>> {
     // The rows first, as whoever applies events does.
-    hold(tx, name).await?;
+    position::hold(tx, name).await?;
     let sql = "SELECT FROM readviews WHERE partition_of = $1 ORDER BY name FOR NO KEY UPDATE";
     sqlx::query(sql).bind(name).execute(&mut *tx).await?;
     let sql = "SELECT name, event_id FROM readview_failures f JOIN readviews r USING (name)

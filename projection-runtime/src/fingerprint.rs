@@ -304,8 +304,7 @@ pub(crate) async fn settle(pool: &PgPool, events_at: &EventsAt, set: &Projection
         if let Found::Unsettled { .. } = found {
             // Nobody applies events between the look and the note.
             position::alone(&mut tx, definition.name).await?;
-            let sql = "SELECT FROM readviews WHERE name = $1 FOR NO KEY UPDATE";
-            sqlx::query(sql).bind(definition.name).execute(&mut *tx).await?;
+            position::hold(&mut tx, definition.name).await?;
             found = self::found(&mut tx, events_at, definition).await?;
         }
         match found {

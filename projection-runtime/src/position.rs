@@ -60,6 +60,21 @@ pub(crate) async fn alone(tx: &mut PgConnection, name: &str) -> sqlx::Result<()>
     sqlx::query(sql).bind(name).execute(tx).await.map(drop)
 }
 
+/// Waits for the row, and locks it. First, and in a statement of its own: the next one sees what is there then.
+pub(crate) async fn hold(tx: &mut PgConnection, name: &str) -> sqlx::Result<()> {
+    let sql = "SELECT FROM readviews WHERE name = $1 FOR NO KEY UPDATE";
+    sqlx::query(sql).bind(name).execute(tx).await.map(drop)
+}
+
+/// As [`lock`] does, but waits for whoever has the row just now.
+pub(crate) async fn hold_place(tx: &mut PgConnection, name: &str, partition_of: Option<&str>) -> sqlx::Result<()> {
+    if let Some(projection) = partition_of {
+        let sql = "SELECT pg_advisory_xact_lock_shared(hashtext('projection partitions'), hashtext($1))";
+        sqlx::query(sql).bind(projection).execute(&mut *tx).await?;
+    }
+    hold(tx, name).await
+}
+
 /// Waits until no rebuild looks things up in the projection's tables, and keeps others from it until the transaction ends:
 /// they are to be emptied, or go back.
 pub(crate) async fn not_looked_up(tx: &mut PgConnection, name: &str) -> sqlx::Result<()> {

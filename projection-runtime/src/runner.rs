@@ -659,6 +659,9 @@ impl Runner {
 
         let head = self.events_at.look(from).await?.map(|look| look.head);
         let mut tx = transaction::begin(&self.pool).await?;
+        // Who has it just now may only have looked. To apply the event once more would bring rows once more where the
+        // handler has ended the transaction.
+        position::hold_place(&mut tx, self.place, self.partition_of).await?;
         let place = self.lock(&mut tx, self.mode, head).await?;
         let Some(place) =
             place.filter(|place| place.position == from && !place.paused && (!place.failed || place.retry))

@@ -1,12 +1,14 @@
 //! A failing event: everything before it is committed, it is recorded, its projection stops, the others go on.
 
+use std::time::Duration;
+
 use dancefinder_projections::events::{BandCreated, DanceHallCreated, EventCreated};
 use projection_runtime::{
     Error, EventStore, ExpectedVersion, ManagerOptions, NewEvent, ProjectionManager, State, projections,
 };
 use sqlx::PgPool;
 use tests::journal::{self, Happened, Journal, Trouble};
-use tests::{TestDatabase, fold};
+use tests::{TestDatabase, eventually, fold};
 use uuid::Uuid;
 
 fn manager(db: &TestDatabase) -> ProjectionManager {
@@ -111,6 +113,49 @@ async fn a_handler_that_ends_the_transaction() {
     let status = manager(&db).catch_up(|_| {}).await.unwrap();
     assert_eq!(status.projection("journal").unwrap().state, State::Live);
     assert_eq!(journal::entries(&db.pool).await, recorded);
+}
+
+/// Who waited for the projection's row gets it when the handler ends the transaction: that is no reason to try once more.
+#[tokio::test]
+async fn a_handler_that_ends_the_transaction_while_others_wait() {
+    let db = TestDatabase::new().await;
+    journal::create(&db.pool).await;
+    journal::append(&db.pool, [Happened { n: 1, trouble: Some(Trouble::Commit) }, Happened::new(2)]).await;
+    let recorded = journal::recorded(&db.pool).await;
+    let mut handler = db.pool.begin().await.unwrap();
+    sqlx::query("LOCK TABLE trouble").execute(&mut *handler).await.unwrap();
+
+    let waiting = |what: &'static str, sql: &'static str| {
+        let sql = format!(
+            "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
+                            AND wait_event_type = 'Lock' AND query LIKE '{sql}')"
+        );
+        let pool = db.pool.clone();
+        async move {
+            eventually(what, Duration::from_secs(20), || async {
+                sqlx::query_scalar(sqlx::AssertSqlSafe(&*sql)).fetch_one(&pool).await.unwrap()
+            })
+            .await;
+        }
+    };
+    let others = async {
+        waiting("the handler waits", "SELECT fixed%").await;
+        let pool = db.pool.clone();
+        let other = tokio::spawn(async move {
+            let mut other = pool.begin().await.unwrap();
+            let sql = "SELECT 'other' FROM readviews WHERE name = 'journal' FOR NO KEY UPDATE";
+            sqlx::query(sql).execute(&mut *other).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            other.commit().await.unwrap();
+        });
+        waiting("another waits for the row", "SELECT ''other''%").await;
+        handler.rollback().await.unwrap();
+        other.await.unwrap();
+    };
+    let manager = manager(&db);
+    let (status, ()) = tokio::join!(manager.catch_up(|_| {}), others);
+    assert_eq!(status.unwrap().projection("journal").unwrap().state, State::Failed);
+    assert_eq!(journal::entries(&db.pool).await, recorded, "each once");
 }
 
 #[tokio::test]
