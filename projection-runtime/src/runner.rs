@@ -337,6 +337,8 @@ impl Runner {
     /// One transaction. An error is passing trouble, or trouble with the database that no event is to blame for.
     pub(crate) async fn step(&mut self) -> sqlx::Result<Step> {
         let ahead = self.plan.ahead.take();
+        // Not kept where there is nothing to read.
+        let spare = std::mem::take(&mut self.spare);
         let look = self.events_at.look(self.found).await?;
         let mut tx = transaction::begin(&self.pool).await?;
         let head = look.map(|look| look.head);
@@ -383,7 +385,6 @@ impl Runner {
 
         self.probe.at(Moment::Read).await;
         let started = Instant::now();
-        let spare = std::mem::take(&mut self.spare);
         let (applied, took, ahead) = {
             // A trace of its own: the loop has no end.
             let span = tracing::info_span!(
@@ -523,8 +524,7 @@ impl Runner {
     }
 
     /// There is nothing to do.
-    async fn rest(&mut self, tx: Transaction<'_, Postgres>) -> sqlx::Result<Step> {
-        self.spare = Vec::new();
+    async fn rest(&self, tx: Transaction<'_, Postgres>) -> sqlx::Result<Step> {
         if let Some(projection) = self.partition_of {
             tx.rollback().await?;
             position::gather(&self.pool, projection, self.awaited).await?;
