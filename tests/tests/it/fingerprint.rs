@@ -12,6 +12,8 @@ use tests::journal::{self, Happened};
 use tests::{TestDatabase, eventually};
 use uuid::Uuid;
 
+use super::openapi;
+
 /// The first version of the code.
 mod first {
     use super::*;
@@ -175,7 +177,9 @@ async fn made_by_the_first(events: i64) -> TestDatabase {
 }
 
 async fn stale(db: &TestDatabase, set: ProjectionSet) -> Vec<Stale> {
-    manager(db, set).status().await.unwrap().stale
+    let status = manager(db, set).status().await.unwrap();
+    openapi::check_status(&status);
+    status.stale
 }
 
 /// What one build stores another compares: of any folder, in debug and release.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::{LazyLock, Mutex};
 
+use projection_runtime::Status;
 use serde_json::{Value, json};
 
 static DOCUMENT: LazyLock<Value> =
@@ -36,6 +37,13 @@ pub fn check(method: &str, path: &str, code: u16, body: &str) {
         fits(&content["schema"], &body).unwrap_or_else(|error| panic!("{method} {path} {code}: {error}: {body}"));
     }
     SEEN.lock().unwrap().insert(format!("{method} {template} {code}"));
+}
+
+/// Panics where `/api/projections` would answer with what the file does not tell of.
+pub fn check_status(status: &Status) {
+    let answer = &DOCUMENT["paths"]["/api/projections"]["get"]["responses"]["200"]["content"]["application/json"];
+    let body = serde_json::to_value(status).unwrap();
+    fits(&answer["schema"], &body).unwrap_or_else(|error| panic!("{error}: {body}"));
 }
 
 fn is_of(path: &str, template: &str) -> bool {

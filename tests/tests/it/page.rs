@@ -135,6 +135,8 @@ async fn rebuilding_hanging_gone() {
     }
     wide.picture(&picture("rebuilding-wide"));
     narrow.picture(&picture("rebuilding-narrow"));
+    let (code, status) = service.get("/api/projections").await;
+    assert_eq!((code, status.contains(r#""rebuilds":[{"name":"band""#)), (200, true), "{status}");
     lock.rollback().await.unwrap();
     wide.until("!document.querySelector('[data-projection=band] progress').checkVisibility()", SOON);
     let done = "document.querySelector('#acts').innerText.includes('500 changed')";

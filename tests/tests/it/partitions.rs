@@ -14,6 +14,8 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tests::{TestDatabase, eventually, running};
 use uuid::Uuid;
 
+use super::openapi;
+
 const LONG: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Serialize, Deserialize, DomainEvent)]
@@ -248,6 +250,7 @@ async fn one_partition_fails() {
     let (stop, run) = running(&manager);
     let last = things.append(&db.pool, 200).await;
     let status = manager.catch_up(|_| {}).await.unwrap();
+    openapi::check_status(&status);
     let parts = status.projection("parts").unwrap();
     assert_eq!((&parts.state, parts.position), (&State::Failed, before));
     assert_eq!(parts.failure.as_ref().map(|failure| failure.event_id), Some(bad));

@@ -5,6 +5,7 @@ use tests::journal::{self, Journal};
 use tests::{TestDatabase, eventually};
 use tokio_util::sync::CancellationToken;
 
+use super::super::openapi;
 use super::{Exchange, LONG, Running, append_many, assert_all_in_order_but_for_repeats, connected, only_rabbitmq};
 
 fn start(
@@ -41,6 +42,9 @@ async fn relayed_and_woken() {
         relay.manager.status().await.unwrap().relays.first().is_some_and(|relay| relay.events_behind == 0)
     })
     .await;
+    let status = relay.manager.status().await.unwrap();
+    assert_eq!((status.relays.len(), status.rabbitmq.len()), (1, 2), "{status:?}");
+    openapi::check_status(&status);
     assert_all_in_order_but_for_repeats(&events, &exchange.audited().await).await;
     let counts = relay.stop().await.relay.unwrap();
     assert_eq!((counts.published, counts.confirmed), (1000, 1000));
