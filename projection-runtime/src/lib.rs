@@ -4,14 +4,15 @@
 //!
 //! An event's way through the code: `event` says what an event is, `versions` carries an older one up, `store` keeps and
 //! reads them, `append` gathers what is appended, `projection` is what the macros implement, `position` locks and moves a
-//! projection's place, `transaction` begins what may be dropped, `runs` forms what is handed over together, `read_model` changes the rows of handlers that take
-//! rows, `columns` is for those that take runs, `runner` is the loop of one projection, `events_at` where it finds the events, `share` spreads them over processes, `manager` runs them all. Beside
-//! the way: `handler` and `contradiction` are for the compiler's messages, `passing` tells passing trouble from failure,
+//! projection's place, `transaction` begins what may be dropped, `runs` forms what is handed over together, `read_model`
+//! changes the rows of handlers that take rows, `columns` is for those that take runs, `runner` is the loop of one
+//! projection, `events_at` where it finds the events, `share` spreads them over processes, `manager` runs them all.
+//!
+//! Beside the way: `handler` and `contradiction` are for the compiler's messages, `passing` tells passing trouble from failure,
 //! `error_policy` says what is done at a failing event, `wake` wakes the loops, `rabbitmq` publishes and is woken,
 //! `schema`, `reset`, `rebuild`, `fingerprint`, `control`, `wait`, `status` and `import` are what an operator asks for,
 //! `written` sees what a transaction wrote, `pulse` whether loops are alive, `metrics` what they did, `http` tells it to
-//! others, `service` is the command line, `testing` the test kit,
-//! which `probe` shows moments to.
+//! others, `service` is the command line, `testing` the test kit, which `probe` shows moments to.
 
 // The macros say `::projection_runtime`, also in this crate's own tests and examples.
 extern crate self as projection_runtime;

@@ -13,12 +13,13 @@
 //! What must hold: rows and position commit together; nothing of the place is kept in memory as the truth; a failing
 //! event is recorded only after everything before it is committed.
 //!
-//! What was read ahead is used only where the locked row says that it comes next, and its last event is still in the store:
-//! events are never changed, none comes later at or below a position that could be seen, and a crash of the server takes
-//! away the last ones only; so what was read then is what would be read now.
-//!
 //! A batch begins small and grows while it takes little time, up to the bounds in events and bytes, and shrinks where
 //! it takes long: what waits for the row's lock, a reset for instance, waits for one batch.
+//!
+//! Here are the loop and its transaction; `reading` has what comes next, `failing` what becomes of an event that failed.
+
+mod failing;
+mod reading;
 
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
@@ -30,7 +31,6 @@ use futures_util::future::{Either, select};
 use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
-use uuid::Uuid;
 
 use crate::error::{ApplyError, RunError};
 use crate::event::StoredEvent;
@@ -45,10 +45,13 @@ use crate::projection::{AnyProjection, Definition, Form, Order};
 use crate::pulse::Pulse;
 use crate::runs::{Run, runs};
 use crate::share::{self, Share};
-use crate::store::{self, Page, PageLimit, Planned, ReadSql};
+use crate::store::{Page, PageLimit, Planned, ReadSql};
 use crate::transaction;
 use crate::wake::Wake;
 use crate::written::Written;
+
+use failing::Suspect;
+use reading::Ahead;
 
 pub(crate) struct Runner {
     pool: PgPool,
@@ -85,9 +88,6 @@ pub(crate) struct Runner {
     passed_by: Vec<FailedEvent>,
 }
 
-/// The most events that a rebuild passes by: they are kept in memory until its rows are in place.
-const MOST_PASSED_BY: usize = 10_000;
-
 /// The fewest events that a batch is made for: of fewer, each would cost a good part of a transaction.
 const SMALLEST_BATCH: usize = 64;
 
@@ -104,27 +104,10 @@ struct Plan {
     ahead: Option<Ahead>,
 }
 
-/// An event that failed.
-#[derive(Debug, Clone, Copy)]
-struct Suspect {
-    id: Uuid,
-    /// In how many transactions.
-    attempts: i32,
-    /// How often it was tried again, as the error policy says.
-    retries: u32,
-}
-
 impl Default for Plan {
     fn default() -> Self {
         Plan { events: SMALLEST_BATCH, bound: None, suspect: None, ahead: None }
     }
-}
-
-/// Events of the projection that were read ahead: those behind `from`.
-#[derive(Debug)]
-struct Ahead {
-    from: i64,
-    page: Page,
 }
 
 /// What became of a page.
@@ -495,20 +478,6 @@ impl Runner {
         }
     }
 
-    /// The page behind this one, where there is one, in the memory of the one before it. Trouble with it is left to the
-    /// reading that comes otherwise.
-    async fn read_ahead(&self, page: &Page, end: i64, limit: PageLimit, spare: Vec<StoredEvent>) -> Option<Ahead> {
-        let from = page.events.last().filter(|_| !page.complete && self.plan.bound.is_none())?.tstamp;
-        let reading = async {
-            let mut connection = self.events_at.pool(&self.pool).acquire().await?;
-            store::read(&mut connection, &self.read_anew, &self.names, from, end, limit, spare).await
-        };
-        let page = self.events_at.ask(reading).await.ok()?;
-        // Of nothing there is no telling whether it is still so; of more, only of the events themselves.
-        page.events.last()?;
-        Some(Ahead { from, page: Page { complete: false, ..page } })
-    }
-
     /// The projection's position follows that of its partition. Where it does not, because of trouble, it does when there is
     /// nothing more to do.
     async fn gather(&self) {
@@ -542,54 +511,6 @@ impl Runner {
         Ok(())
     }
 
-    /// What follows the position: what was read ahead, where it is still right.
-    async fn page(
-        &self,
-        tx: &mut PgConnection,
-        mode: Mode,
-        ahead: Option<Ahead>,
-        position: i64,
-        end: i64,
-        limit: PageLimit,
-    ) -> sqlx::Result<Page> {
-        if let Some(Ahead { from, page }) = ahead
-            && let Some(last) = page.events.last()
-            && from == position
-            && last.tstamp <= end
-            && self.plan.bound.is_none_or(|bound| page.events.len() <= bound)
-            && self.is_there(tx, last).await?
-        {
-            return Ok(page);
-        }
-        let here = self.events_at.other().is_none();
-        let sql = if here && mode.custom_plans { &self.read_in_transaction } else { &self.read_anew };
-        self.read(tx, sql, position, end, limit).await
-    }
-
-    /// What follows the position, wherever the events are; `tx` is at the read models.
-    async fn read(
-        &self,
-        tx: &mut PgConnection,
-        sql: &ReadSql,
-        position: i64,
-        end: i64,
-        limit: PageLimit,
-    ) -> sqlx::Result<Page> {
-        let reading = async {
-            let mut connection = self.events_at.at(tx).await?;
-            store::read(&mut connection, sql, &self.names, position, end, limit, Vec::new()).await
-        };
-        self.events_at.ask(reading).await
-    }
-
-    async fn is_there(&self, tx: &mut PgConnection, event: &StoredEvent) -> sqlx::Result<bool> {
-        let looking = async {
-            let mut connection = self.events_at.at(tx).await?;
-            position::is_there(&mut connection, event.id, event.tstamp).await
-        };
-        self.events_at.ask(looking).await
-    }
-
     /// The row is not to be had: another process holds it, or there is none yet.
     async fn elsewhere(&self, tx: Transaction<'_, Postgres>) -> sqlx::Result<Step> {
         // Without its locks: who makes the row may be waiting for them.
@@ -618,136 +539,6 @@ impl Runner {
             self.wake.projections(Source::Projection);
         }
         Ok(true)
-    }
-
-    /// Event `at` of `events` failed, and its transaction is rolled back. Where others came before it, they are to be
-    /// committed without it first; where it was alone, it is tried again, passed by or recorded, as the error policy says.
-    async fn failed(&mut self, from: i64, events: &[StoredEvent], at: usize, error: &ApplyError) -> sqlx::Result<Step> {
-        let event = &events[at];
-        let mut suspect = match self.plan.suspect {
-            Some(Suspect { id, attempts, retries }) if id == event.id => {
-                Suspect { id, attempts: attempts + 1, retries }
-            }
-            _ => Suspect { id: event.id, attempts: 1, retries: 0 },
-        };
-        let policies = self.options.error_policy;
-        let policy = if self.until.is_some() { policies.rebuild } else { policies.live };
-        let step = if at > 0 {
-            Some(Step::Again)
-        } else if suspect.retries < policy.retries {
-            let wait = Backoff::after(suspect.retries);
-            suspect.retries += 1;
-            self.meter.retries.inc();
-            let retry = format!("{} of {}", suspect.retries, policy.retries);
-            tracing::warn!(
-                projection = self.place,
-                event_name = &*event.name,
-                event_id = %event.id,
-                position = event.tstamp,
-                error = error.text(),
-                retry,
-                "an event failed; trying it again"
-            );
-            Some(Step::Later(wait))
-        } else {
-            None
-        };
-        self.plan = Plan { events: self.plan.events, bound: Some(at.max(1)), suspect: Some(suspect), ahead: None };
-        if let Some(step) = step {
-            return Ok(step);
-        }
-
-        let head = self.events_at.look(from).await?.map(|look| look.head);
-        let mut tx = transaction::begin(&self.pool).await?;
-        // Who has it just now may only have looked. To apply the event once more would bring rows once more where the
-        // handler has ended the transaction.
-        position::hold_place(&mut tx, self.place, self.partition_of).await?;
-        let place = self.lock(&mut tx, self.mode, head).await?;
-        let Some(place) =
-            place.filter(|place| place.position == from && !place.paused && (!place.failed || place.retry))
-        else {
-            // Another process took over meanwhile, or a reset: look again.
-            return Ok(Step::Again);
-        };
-        if !self.is_there(&mut tx, event).await? {
-            self.plan = Plan::default();
-            return Ok(Step::Again);
-        }
-        if place.of_another && !fingerprint::tell(&mut tx, self.definition).await? {
-            return Ok(Step::Later(share::YIELD));
-        }
-        let failed = FailedEvent {
-            id: event.id,
-            name: event.name.to_string(),
-            tstamp: event.tstamp,
-            handler: self.definition.handler(&event.name).to_owned(),
-            error: error.text(),
-        };
-        self.plan = Plan::default();
-        if policy.skip && error.is_of_the_event() && self.passed_by.len() < MOST_PASSED_BY {
-            self.pass_by(tx, &place, failed).await
-        } else {
-            self.stop_at(tx, from, failed, suspect.attempts).await
-        }
-    }
-
-    async fn stop_at(
-        &mut self,
-        mut tx: Transaction<'_, Postgres>,
-        from: i64,
-        failed: FailedEvent,
-        attempts: i32,
-    ) -> sqlx::Result<Step> {
-        let before = match self.events_at.other() {
-            Some(_) => Some(self.events_at.stands(failed.tstamp - 1).await?),
-            None => None,
-        };
-        position::record_failure(&mut tx, self.place, from, &failed, attempts, before).await?;
-        tx.commit().await?;
-        self.gather().await;
-        // Whoever fills a copy tells of it.
-        if self.until.is_none() {
-            self.meter.failures.inc();
-            let FailedEvent { id, name, tstamp, handler, error } = failed;
-            tracing::error!(
-                projection = self.place,
-                event_name = name,
-                event_id = %id,
-                position = tstamp,
-                handler,
-                attempts,
-                error,
-                "stopped at a failing event; after the fix: retry {}",
-                self.definition.name,
-            );
-        }
-        Ok(Step::Rest)
-    }
-
-    async fn pass_by(
-        &mut self,
-        mut tx: Transaction<'_, Postgres>,
-        place: &Place,
-        failed: FailedEvent,
-    ) -> sqlx::Result<Step> {
-        if self.until.is_none() {
-            position::record_skip(&mut tx, self.definition.name, &failed).await?;
-        }
-        self.finish(tx, place, failed.tstamp).await?;
-        let FailedEvent { id, name, tstamp, handler, error } = &failed;
-        tracing::error!(
-            projection = self.place,
-            event_name = name,
-            event_id = %id,
-            position = tstamp,
-            handler,
-            error,
-            "a failing event is passed by, as the error policy says",
-        );
-        if self.until.is_some() {
-            self.passed_by.push(failed);
-        }
-        Ok(Step::Again)
     }
 }
 

@@ -1,0 +1,164 @@
+//! What becomes of an event that failed.
+
+use sqlx::{Postgres, Transaction};
+use uuid::Uuid;
+
+use super::{Plan, Runner, Step};
+use crate::error::ApplyError;
+use crate::event::StoredEvent;
+use crate::fingerprint;
+use crate::passing::Backoff;
+use crate::position::{self, FailedEvent, Place};
+use crate::share;
+use crate::transaction;
+
+/// The most events that a rebuild passes by: they are kept in memory until its rows are in place.
+const MOST_PASSED_BY: usize = 10_000;
+
+/// An event that failed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Suspect {
+    id: Uuid,
+    /// In how many transactions.
+    attempts: i32,
+    /// How often it was tried again, as the error policy says.
+    retries: u32,
+}
+
+impl Runner {
+    /// Event `at` of `events` failed, and its transaction is rolled back. Where others came before it, they are to be
+    /// committed without it first; where it was alone, it is tried again, passed by or recorded, as the error policy says.
+    pub(super) async fn failed(
+        &mut self,
+        from: i64,
+        events: &[StoredEvent],
+        at: usize,
+        error: &ApplyError,
+    ) -> sqlx::Result<Step> {
+        let event = &events[at];
+        let mut suspect = match self.plan.suspect {
+            Some(Suspect { id, attempts, retries }) if id == event.id => {
+                Suspect { id, attempts: attempts + 1, retries }
+            }
+            _ => Suspect { id: event.id, attempts: 1, retries: 0 },
+        };
+        let policies = self.options.error_policy;
+        let policy = if self.until.is_some() { policies.rebuild } else { policies.live };
+        let step = if at > 0 {
+            Some(Step::Again)
+        } else if suspect.retries < policy.retries {
+            let wait = Backoff::after(suspect.retries);
+            suspect.retries += 1;
+            self.meter.retries.inc();
+            let retry = format!("{} of {}", suspect.retries, policy.retries);
+            tracing::warn!(
+                projection = self.place,
+                event_name = &*event.name,
+                event_id = %event.id,
+                position = event.tstamp,
+                error = error.text(),
+                retry,
+                "an event failed; trying it again"
+            );
+            Some(Step::Later(wait))
+        } else {
+            None
+        };
+        self.plan = Plan { events: self.plan.events, bound: Some(at.max(1)), suspect: Some(suspect), ahead: None };
+        if let Some(step) = step {
+            return Ok(step);
+        }
+
+        let head = self.events_at.look(from).await?.map(|look| look.head);
+        let mut tx = transaction::begin(&self.pool).await?;
+        // Who has it just now may only have looked. To apply the event once more would bring rows once more where the
+        // handler has ended the transaction.
+        position::hold_place(&mut tx, self.place, self.partition_of).await?;
+        let place = self.lock(&mut tx, self.mode, head).await?;
+        let Some(place) =
+            place.filter(|place| place.position == from && !place.paused && (!place.failed || place.retry))
+        else {
+            // Another process took over meanwhile, or a reset: look again.
+            return Ok(Step::Again);
+        };
+        if !self.is_there(&mut tx, event).await? {
+            self.plan = Plan::default();
+            return Ok(Step::Again);
+        }
+        if place.of_another && !fingerprint::tell(&mut tx, self.definition).await? {
+            return Ok(Step::Later(share::YIELD));
+        }
+        let failed = FailedEvent {
+            id: event.id,
+            name: event.name.to_string(),
+            tstamp: event.tstamp,
+            handler: self.definition.handler(&event.name).to_owned(),
+            error: error.text(),
+        };
+        self.plan = Plan::default();
+        if policy.skip && error.is_of_the_event() && self.passed_by.len() < MOST_PASSED_BY {
+            self.pass_by(tx, &place, failed).await
+        } else {
+            self.stop_at(tx, from, failed, suspect.attempts).await
+        }
+    }
+
+    async fn stop_at(
+        &mut self,
+        mut tx: Transaction<'_, Postgres>,
+        from: i64,
+        failed: FailedEvent,
+        attempts: i32,
+    ) -> sqlx::Result<Step> {
+        let before = match self.events_at.other() {
+            Some(_) => Some(self.events_at.stands(failed.tstamp - 1).await?),
+            None => None,
+        };
+        position::record_failure(&mut tx, self.place, from, &failed, attempts, before).await?;
+        tx.commit().await?;
+        self.gather().await;
+        // Whoever fills a copy tells of it.
+        if self.until.is_none() {
+            self.meter.failures.inc();
+            let FailedEvent { id, name, tstamp, handler, error } = failed;
+            tracing::error!(
+                projection = self.place,
+                event_name = name,
+                event_id = %id,
+                position = tstamp,
+                handler,
+                attempts,
+                error,
+                "stopped at a failing event; after the fix: retry {}",
+                self.definition.name,
+            );
+        }
+        Ok(Step::Rest)
+    }
+
+    async fn pass_by(
+        &mut self,
+        mut tx: Transaction<'_, Postgres>,
+        place: &Place,
+        failed: FailedEvent,
+    ) -> sqlx::Result<Step> {
+        if self.until.is_none() {
+            position::record_skip(&mut tx, self.definition.name, &failed).await?;
+        }
+        self.finish(tx, place, failed.tstamp).await?;
+        let FailedEvent { id, name, tstamp, handler, error } = &failed;
+        tracing::error!(
+            projection = self.place,
+            event_name = name,
+            event_id = %id,
+            position = tstamp,
+            handler,
+            error,
+            "a failing event is passed by, as the error policy says",
+        );
+        if self.until.is_some() {
+            self.passed_by.push(failed);
+        }
+        Ok(Step::Again)
+    }
+}
