@@ -26,7 +26,7 @@ use crate::transaction;
 /// # struct BandCreated { name: String }
 /// # async fn example(pool: sqlx::PgPool) -> Result<(), projection_runtime::Error> {
 /// let store = EventStore::new(pool);
-/// let band = uuid::Uuid::new_v4();
+/// let band = uuid::Uuid::now_v7();
 /// let event = NewEvent::new(&BandCreated { name: "Torvaldzons".into() })?;
 /// let appended = store.append(band, ExpectedVersion::Exact(0), &[event]).await?;
 /// assert_eq!(appended.version, 1);

@@ -21,16 +21,19 @@ const FIRST: usize = 1000;
 const THEN: usize = 19_000;
 
 /// On a server of its own: nobody vacuums, so that dead rows can be counted, and the log is kept, so that it can be read.
-pub async fn measure(events: usize) -> anyhow::Result<Vec<Section>> {
-    let started = || {
-        let more = ["autovacuum=off", "wal_keep_size=4GB", "shared_preload_libraries=pg_stat_statements"];
-        PostgresServer::start_with("PG_BIN_DIR", &[&SETTINGS[..], &more].concat())
+pub async fn measure(events: usize, ordered_ids: bool, settings: &[String]) -> anyhow::Result<Vec<Section>> {
+    let more = ["autovacuum=off", "wal_keep_size=4GB", "shared_preload_libraries=pg_stat_statements"];
+    let all = SETTINGS.into_iter().chain(more).chain(settings.iter().map(String::as_str));
+    let all: Vec<String> = all.map(str::to_owned).collect();
+    let started = move || {
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        PostgresServer::start_with("PG_BIN_DIR", &all)
     };
     let server = tokio::task::spawn_blocking(started).await??;
     let pool = PgPoolOptions::new().max_connections(20).connect(&server.url("postgres")).await?;
     dancefinder_projections::MIGRATIONS.run(&pool).await?;
     sqlx::raw_sql("CREATE EXTENSION pg_stat_statements; CREATE EXTENSION pg_walinspect").execute(&pool).await?;
-    mix::fill(&pool, events, 0).await?;
+    mix::fill(&pool, Mix::new(1).with_ordered_ids(ordered_ids), events, 0).await?;
 
     let manager = ProjectionManager::new(pool.clone(), dancefinder_projections::projections())?;
     let began = Instant::now();
@@ -40,7 +43,7 @@ pub async fn measure(events: usize) -> anyhow::Result<Vec<Section>> {
     eprintln!("  {caught_up}");
     Ok(vec![
         on_the_disk(&pool, events).await?.note(&caught_up),
-        in_the_log(&pool, &manager, events).await?,
+        in_the_log(&pool, &manager, events, ordered_ids).await?,
         statements(&pool, &manager, events).await?,
     ])
 }
@@ -67,7 +70,12 @@ async fn on_the_disk(pool: &PgPool, events: usize) -> anyhow::Result<Section> {
     Ok(section)
 }
 
-async fn in_the_log(pool: &PgPool, manager: &ProjectionManager, events: usize) -> anyhow::Result<Section> {
+async fn in_the_log(
+    pool: &PgPool,
+    manager: &ProjectionManager,
+    events: usize,
+    ordered_ids: bool,
+) -> anyhow::Result<Section> {
     let head = [
         "beside 8 writers, an event an append",
         "bytes an event",
@@ -89,9 +97,9 @@ async fn in_the_log(pool: &PgPool, manager: &ProjectionManager, events: usize) -
         let before = dead(pool).await?;
         let live = async {
             let start = place(pool).await?;
-            append(pool, 2 * run, FIRST, &names).await?;
+            append(pool, (2 * run, ordered_ids), FIRST, &names).await?;
             let middle = place(pool).await?;
-            append(pool, 2 * run + 1, THEN, &names).await?;
+            append(pool, (2 * run + 1, ordered_ids), THEN, &names).await?;
             let end = place(pool).await?;
             anyhow::Ok([logged(pool, &start, &middle).await?, logged(pool, &middle, &end).await?])
         };
@@ -112,11 +120,16 @@ async fn in_the_log(pool: &PgPool, manager: &ProjectionManager, events: usize) -
 }
 
 /// Appends so many events by all writers at once; returns when the projections have passed them.
-async fn append(pool: &PgPool, seed: usize, events: usize, projections: &[&str]) -> anyhow::Result<()> {
+async fn append(
+    pool: &PgPool,
+    (seed, ordered_ids): (usize, bool),
+    events: usize,
+    projections: &[&str],
+) -> anyhow::Result<()> {
     let mut writers = JoinSet::new();
     for writer in 0..WRITERS {
         let store = EventStore::new(pool.clone());
-        let mix = Mix::new((1000 + WRITERS * seed + writer) as u64);
+        let mix = Mix::new((1000 + WRITERS * seed + writer) as u64).with_ordered_ids(ordered_ids);
         writers.spawn(async move {
             for made in mix.take(events / WRITERS) {
                 store.append(made.aggregate_id, ExpectedVersion::Any, &[made.event]).await?;

@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::{Parser, ValueEnum};
+use mix::Mix;
 use rebuild::{Rebuilt, Variant};
 use report::{Section, amount};
 use server::{Database, Server};
@@ -48,6 +49,12 @@ struct Args {
     /// Rounds of the rebuild.
     #[arg(long)]
     rounds: Option<usize>,
+    /// Of the capacity: aggregates' ids are UUIDs of version 7.
+    #[arg(long)]
+    ordered_ids: bool,
+    /// Of the capacity: a setting of the server, like `wal_compression=on`.
+    #[arg(long)]
+    setting: Vec<String>,
     /// A folder of other benchmarks' results, which join the tables: files of JSON lines.
     #[arg(long)]
     with: Option<PathBuf>,
@@ -155,7 +162,7 @@ async fn main() -> anyhow::Result<()> {
             if args.events.is_empty() { vec![if args.quick { SMALL } else { 1_000_000 }] } else { args.events.clone() };
         for events in sizes {
             eprintln!("capacity, {} events", amount(events));
-            sections.extend(capacity::measure(events).await?);
+            sections.extend(capacity::measure(events, args.ordered_ids, &args.setting).await?);
         }
     }
     if let Some(folder) = &args.with {
@@ -179,7 +186,7 @@ fn name(events: usize) -> String {
 async fn store(server: &Server, events: usize, rare: usize) -> anyhow::Result<Database> {
     let began = Instant::now();
     let db = server.database(&name(events)).await?;
-    mix::fill(&db.pool, events, rare).await?;
+    mix::fill(&db.pool, Mix::new(1), events, rare).await?;
     eprintln!("wrote {} events in {:.1?}", amount(events), began.elapsed());
     Ok(db)
 }

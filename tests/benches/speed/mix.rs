@@ -22,6 +22,7 @@ const FIRST: i64 = 1_700_000_000_000_000;
 /// Makes one event after another.
 pub struct Mix {
     rng: StdRng,
+    ordered_ids: bool,
     made: usize,
     names: u32,
     bands: VecDeque<Uuid>,
@@ -58,6 +59,7 @@ impl Mix {
     pub fn new(seed: u64) -> Self {
         Mix {
             rng: StdRng::seed_from_u64(seed),
+            ordered_ids: false,
             made: 0,
             names: 0,
             bands: VecDeque::new(),
@@ -66,7 +68,15 @@ impl Mix {
         }
     }
 
+    /// With aggregates' ids that are UUIDs of version 7, those of now, instead of random ones.
+    pub fn with_ordered_ids(self, ordered_ids: bool) -> Self {
+        Mix { ordered_ids, ..self }
+    }
+
     fn id(&mut self) -> Uuid {
+        if self.ordered_ids {
+            return Uuid::now_v7();
+        }
         Builder::from_random_bytes(self.rng.random()).into_uuid()
     }
 
@@ -154,11 +164,11 @@ fn keep<T>(last: &mut VecDeque<T>, new: T, most: usize) {
     last.push_back(new);
 }
 
-/// Writes so many events of the mix into an empty store, `rare` of another kind spread among them.
+/// Writes the first so many events into an empty store, `rare` of another kind spread among them.
 ///
 /// The triggers would take most of the time; what they promise holds also without them: growing `tstamp`s, and the
 /// next one is higher.
-pub async fn fill(pool: &PgPool, events: usize, rare: usize) -> sqlx::Result<()> {
+pub async fn fill(pool: &PgPool, mix: Mix, events: usize, rare: usize) -> sqlx::Result<()> {
     const COLUMNS: &str = "id, tstamp, aggregate_id, aggregate_name, sequence_no, name, data";
     let mut connection = pool.acquire().await?;
     sqlx::raw_sql("ALTER TABLE events DISABLE TRIGGER USER").execute(&mut *connection).await?;
@@ -166,7 +176,7 @@ pub async fn fill(pool: &PgPool, events: usize, rare: usize) -> sqlx::Result<()>
     let mut copy = connection.copy_in_raw(&copy).await?;
     let (mut ids, mut text, mut tstamp) = (StdRng::seed_from_u64(2), String::new(), FIRST);
     let every = events.checked_div(rare).unwrap_or(usize::MAX);
-    for (n, made) in Mix::new(1).take(events).enumerate() {
+    for (n, made) in mix.take(events).enumerate() {
         let between = (n % every == every / 2).then(|| {
             let aggregate = Aggregate { id: Builder::from_random_bytes(ids.random()).into_uuid(), version: 1 };
             Made::new(aggregate, &OriginAdded { name: "At my grandmother's house in the woods of Dalarna".to_owned() })
