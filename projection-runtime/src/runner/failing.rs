@@ -44,9 +44,11 @@ impl Runner {
         };
         let policies = self.options.error_policy;
         let policy = if self.until.is_some() { policies.rebuild } else { policies.live };
+        // What a handler has committed itself, another try would bring once more.
+        let tried_again = suspect.retries < policy.retries && !matches!(error, ApplyError::TransactionEnded);
         let step = if at > 0 {
             Some(Step::Again)
-        } else if suspect.retries < policy.retries {
+        } else if tried_again {
             let wait = Backoff::after(suspect.retries);
             suspect.retries += 1;
             self.meter.retries.inc();
@@ -71,8 +73,7 @@ impl Runner {
 
         let head = self.events_at.look(from).await?.map(|look| look.head);
         let mut tx = transaction::begin(&self.pool).await?;
-        // Who has it just now may only have looked. To apply the event once more would bring rows once more where the
-        // handler has ended the transaction.
+        // Whoever has it just now may only look: no reason for another try either.
         position::hold_place(&mut tx, self.place, self.partition_of).await?;
         let place = self.lock(&mut tx, self.mode, head).await?;
         let Some(place) =
