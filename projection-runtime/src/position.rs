@@ -33,8 +33,8 @@ pub(crate) struct Place {
     unchanged: bool,
     /// The session that has the row now.
     pub(crate) session: i32,
-    /// The first event before it that is to be passed by.
-    pub(crate) skipped: Option<Uuid>,
+    /// The next events that are to be passed by. Some may not be in the store, since it was restored.
+    pub(crate) skipped: Vec<Uuid>,
     /// It is written down that another program makes the rows, and not that this one does as well.
     pub(crate) of_another: bool,
     /// The transaction that has the row now.
@@ -164,9 +164,9 @@ async fn try_lock(
                 pg_backend_pid() AS session,
                 txid_current() AS transaction,
                 r.xmin = (SELECT s.xmin FROM readviews s WHERE s.name = r.name) AS unchanged,
-                (SELECT s.event_id FROM readview_skips s
+                ARRAY(SELECT s.event_id FROM readview_skips s
                  WHERE s.name = COALESCE(r.partition_of, r.name) AND s.tstamp > r.position
-                 ORDER BY s.tstamp LIMIT 1) AS skipped,
+                 ORDER BY s.tstamp LIMIT 100) AS skipped,
                 COALESCE((SELECT m.made_by->>'program' <> $4 AND NOT COALESCE(m.made_by->'others' ? $4, false)
                           FROM readviews m WHERE m.name = COALESCE(r.partition_of, r.name)), false) AS of_another,
                 CASE WHEN NOT $2 THEN set_config('synchronous_commit', 'off', true) END AS synchronous_commit,

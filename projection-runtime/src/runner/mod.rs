@@ -355,7 +355,7 @@ impl Runner {
         let size = self.plan.bound.unwrap_or(self.plan.events).min(most);
         let limit = PageLimit { events: size, ..self.options.batch };
         let mut page = self.page(&mut tx, mode, ahead, place.position, end, limit).await?;
-        if let Some(skipped) = page.events.iter().position(|event| place.skipped == Some(event.id)) {
+        if let Some(skipped) = page.events.iter().position(|event| place.skipped.contains(&event.id)) {
             if skipped == 0 {
                 let to = page.events[0].tstamp;
                 self.finish(tx, &place, to).await?;
