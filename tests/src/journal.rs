@@ -4,7 +4,7 @@ use projection_runtime::{
     DomainEvent, EventStore, ExpectedVersion, NewEvent, PgConnection, Recorded, Result, projection,
 };
 use serde::{Deserialize, Serialize};
-use sqlx::PgPool;
+use sqlx::{Connection, PgPool};
 use uuid::Uuid;
 
 /// Something happened.
@@ -31,6 +31,8 @@ pub enum Trouble {
     Deferred,
     /// End the transaction.
     Commit,
+    /// Try something in a savepoint, and roll back to it; then try something else, which succeeds.
+    Savepoint,
     /// Run into a lock time-out, until the lock is gone.
     Lock,
 }
@@ -76,6 +78,14 @@ impl Journal {
             }
             Some(Trouble::Commit) if !fixed => {
                 sqlx::query("COMMIT").execute(tx).await?;
+            }
+            Some(Trouble::Savepoint) => {
+                let mut savepoint = tx.begin().await?;
+                let _ = sqlx::query("SELECT 1 / 0").execute(&mut *savepoint).await;
+                drop(savepoint);
+                let mut savepoint = tx.begin().await?;
+                sqlx::query("INSERT INTO things (n) VALUES ($1)").bind(event.data.n).execute(&mut *savepoint).await?;
+                savepoint.commit().await?;
             }
             Some(Trouble::Lock) => {
                 sqlx::query("SET LOCAL lock_timeout = '20ms'").execute(&mut *tx).await?;

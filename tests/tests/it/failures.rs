@@ -92,6 +92,20 @@ async fn a_deferred_constraint() {
     stops_at(Trouble::Deferred, 500, "violates foreign key constraint").await;
 }
 
+/// A transaction of the handler's own, inside of the one that it was given, is a savepoint.
+#[tokio::test]
+async fn a_handler_with_savepoints() {
+    let db = TestDatabase::new().await;
+    journal::create(&db.pool).await;
+    let event = |n| Happened { n, trouble: (n == 5).then_some(Trouble::Savepoint) };
+    journal::append(&db.pool, (1..=10).map(event)).await;
+    let status = manager(&db).catch_up(|_| {}).await.unwrap();
+    assert_eq!(status.projection("journal").unwrap().state, State::Live);
+    assert_eq!(journal::entries(&db.pool).await, journal::recorded(&db.pool).await);
+    let things: Vec<i64> = sqlx::query_scalar("SELECT n FROM things").fetch_all(&db.pool).await.unwrap();
+    assert_eq!(things, [5]);
+}
+
 /// Its rows are there without the position. That cannot be taken back, but it is told, and goes no further.
 #[tokio::test]
 async fn a_handler_that_ends_the_transaction() {
