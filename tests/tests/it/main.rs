@@ -17,6 +17,7 @@ mod import;
 mod memory;
 
 mod metrics;
+mod offline;
 mod openapi;
 mod ordering;
 mod page;
