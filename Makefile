@@ -21,7 +21,7 @@ test:
 	cargo test --workspace
 
 # How fast it is beside a bare loop and the database's own limit, in a quarter of an hour: writes docs/benchmarks.md and its
-# chart. `make bench ARGS=--quick` takes two minutes and writes nothing. Each benchmark of one file adds a table.
+# chart. `make bench ARGS=--quick` takes three minutes and writes nothing. Each benchmark of one file adds a table.
 bench: BENCHES = $(basename $(notdir $(wildcard tests/benches/*.rs)))
 bench:
 	@$(call postgres,TEST_DATABASE_URL)
@@ -29,7 +29,7 @@ bench:
 	rm -rf target/bench && mkdir -p target/bench
 	cargo bench --package tests --no-run
 	for bench in $(BENCHES); do \
-		$(if $(findstring --quick,$(ARGS)),APPENDS=100) cargo bench --quiet --package tests --bench $$bench -- --json \
+		$(if $(findstring --quick,$(ARGS)),APPENDS=100 ROUNDS=1) cargo bench --quiet --package tests --bench $$bench -- --json \
 			>target/bench/$$bench.jsonl || exit 1; \
 	done
 	cargo bench --quiet --package tests --bench speed -- --with $(CURDIR)/target/bench --docs $(CURDIR)/docs $(ARGS)

@@ -1,7 +1,7 @@
 //! How fast a projection catches up in one loop, and in partitions, on one process and on two: a statement for each event,
 //! where a loop spends most of its time waiting for the server. `cargo bench -p tests --bench partitions`
 //!
-//! Each variant is run three times, in turn, and the rows are compared. `-- --json` prints JSON lines.
+//! Each variant is run three times, or `ROUNDS` times, in turn, and the rows are compared. `-- --json` prints JSON lines.
 
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
@@ -15,7 +15,6 @@ use sqlx::PgPool;
 use tests::TestDatabase;
 
 const EVENTS: i32 = 40_000;
-const ROUNDS: usize = 3;
 
 #[derive(Serialize, Deserialize, DomainEvent)]
 #[event(aggregate = "bench.Thing")]
@@ -111,7 +110,8 @@ async fn main() {
     .unwrap();
     let variants = [(1, 1), (1, 2), (2, 2), (4, 1), (4, 2)];
     let (mut took, mut made) = ([const { Vec::new() }; 5], None);
-    for _ in 0..ROUNDS {
+    let rounds: usize = std::env::var("ROUNDS").map_or(3, |rounds| rounds.parse().expect("ROUNDS"));
+    for _ in 0..rounds {
         for (variant, took) in variants.iter().zip(&mut took) {
             took.push(catch_up(&db, variant.0, variant.1).await);
             let rows = rows(&db.pool).await;
@@ -120,7 +120,7 @@ async fn main() {
     }
     let rates = took.map(|mut took| {
         took.sort();
-        f64::from(EVENTS) / took[ROUNDS / 2].as_secs_f64()
+        f64::from(EVENTS) / took[rounds / 2].as_secs_f64()
     });
     for ((partitions, processes), rate) in variants.iter().zip(&rates) {
         let what = format!(
