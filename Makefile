@@ -63,7 +63,8 @@ bugs:
 
 # What comes from outside, made up by libFuzzer, which needs a C++ compiler: each target for ten minutes, or for `MINUTES`,
 # or the one of `TARGET`. What is found lies in fuzz/artifacts; `fuzz/target/TRIPLE/release/TARGET FILE` repeats it.
-fuzz: MINUTES ?= 10
+# Exported, or GNU make 4.3 would take MINUTES of the environment from all the others as well.
+fuzz: export MINUTES ?= 10
 fuzz: TARGET ?= $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
 fuzz: TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p')
 fuzz: export RUSTFLAGS = --cfg fuzzing -Cpasses=sancov-module $(addprefix -Cllvm-args=-sanitizer-coverage-, \
