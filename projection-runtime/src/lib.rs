@@ -54,6 +54,7 @@ mod transaction;
 mod versions;
 mod wait;
 mod wake;
+mod warning;
 mod written;
 
 pub mod postgres_server;
@@ -321,6 +322,7 @@ pub use sqlx::PgConnection;
 pub use status::{Failure, PartitionStatus, ProjectionStatus, Rebuilding, RelayProgress, State, Status};
 pub use store::{Appended, EventStore, ExpectedVersion, Page, PageLimit};
 pub use transaction::begin;
+pub use warning::{Warning, WarningKind};
 
 /// What a handler returns: `Ok(())`, or any error, which `?` boxes.
 pub type Result<T = (), E = BoxError> = std::result::Result<T, E>;

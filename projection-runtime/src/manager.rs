@@ -28,6 +28,7 @@ use crate::share::Share;
 use crate::status::{self, State, Status};
 use crate::store::{EventStore, PageLimit};
 use crate::wake::{self, Wake};
+use crate::warning;
 
 /// How the projections are run.
 #[derive(Debug, Clone, Copy)]
@@ -92,6 +93,8 @@ pub struct Health {
     pub ready: bool,
     /// What is wrong, where it does not.
     pub problems: Vec<String>,
+    /// What endangers progress without stopping it, with its remedy.
+    pub warnings: Vec<String>,
 }
 
 /// Runs the projections of a set against a database.
@@ -371,7 +374,8 @@ impl ProjectionManager {
              FROM readview_rebuilds ORDER BY name",
         );
         let rebuilds = rebuilds.fetch_all(&mut *connection).await.map_err(doing())?;
-        Ok(Status { rebuilds, ..status::status(&self.projections, &rows, unknown, processes) })
+        let warnings = warning::find(&mut connection, &self.events_at, &rows).await.map_err(doing())?;
+        Ok(Status { warnings, rebuilds, ..status::status(&self.projections, &rows, unknown, processes) })
     }
 
     /// Whether this process, while it [runs](Self::run), does what it is there for: the database answers, every projection
@@ -409,7 +413,7 @@ impl ProjectionManager {
 
     /// The health that the status shows.
     pub(crate) fn judge(&self, status: Result<&Status, &String>) -> Health {
-        let mut problems = Vec::new();
+        let (mut problems, mut warnings) = (Vec::new(), Vec::new());
         match status {
             Err(error) => problems.push(error.clone()),
             Ok(status) => {
@@ -421,6 +425,10 @@ impl ProjectionManager {
                     let ours = !matches!(projection.state, State::Unknown | State::Paused { .. } | State::Astray);
                     ours && projection.seconds_behind > self.options.max_lag.as_secs_f64()
                 });
+                for warning in &status.warnings {
+                    let said = if warning.blocks_readiness { &mut problems } else { &mut warnings };
+                    said.push(warning.to_string());
+                }
                 problems.extend(late.map(|projection| {
                     let why = if projection.failure.is_some() { ", stopped at a failing event" } else { "" };
                     format!("{}: {:.0} s behind{why}", projection.name, projection.seconds_behind)
@@ -428,7 +436,7 @@ impl ProjectionManager {
             }
         }
         problems.extend(self.troubles().into_iter().map(|(name, trouble)| format!("{name}: {trouble}")));
-        Health { ready: problems.is_empty(), problems }
+        Health { ready: problems.is_empty(), problems, warnings }
     }
 
     /// The loops of this process that hang or are gone.

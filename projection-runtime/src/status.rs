@@ -8,6 +8,7 @@ use crate::fingerprint::Stale;
 use crate::position::Row;
 use crate::projection::ProjectionSet;
 use crate::rabbitmq::{RabbitMqProcess, relayed_to};
+use crate::warning::Warning;
 
 /// All projections.
 #[derive(Debug, Clone, Serialize)]
@@ -18,6 +19,8 @@ pub struct Status {
     pub projections: Vec<ProjectionStatus>,
     /// The names of events in the store that no projection handles or ignores.
     pub unknown_events: Vec<String>,
+    /// What stops or endangers progress beyond a projection's own state.
+    pub warnings: Vec<Warning>,
     /// The projections whose rows were made by other code, or for other tables.
     pub stale: Vec<Stale>,
     /// The projections that are being rebuilt or verified beside their live tables.
@@ -259,6 +262,7 @@ pub(crate) fn status(
         latest_event: rows.first().map_or(0, |row| row.latest_event),
         projections,
         unknown_events,
+        warnings: Vec::new(),
         stale: Vec::new(),
         rebuilds: Vec::new(),
         relays: relays.collect(),

@@ -12,6 +12,7 @@ use super::{App, said};
 use crate::metrics::registered;
 use crate::rabbitmq::ConnectionStatus;
 use crate::status::{State as Doing, Status};
+use crate::warning::WarningKind;
 
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
     let status = app.look.status().await;
@@ -124,6 +125,15 @@ fn of_projections(now: &Now, app: &App, status: &Status) {
         skipped.with_label_values(&[name]).set(number(projection.skipped_events));
         let matters = status.stale.iter().any(|stale| stale.projection == name && stale.matters());
         is_stale.with_label_values(&[name]).set(f64::from(u8::from(matters)));
+    }
+    let warnings = now.gauges(
+        "projection_warnings",
+        "How many things of this kind stop or endanger progress; the status names each with its remedy.",
+        &["kind"],
+    );
+    for kind in WarningKind::ALL {
+        let found = status.warnings.iter().filter(|warning| warning.kind == kind).count();
+        warnings.with_label_values(&[kind.name()]).set(number(i64::try_from(found).unwrap_or(i64::MAX)));
     }
     let unknown = "Names of events in the store that no projection handles or ignores.";
     now.gauge(

@@ -12,6 +12,7 @@ use crate::rabbitmq::{ConnectionStatus, RabbitMqProcess, RabbitMqStatus, Trouble
 use crate::rebuild::{ColumnDifference, Difference, RebuildProgress, RebuildStage, Side};
 use crate::schema::Check;
 use crate::status::{Failure, ProjectionStatus, Rebuilding, RelayProgress, State, Status};
+use crate::warning::Warning;
 
 /// Prints a line.
 macro_rules! say {
@@ -96,6 +97,10 @@ pub(super) fn status(service: &str, status: &Status) -> String {
         status.projections.iter().filter(|projection| projection.state == State::Astray)
     {
         text = format!("{text}\n\n{name}: {}", crate::events_at::astray(&format!("{service} rebuild {name}")));
+    }
+    for Warning { projection, problem, remedy, .. } in &status.warnings {
+        let subject = projection.as_deref().unwrap_or("event store");
+        text = format!("{text}\n\n{subject}: {problem}\n  {remedy}");
     }
     for projection in status.projections.iter().filter(|projection| projection.skipped_events > 0) {
         let (name, events) = (&projection.name, counted(projection.skipped_events, "event"));

@@ -201,7 +201,7 @@ function brokerTroubles(processes) {
 }
 
 /** The sentence at the top, how bad it is, and what to look at. */
-function verdict(all, general, broker) {
+function verdict(all, general, broker, warnings) {
   const ours = all.filter(({ standing }) => standing !== "unknown");
   const parts = [];
   for (const [name, [, , one, many]] of Object.entries(STANDINGS)) {
@@ -217,6 +217,10 @@ function verdict(all, general, broker) {
   if (general.length > 0) {
     sentences.unshift("The service is not well");
     for (const text of general) note("Service", "#footer", `: ${text}`, "bad");
+  }
+  for (const { projection, problem, remedy } of warnings.filter(({ blocks_readiness }) => !blocks_readiness)) {
+    const href = projection ? `#projection-${projection}` : "#footer";
+    note(projection ?? "Event store", href, `: ${problem}; ${remedy}`, "warn");
   }
   for (const view of all.filter(({ level }) => ["bad", "warn"].includes(level))) {
     note(view.name, `#projection-${view.name}`, noteText(view), view.level, view.icon);
@@ -450,7 +454,7 @@ function render() {
   if (status) {
     const all = views(status, service, history);
     const general = (service?.problems ?? []).filter((problem) => !all.some(({ name }) => isOf(name)(problem)));
-    if (!isOld) said = verdict(all, general, brokerTroubles(status.rabbitmq));
+    if (!isOld) said = verdict(all, general, brokerTroubles(status.rabbitmq), status.warnings);
     setChildren(byId("projections"), all, ({ name }) => name, newCard, renderProjection);
     renderBroker(status);
     byId("unknown").hidden = status.unknown_events.length === 0;
