@@ -36,6 +36,7 @@ mod incoming;
 mod manager;
 mod metrics;
 mod passing;
+mod pooler;
 mod position;
 mod probe;
 mod projection;

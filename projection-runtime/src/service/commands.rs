@@ -20,6 +20,7 @@ use crate::http::{About, Token};
 use crate::import::{ImportOptions, import as import_lines};
 use crate::manager::{ManagerOptions, ProjectionManager};
 use crate::passing::Backoff;
+use crate::pooler::{self, Pooling};
 use crate::rabbitmq::RabbitMqOptions;
 use crate::rebuild::{Difference, RebuildOptions, RebuildProgress};
 use crate::schema::{Check, Problem};
@@ -28,36 +29,64 @@ use crate::store::EventStore;
 impl Service {
     /// A pool for all that this service does; it connects when it is used.
     pub(super) fn pool(&self, url: &str) -> Result<PgPool, BoxError> {
-        self.pool_of(url, DATABASE_URL)
+        self.pool_of(url, DATABASE_URL, Session::Shared)
     }
 
-    fn pool_of(&self, url: &str, said_by: &str) -> Result<PgPool, BoxError> {
+    fn pool_of(&self, url: &str, said_by: &str, session: Session) -> Result<PgPool, BoxError> {
         let options = options_of(url, said_by)?.application_name(self.name);
-        Ok(PgPoolOptions::new()
+        let pool = PgPoolOptions::new()
             // A projection has two while it reads ahead.
             .max_connections(u32::try_from(2 * self.projections.loops() + 5).unwrap_or(u32::MAX))
-            .acquire_timeout(Duration::from_secs(10))
-            .after_connect(|connection, _| Box::pin(notice_loss(connection)))
-            .connect_lazy_with(options))
+            .acquire_timeout(Duration::from_secs(10));
+        Ok(match session {
+            Session::Own => pool.after_connect(|connection, _| Box::pin(notice_loss(connection))),
+            Session::Shared => pool,
+        }
+        .connect_lazy_with(options))
     }
 
-    /// The same, of a database that answers; why it does not, the pool would not say.
+    /// A manager over a database that answers, directly or through a pooler that this program can work with.
     async fn reached(&self, database: &Database) -> Result<ProjectionManager, BoxError> {
-        let manager = self.manager(database)?;
+        let manager = self.manager(database, Session::Shared)?;
         reach_both(&manager).await?;
+        usable(&manager, false).await?;
         Ok(manager)
     }
 
-    fn manager(&self, database: &Database) -> Result<ProjectionManager, BoxError> {
+    fn manager(&self, database: &Database, session: Session) -> Result<ProjectionManager, BoxError> {
         let url = database.url.as_deref().filter(|url| !url.is_empty()).ok_or_else(|| {
             Usage("no database: set DATABASE_URL or give --database-url, like postgres://user@host/database".to_owned())
         })?;
-        let manager = ProjectionManager::new(self.pool(url)?, self.projections.clone())?;
+        let manager = ProjectionManager::new(self.pool_of(url, DATABASE_URL, session)?, self.projections.clone())?;
         Ok(match database.events_url.as_deref().filter(|url| !url.is_empty()) {
-            Some(url) => manager.with_events(self.pool_of(url, "EVENTS_URL (or --events-url)")?),
+            Some(url) => manager.with_events(self.pool_of(url, "EVENTS_URL (or --events-url)", session)?),
             None => manager,
         })
     }
+}
+
+/// Whether a connection has a session of the server for itself: only then is anything set for the session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Session {
+    Own,
+    Shared,
+}
+
+/// An error if a pooler before one of the databases breaks what this program needs of it.
+async fn usable(manager: &ProjectionManager, listens: bool) -> Result<(), BoxError> {
+    for pool in [Some(manager.pool()), manager.events_at().other()].into_iter().flatten() {
+        let options = pool.connect_options();
+        // The pool reports trouble with the database itself.
+        let detecting = tokio::time::timeout(Duration::from_secs(10), pooler::detect(&options));
+        let Ok(Ok(pooling)) = detecting.await else { continue };
+        let problem = match pooling {
+            Pooling::Transaction { keeps_statements: false } => pooler::NO_STATEMENTS,
+            Pooling::Transaction { .. } if listens => pooler::NO_LISTEN,
+            _ => continue,
+        };
+        return Err(format!("{}: {problem}", place(&options)).into());
+    }
+    Ok(())
 }
 
 /// Has the server notice within 11 s that this process is cut off, instead of hours: until then the projections whose rows
@@ -181,7 +210,8 @@ pub(super) async fn run(
 ) -> Result<(), BoxError> {
     let token = token(http)?;
     let listener = listen(http).await?;
-    let mut manager = service.manager(database)?;
+    let session = if options.listen { Session::Own } else { Session::Shared };
+    let mut manager = service.manager(database, session)?;
     if let Some(url) = &broker.amqp_url {
         let mut options = rabbitmq(service, url, broker.amqp_ca.as_deref())?;
         options.exchange.clone_from(&broker.amqp_exchange);
@@ -209,7 +239,7 @@ pub(super) async fn run(
         tokio::spawn(crate::http::serve(listener, manager.clone(), about, token, stop.clone().cancelled_owned()))
     });
     let fits = tokio::select! {
-        fits = fits(service, &manager) => fits.map(|()| true),
+        fits = fits(service, &manager, options.listen) => fits.map(|()| true),
         () = &mut shutdown => Ok(false),
     };
     if let Ok(true) = fits {
@@ -294,9 +324,10 @@ async fn listen(http: &Endpoint) -> Result<Option<TcpListener>, BoxError> {
 }
 
 /// Waits for the database, and sees that it is what the projections need.
-async fn fits(service: &Service, manager: &ProjectionManager) -> Result<(), BoxError> {
+async fn fits(service: &Service, manager: &ProjectionManager, listens: bool) -> Result<(), BoxError> {
     let mut backoff = Backoff::default();
     loop {
+        usable(manager, listens).await?;
         match checked(service, manager).await {
             Ok(check) if check.problems.is_empty() => return Ok(()),
             Ok(check) => {
@@ -389,7 +420,7 @@ pub(super) async fn status(service: &Service, database: &Database, json: bool) -
 
 /// The status, again and again. Where the database is away, that is shown instead, until it is back.
 pub(super) async fn watch(service: &Service, database: &Database) -> Result<(), BoxError> {
-    let manager = service.manager(database)?;
+    let manager = service.manager(database, Session::Shared)?;
     let shutdown = shutdown()?;
     tokio::pin!(shutdown);
     loop {
