@@ -12,7 +12,7 @@ use crate::transaction;
 /// Stops all processes from applying the projection's events; the transaction under way is waited for.
 pub(crate) async fn pause(pool: &PgPool, definition: &Definition, by: &str) -> Result<(), Error> {
     let doing = || Error::database(format!("pausing `{}`", definition.name));
-    let mut tx = transaction::begin(pool).await.map_err(doing())?;
+    let mut tx = transaction::begin_bounded(pool).await.map_err(doing())?;
     position::create(&mut tx, definition.name, definition.partitions).await.map_err(doing())?;
     position::hold(&mut tx, definition.name).await.map_err(doing())?;
     // Who paused it first stays.
@@ -27,7 +27,7 @@ pub(crate) async fn pause(pool: &PgPool, definition: &Definition, by: &str) -> R
 /// Lets it go on. An error where it was not paused.
 pub(crate) async fn resume(pool: &PgPool, definition: &Definition, by: &str) -> Result<(), Error> {
     let doing = || Error::database(format!("resuming `{}`", definition.name));
-    let mut tx = transaction::begin(pool).await.map_err(doing())?;
+    let mut tx = transaction::begin_bounded(pool).await.map_err(doing())?;
     position::hold(&mut tx, definition.name).await.map_err(doing())?;
     let resumed = sqlx::query(
         "UPDATE readviews SET paused_at = NULL, paused_by = NULL WHERE $1 IN (name, partition_of) AND paused_at IS NOT NULL
@@ -59,7 +59,7 @@ pub(crate) async fn skip(
     if reason.trim().is_empty() {
         return Err(Error::NoReason);
     }
-    let mut tx = transaction::begin(pool).await.map_err(doing())?;
+    let mut tx = transaction::begin_bounded(pool).await.map_err(doing())?;
     let failing = failing(&mut tx, projection).await.map_err(doing())?;
     let Some((place, _)) = failing.iter().find(|(_, at)| *at == event) else {
         let Some((_, at)) = failing.first() else { return Err(Error::NotFailed { projection }) };

@@ -132,9 +132,31 @@ pub enum Error {
         /// How long it was waited.
         timeout: std::time::Duration,
     },
-    /// A rebuild, or a verification, of the projection is under way already.
-    #[error("a rebuild or verification of `{projection}` is under way already: wait for it, or end it")]
+    /// A rebuild, a verification, a reset or an undo of the projection is under way.
+    #[error("another rebuild, verification, reset or undo of `{projection}` is under way: wait for it, or end it")]
     RebuildUnderWay {
+        /// The projection.
+        projection: &'static str,
+    },
+    /// The position of the projection moved back while its rows were being rebuilt or verified.
+    #[error(
+        "the position of `{projection}` moved back to {position} while its events were applied again, up to {filled}; \
+         nothing was changed. Was it changed by hand? Start again"
+    )]
+    PositionMovedBack {
+        /// The projection.
+        projection: &'static str,
+        /// The position now.
+        position: i64,
+        /// The position up to which the shadow tables were filled.
+        filled: i64,
+    },
+    /// The shadow tables of a rebuild, or a verification, were dropped meanwhile.
+    #[error(
+        "the shadow tables of `{projection}` are gone: another session dropped them during the rebuild; the live tables \
+         are untouched. Start again"
+    )]
+    ShadowTablesGone {
         /// The projection.
         projection: &'static str,
     },

@@ -19,6 +19,7 @@ use sqlx::{AssertSqlSafe, PgConnection, PgPool, Postgres, SqlSafeStr, SqlStr};
 use crate::error::describe;
 use crate::passing::is_passing;
 use crate::position::Row;
+use crate::transaction;
 
 /// How long a question may take. While it is asked, the row of a projection is locked in the other database, which sees
 /// nothing of trouble here; and it is less than a loop may take before it is said to hang.
@@ -165,7 +166,11 @@ impl EventsAt {
              CROSS JOIN LATERAL events_after(position) a
              ORDER BY place",
         );
-        let told: Vec<(i64, i64, f64, bool)> = self.ask(asking.bind(positions).fetch_all(pool)).await?;
+        let asking = async {
+            let mut tx = transaction::begin_with(pool, transaction::SNAPSHOT_3S).await?;
+            asking.bind(positions).fetch_all(&mut *tx).await
+        };
+        let told: Vec<(i64, i64, f64, bool)> = self.ask(asking).await?;
         for (row, (latest, events, seconds, astray)) in rows.iter_mut().zip(told) {
             (row.latest_event, row.events_behind, row.seconds_behind) = (latest, events, seconds);
             row.astray = astray;

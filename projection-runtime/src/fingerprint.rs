@@ -298,7 +298,7 @@ pub(crate) async fn all_stale(
 pub(crate) async fn settle(pool: &PgPool, events_at: &EventsAt, set: &ProjectionSet) -> sqlx::Result<Vec<Stale>> {
     let mut matter = Vec::new();
     for definition in set.definitions() {
-        let mut tx = transaction::begin(pool).await?;
+        let mut tx = transaction::begin_bounded(pool).await?;
         position::create(&mut tx, definition.name, definition.partitions).await?;
         let mut found = found(&mut tx, events_at, definition).await?;
         if let Found::Unsettled { .. } = found {

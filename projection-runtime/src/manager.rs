@@ -27,6 +27,7 @@ use crate::schema::{self, Check, Problem};
 use crate::share::Share;
 use crate::status::{self, State, Status};
 use crate::store::{EventStore, PageLimit};
+use crate::transaction;
 use crate::wake::{self, Wake};
 use crate::warning;
 
@@ -119,6 +120,8 @@ pub struct ProjectionManager {
     metrics: Metrics,
     share: Share,
     probe: Probe,
+    /// Starts the transaction in which a status is read.
+    snapshot: &'static str,
 }
 
 impl ProjectionManager {
@@ -141,6 +144,7 @@ impl ProjectionManager {
             metrics,
             share,
             probe: Probe::default(),
+            snapshot: transaction::SNAPSHOT,
         })
     }
 
@@ -299,7 +303,7 @@ impl ProjectionManager {
     /// The projections whose rows were made by other code, or for other tables.
     pub async fn stale(&self) -> Result<Vec<Stale>, Error> {
         let doing = || Error::database("comparing what made the rows");
-        let mut connection = self.pool.acquire().await.map_err(doing())?;
+        let mut connection = transaction::begin_with(&self.pool, self.snapshot).await.map_err(doing())?;
         fingerprint::all_stale(&mut connection, &self.events_at, &self.projections).await.map_err(doing())
     }
 
@@ -357,7 +361,7 @@ impl ProjectionManager {
 
     async fn positions(&self) -> Result<Status, Error> {
         let doing = || Error::database("reading the positions");
-        let mut connection = self.pool.acquire().await.map_err(doing())?;
+        let mut connection = transaction::begin_with(&self.pool, self.snapshot).await.map_err(doing())?;
         let names: Vec<_> = self.projections.definitions().map(|definition| definition.name).collect();
         let mut rows = position::rows(&mut connection, &names).await.map_err(doing())?;
         self.events_at.tell(&mut rows).await.map_err(doing())?;
@@ -390,9 +394,9 @@ impl ProjectionManager {
     /// How long that of the events may, where it is another one: less, so that it is known which of them does not answer.
     const EVENTS_ANSWER: Duration = Duration::from_secs(2);
 
-    /// The same, over other connections.
+    /// The same, over other connections, for statuses that nobody waits for after [`ANSWERS`](Self::ANSWERS).
     pub(crate) fn with_pool(self, pool: PgPool) -> Self {
-        ProjectionManager { pool, ..self }
+        ProjectionManager { pool, snapshot: transaction::SNAPSHOT_3S, ..self }
     }
 
     /// The same, with the events over other connections; it says which database does not answer.

@@ -10,6 +10,7 @@ use crate::fingerprint;
 use crate::passing::{Backoff, is_passing};
 use crate::position;
 use crate::projection::{AnyProjection, ProjectionSet};
+use crate::rebuild::exclude_rebuild;
 use crate::schema::foreign_keys;
 use crate::transaction;
 
@@ -25,11 +26,12 @@ pub(crate) async fn reset(
     loop {
         let doing = || format!("reset of `{}`", definition.name);
         match attempt(pool, set, projection).await {
-            Ok(blocked) if blocked.is_empty() => {
+            Ok(Attempt::Done) => {
                 tracing::info!(projection = definition.name, "reset: tables emptied, position 0");
                 return Ok(());
             }
-            Ok(blocked) => return Err(Error::ResetRefused { projection: definition.name, blocked }),
+            Ok(Attempt::Blocked(blocked)) => return Err(Error::ResetRefused { projection: definition.name, blocked }),
+            Ok(Attempt::RebuildUnderWay) => return Err(Error::RebuildUnderWay { projection: definition.name }),
             Err(error) if is_passing(&error) && started.elapsed() < patience => {
                 tracing::debug!(error = %error, "reset: trying again");
                 tokio::time::sleep(backoff.next()).await;
@@ -46,14 +48,21 @@ fn is_locked(error: &sqlx::Error) -> bool {
     error.as_database_error().is_some_and(|error| error.code().is_some_and(|code| code == "55P03"))
 }
 
-/// One transaction: done, or the foreign keys that forbid it.
-async fn attempt(
-    pool: &PgPool,
-    set: &ProjectionSet,
-    projection: &Arc<dyn AnyProjection>,
-) -> sqlx::Result<Vec<ForeignKey>> {
+/// What became of one transaction.
+enum Attempt {
+    Done,
+    /// The foreign keys that forbid it.
+    Blocked(Vec<ForeignKey>),
+    RebuildUnderWay,
+}
+
+async fn attempt(pool: &PgPool, set: &ProjectionSet, projection: &Arc<dyn AnyProjection>) -> sqlx::Result<Attempt> {
     let definition = projection.definition();
-    let mut tx = transaction::begin(pool).await?;
+    let mut tx = transaction::begin_bounded(pool).await?;
+    // A rebuild that goes on would find the position behind what it has applied.
+    if !exclude_rebuild(&mut tx, definition.name).await? {
+        return Ok(Attempt::RebuildUnderWay);
+    }
     position::create(&mut tx, definition.name, definition.partitions).await?;
 
     // The row first: a batch under way ends, and none begins. Nobody queues up behind a row lock, so it may wait.
@@ -63,7 +72,7 @@ async fn attempt(
     sqlx::query("SELECT 1 FROM readviews WHERE name = $1 FOR UPDATE").bind(definition.name).execute(&mut *tx).await?;
     let blocked = foreign_keys(&mut tx, set, definition).await?;
     if !blocked.is_empty() {
-        return Ok(blocked);
+        return Ok(Attempt::Blocked(blocked));
     }
     // Behind a TRUNCATE that waits for a long reader every new reader queues up: give up early and come back.
     sqlx::query("SET LOCAL lock_timeout = '250ms'").execute(&mut *tx).await?;
@@ -72,5 +81,5 @@ async fn attempt(
     sqlx::query("SELECT pg_notify('readviews', $1)").bind(definition.name).execute(&mut *tx).await?;
     fingerprint::record(&mut tx, definition).await?;
     tx.commit().await?;
-    Ok(Vec::new())
+    Ok(Attempt::Done)
 }

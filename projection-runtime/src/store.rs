@@ -222,7 +222,7 @@ pub(crate) async fn append_alone(
     events: &[NewEvent],
 ) -> Result<Appended, Error> {
     let doing = || Error::database(appending(aggregate_id));
-    let mut tx = transaction::begin(pool).await.map_err(doing())?;
+    let mut tx = transaction::begin_bounded(pool).await.map_err(doing())?;
     let appended = EventStore::append_in(&mut tx, aggregate_id, expected, events).await?;
     tx.commit().await.map_err(doing())?;
     Ok(appended)

@@ -1,17 +1,34 @@
-//! How a transaction begins.
+//! How a transaction starts, and what it states about itself.
+//!
+//! A connection may come from a pooler, and a role may have settings of its own. So whatever the runtime's transactions
+//! depend on is stated by the transaction: its isolation level, its time-outs, its search path. Nothing is set for a
+//! session, and locks last for a transaction: behind a pooler in transaction mode both would reach other clients.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
-use sqlx::{PgPool, Postgres, Transaction};
+use sqlx::{PgConnection, PgPool, Postgres, SqlSafeStr, SqlStr, Transaction};
 use tokio::runtime::Handle;
 
-/// Begins a transaction over a connection of the pool, like [`PgPool::begin`], and may be dropped at any time: by a
+/// Starts each of the runtime's own transactions.
+///
+/// The loops depend on READ COMMITTED: the statement after one that has waited for a lock must see what was committed
+/// meanwhile. The time-out bounds for how long a process that is frozen, or cut off, keeps a projection from the others.
+const BOUNDED: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = '30s'";
+
+/// Starts a transaction that only reads, from one snapshot.
+pub(crate) const SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+/// The same, for answers that nobody waits for after 3 s.
+pub(crate) const SNAPSHOT_3S: &str =
+    "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = '3s'";
+
+/// Starts a transaction over a connection of the pool, like [`PgPool::begin`], and may be dropped at any time: by a
 /// time-out, by a `select!`, with the request of a client that has gone.
 ///
-/// Where `PgPool::begin` of sqlx 0.8.4 to 0.9.0 is dropped while it waits for the answer of the server, the connection goes
+/// If `PgPool::begin` of sqlx 0.8.4 to 0.9.0 is dropped while it waits for the answer of the server, the connection goes
 /// back to the pool with the transaction open, and nobody knows: what is written over it next, outside of a
-/// transaction, is lost without an error (<https://github.com/launchbadge/sqlx/issues/4393>, mended after 0.9.0).
+/// transaction, is lost without an error (<https://github.com/launchbadge/sqlx/issues/4393>, fixed after 0.9.0).
 ///
 /// ```no_run
 /// # use projection_runtime::{EventStore, ExpectedVersion, NewEvent};
@@ -27,15 +44,73 @@ pub async fn begin(pool: &PgPool) -> sqlx::Result<Transaction<'static, Postgres>
     begin_with(pool, "BEGIN").await
 }
 
-/// The same by this statement.
-pub(crate) async fn begin_with(pool: &PgPool, statement: &'static str) -> sqlx::Result<Transaction<'static, Postgres>> {
-    let pool = pool.clone();
+/// Starts one of the runtime's own transactions: READ COMMITTED, with a bound on the time that it may be idle.
+pub(crate) async fn begin_bounded(pool: &PgPool) -> sqlx::Result<Transaction<'static, Postgres>> {
+    begin_with(pool, BOUNDED).await
+}
+
+/// Starts a transaction by these statements, sent in one round trip.
+pub(crate) async fn begin_with(
+    pool: &PgPool,
+    statements: impl SqlSafeStr,
+) -> sqlx::Result<Transaction<'static, Postgres>> {
+    let (pool, statements) = (pool.clone(), statements.into_sql_str());
     #[expect(clippy::disallowed_methods, reason = "this is the place")]
-    let begun = async move { pool.begin_with(statement).await };
+    let begun = async move { pool.begin_with(statements).await };
     ToItsEnd(Some(Box::pin(begun))).await
 }
 
-/// A future that goes on in a task of its own where it is dropped; what it returns to nobody is dropped: rolled back.
+/// The statements that start a bounded transaction over a shadow schema.
+///
+/// The names without a schema are those of the shadow schema, and what it does not have is found as otherwise. The lock
+/// keeps the schema from being dropped; if it is gone already, the transaction does not start, so that no handler ever
+/// reaches a live table in its place.
+pub(crate) async fn beginning_in_schema(connection: &mut PgConnection, schema: &str) -> sqlx::Result<SqlStr> {
+    let text: String = sqlx::query_scalar(
+        "SELECT format(
+             'SELECT set_config(''search_path'', %L, true); LOCK TABLE %I.readviews IN ACCESS SHARE MODE',
+             concat_ws(', ', quote_ident($1), NULLIF(current_setting('search_path'), '')), $1
+         )",
+    )
+    .bind(schema)
+    .fetch_one(connection)
+    .await?;
+    // Safe: the database has quoted the schema's name and the path.
+    Ok(sqlx::AssertSqlSafe(format!("{BOUNDED}; {text}")).into_sql_str())
+}
+
+/// Lifts the time-outs that a role may have set, for the statements of a transaction that take as long as there are rows.
+/// If the client is gone, the server notices within a second.
+pub(crate) async fn allow_long_statements(tx: &mut PgConnection) -> sqlx::Result<()> {
+    sqlx::query(
+        "SELECT set_config(s.name, CASE s.name WHEN 'client_connection_check_interval' THEN '1s' ELSE '0' END, true)
+         FROM pg_settings s
+         -- `transaction_timeout` since PostgreSQL 17; the check exists on Linux only.
+         WHERE s.name IN ('statement_timeout', 'transaction_timeout')
+            OR s.name = 'client_connection_check_interval' AND version() LIKE '%linux%'",
+    )
+    .execute(tx)
+    .await
+    .map(drop)
+}
+
+/// Runs `work`, and meanwhile keeps the transaction from being ended as an idle one.
+pub(crate) async fn keep_alive<T>(tx: &mut PgConnection, work: impl Future<Output = T>) -> sqlx::Result<T> {
+    let keep = async {
+        loop {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            if let Err(error) = sqlx::query("SELECT 1").execute(&mut *tx).await {
+                return error;
+            }
+        }
+    };
+    tokio::select! {
+        done = work => Ok(done),
+        error = keep => Err(error),
+    }
+}
+
+/// A future that goes on in a task of its own if it is dropped; what it returns to nobody is dropped: rolled back.
 struct ToItsEnd<F: Future<Output: Send> + Send + 'static>(Option<Pin<Box<F>>>);
 
 impl<F: Future<Output: Send> + Send + 'static> Future for ToItsEnd<F> {

@@ -6,6 +6,7 @@ use sqlx::PgPool;
 
 use crate::error::Error;
 use crate::passing::is_passing;
+use crate::transaction;
 
 /// Between two looks: growing, since most waits are short.
 const LONGEST: Duration = Duration::from_millis(50);
@@ -23,8 +24,9 @@ pub(crate) async fn wait_for(pool: &PgPool, names: &[&str], position: i64, timeo
              LEFT JOIN readviews r USING (name) WHERE COALESCE(r.position, 0) < $2 ORDER BY place",
         )
         .bind(names)
-        .bind(position)
-        .fetch_all(pool);
+        .bind(position);
+        let asking =
+            async { asking.fetch_all(&mut *transaction::begin_with(pool, transaction::SNAPSHOT_3S).await?).await };
         // The pool may take longer to say that there is no connection; one look there is in any case.
         let patience = timeout.saturating_sub(started.elapsed()).max(LEAST);
         let behind: sqlx::Result<Vec<String>> =

@@ -1,7 +1,7 @@
 //! Asks the database where the projections stand: once a second at the most, for all who ask, however many.
 //!
 //! What must hold: whatever the database does, and whoever goes away before the answer, the projections find their
-//! connections free. So it has connections of its own, whose statements end by themselves.
+//! connections free. So it has connections of its own, and its statements end by themselves.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,13 +33,6 @@ impl Look {
             PgPoolOptions::new()
                 .max_connections(CONNECTIONS)
                 .acquire_timeout(ProjectionManager::ANSWERS)
-                .after_connect(|connection, _| {
-                    Box::pin(async move {
-                        let sql = "SELECT set_config('statement_timeout', $1, false)";
-                        let most = format!("{}s", ProjectionManager::ANSWERS.as_secs());
-                        sqlx::query(sql).bind(most).execute(connection).await.map(drop)
-                    })
-                })
                 .connect_lazy_with(pool.connect_options().as_ref().clone())
         };
         let here = pool(manager.pool());

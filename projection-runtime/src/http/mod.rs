@@ -124,6 +124,8 @@ impl Error {
             | Error::NotTheFailingEvent { .. }
             | Error::ResetRefused { .. }
             | Error::RebuildUnderWay { .. }
+            | Error::PositionMovedBack { .. }
+            | Error::ShadowTablesGone { .. }
             | Error::OtherPartitions { .. }
             | Error::RebuildRefused { .. } => StatusCode::CONFLICT,
             error if error.is_passing() => StatusCode::SERVICE_UNAVAILABLE,

@@ -144,7 +144,7 @@ impl Relay {
             Some(head) => head,
             None => store::flushed_head(&self.pool).await?,
         };
-        let mut tx = transaction::begin(&self.pool).await?;
+        let mut tx = transaction::begin_bounded(&self.pool).await?;
         let Some(place) = position::lock(&mut tx, &self.row, None, Mode::default(), "", elsewhere).await? else {
             let created = position::create(&mut tx, &self.row, &[]).await?;
             tx.commit().await?;

@@ -4,8 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sqlx::postgres::PgPoolOptions;
-use sqlx::{ConnectOptions, Connection, Executor, PgConnection, PgPool};
-
+use sqlx::{ConnectOptions, Executor, PgConnection, PgPool, Postgres, Transaction};
 use uuid::Uuid;
 
 use super::fill::Filler;
@@ -15,10 +14,14 @@ use crate::manager::ManagerOptions;
 use crate::projection::{AnyProjection, Definition};
 use crate::transaction;
 
-/// A copy, and the session that nobody else's rebuild of the projection gets by.
+/// The shadow tables of a rebuild, and what it takes to fill them.
 pub(super) struct Copy {
-    /// Holds the advisory lock of the projection's rebuild. What is replaced is replaced by this session.
-    pub(super) connection: PgConnection,
+    /// Connections of the rebuild's own: for its locks, for the loops that fill the tables, for what it compares and
+    /// replaces.
+    pub(super) pool: PgPool,
+    /// An open transaction whose advisory locks exclude a reset, an undo and another rebuild of the projection, and a reset
+    /// of those that it comes `after`, for as long as the rebuild takes.
+    guard: Transaction<'static, Postgres>,
     pub(super) filler: Filler,
     pub(super) beside: Beside,
 }
@@ -93,62 +96,75 @@ impl Copy {
     ) -> Result<Copy, Error> {
         let definition = projection.definition();
         let doing = || Error::database(format!("making a copy of the tables of `{}`", definition.name));
-        // Its own: a lock of a session goes with it. Its statements take as long as there are rows.
-        let quiet = pool.connect_options().as_ref().clone().disable_statement_logging();
-        let mut connection = PgConnection::connect_with(&quiet).await.map_err(doing())?;
-        if !lock(&mut connection, definition.name).await.map_err(doing())? {
+        let pool_of_copy = pool_of_copy(pool, definition.places().count());
+        let mut guard = transaction::begin_bounded(&pool_of_copy).await.map_err(doing())?;
+        if !guard_rebuild(&mut guard, definition).await.map_err(doing())? {
             return Err(Error::RebuildUnderWay { projection: definition.name });
         }
-        // What its handlers look up is not emptied meanwhile.
-        let sql = "SELECT pg_advisory_lock_shared(hashtext('projection looked up'), hashtext(name))
-                   FROM UNNEST($1::text[]) AS name";
-        sqlx::query(sql).bind(definition.after).execute(&mut connection).await.map_err(doing())?;
         let refusals: Vec<Refusal> = sqlx::query_as(include_str!("refusals.sql"))
             .bind(definition.tables)
-            .fetch_all(&mut connection)
+            .fetch_all(&mut *guard)
             .await
             .map_err(doing())?;
         if !refusals.is_empty() {
             return Err(Error::RebuildRefused { projection: definition.name, refusals });
         }
         let beside = Beside::copy(definition);
-        make_schema(&mut connection, &beside).await.map_err(doing())?;
-        let path = search_path(&mut connection, &beside).await.map_err(doing())?;
-        let copy = pool_with(pool, path, definition.places().count() + 1);
-        let filler = Filler::new(pool.clone(), events_at, copy, projection, options);
-        Ok(Copy { connection, filler, beside })
+        let mut tx = transaction::begin_bounded(&pool_of_copy).await.map_err(doing())?;
+        make_schema(&mut tx, &beside).await.map_err(doing())?;
+        let beginning = transaction::beginning_in_schema(&mut tx, &beside.schema).await.map_err(doing())?;
+        tx.commit().await.map_err(doing())?;
+        let filler = Filler::new(pool.clone(), events_at, (pool_of_copy.clone(), beginning), projection, options);
+        Ok(Copy { pool: pool_of_copy, guard, filler, beside })
+    }
+
+    /// An error if the locks are lost, because the server has ended the session that holds them.
+    pub(super) async fn is_guarded(&mut self) -> sqlx::Result<()> {
+        sqlx::query("SELECT 1").execute(&mut *self.guard).await.map(drop)
     }
 
     /// Removes what is left of it. Where that fails, the next start does so.
-    pub(super) async fn remove(mut self) {
-        self.filler.close().await;
+    pub(super) async fn remove(self) {
         let removed = async {
-            let mut tx = self.connection.begin().await?;
+            let mut tx = transaction::begin_bounded(&self.pool).await?;
             self.beside.drop(&mut tx).await?;
             tx.commit().await?;
-            // In good order, so that its lock is gone.
-            self.connection.close().await
+            // In good order, so that its locks are gone.
+            self.guard.rollback().await
         };
         if let Err(error) = removed.await {
             let error = crate::error::describe(&error);
             tracing::warn!(projection = self.beside.name(), error, "the copy is left, and removed at the next start");
         }
+        self.pool.close().await;
     }
 }
 
-/// A session's lock: it ends with whoever rebuilds, however that ends.
-async fn lock(connection: &mut PgConnection, name: &str) -> sqlx::Result<bool> {
-    // So that the server sees that also while a statement is under way.
-    let check = "SELECT set_config(name, '1s', false) FROM pg_settings
-                 WHERE name = 'client_connection_check_interval' AND version() LIKE '%linux%'";
-    sqlx::query(check).execute(&mut *connection).await?;
-    let sql = "SELECT pg_try_advisory_lock(hashtext('projection rebuild'), hashtext($1))";
+/// Acquires the locks of a rebuild for this transaction, which then may be idle until the rebuild is done. `false`:
+/// another rebuild, a verification, a reset or an undo of the projection is under way.
+async fn guard_rebuild(guard: &mut PgConnection, definition: &Definition) -> sqlx::Result<bool> {
+    sqlx::query("SET LOCAL idle_in_transaction_session_timeout = 0").execute(&mut *guard).await?;
+    transaction::allow_long_statements(guard).await?;
+    if !exclude_rebuild(guard, definition.name).await? {
+        return Ok(false);
+    }
+    // What its handlers look up is not emptied meanwhile.
+    let sql = "SELECT pg_advisory_xact_lock_shared(hashtext('projection looked up'), hashtext(name))
+               FROM UNNEST($1::text[]) AS name";
+    sqlx::query(sql).bind(definition.after).execute(guard).await?;
+    Ok(true)
+}
+
+/// Excludes rebuilds, verifications, resets and undos of the projection until the transaction ends. `false`: one of them is
+/// under way.
+pub(crate) async fn exclude_rebuild(tx: &mut PgConnection, name: &str) -> sqlx::Result<bool> {
+    let sql = "SELECT pg_try_advisory_xact_lock(hashtext('projection rebuild'), hashtext($1))";
     let started = Instant::now();
     loop {
-        if sqlx::query_scalar(sql).bind(name).fetch_one(&mut *connection).await? {
+        if sqlx::query_scalar(sql).bind(name).fetch_one(&mut *tx).await? {
             return Ok(true);
         }
-        // The server may still be about to see the end of the one before.
+        // If the one before was killed, the server may be about to see that.
         if started.elapsed() > Duration::from_secs(3) {
             return Ok(false);
         }
@@ -156,40 +172,28 @@ async fn lock(connection: &mut PgConnection, name: &str) -> sqlx::Result<bool> {
     }
 }
 
-async fn make_schema(connection: &mut PgConnection, beside: &Beside) -> sqlx::Result<()> {
-    let mut tx = connection.begin().await?;
+async fn make_schema(tx: &mut PgConnection, beside: &Beside) -> sqlx::Result<()> {
     // Of one that was killed.
-    beside.drop(&mut tx).await?;
-    beside.tell_scripts(&mut tx).await?;
+    beside.drop(tx).await?;
+    beside.tell_scripts(tx).await?;
     tx.execute(include_str!("copy.sql")).await?;
     sqlx::query("INSERT INTO readview_rebuilds (name, schema, stage) VALUES ($1, $2, 'filling')")
         .bind(beside.name())
         .bind(&beside.schema)
-        .execute(&mut *tx)
-        .await?;
-    tx.commit().await
+        .execute(tx)
+        .await
+        .map(drop)
 }
 
-/// Names without a schema are the copy's, and where that has none, what they are otherwise.
-async fn search_path(connection: &mut PgConnection, beside: &Beside) -> sqlx::Result<String> {
-    let sql = "SELECT quote_ident($1) || ', ' || current_setting('search_path')";
-    sqlx::query_scalar(sql).bind(&beside.schema).fetch_one(connection).await
-}
-
-/// Connections like those of the pool, with another search path.
-fn pool_with(pool: &PgPool, path: String, connections: usize) -> PgPool {
-    let path = Arc::new(path);
+/// Connections like those of the pool, for as many loops.
+fn pool_of_copy(pool: &PgPool, loops: usize) -> PgPool {
+    // One more for the guard, one for what is compared and replaced, one for the snapshot of a verification, and one to
+    // spare.
+    let connections = u32::try_from(loops + 4).unwrap_or(u32::MAX);
     PgPoolOptions::new()
-        .max_connections(u32::try_from(connections).unwrap_or(u32::MAX))
+        .max_connections(connections)
         .acquire_timeout(Duration::from_secs(10))
-        .after_connect(move |connection, _| {
-            let path = Arc::clone(&path);
-            Box::pin(async move {
-                let sql = "SELECT set_config('search_path', $1, false)";
-                sqlx::query(sql).bind(&*path).execute(connection).await.map(drop)
-            })
-        })
-        .connect_lazy_with(pool.connect_options().as_ref().clone())
+        .connect_lazy_with(pool.connect_options().as_ref().clone().disable_statement_logging())
 }
 
 /// Sweeps until nothing is left: what looks as if someone was at work with it may be left a moment later.
@@ -212,7 +216,7 @@ pub(crate) async fn sweep(pool: &PgPool) -> sqlx::Result<usize> {
     let left: Vec<(String, String)> =
         sqlx::query_as("SELECT name, schema FROM readview_rebuilds ORDER BY name").fetch_all(pool).await?;
     for (name, schema) in left {
-        let mut tx = transaction::begin(pool).await?;
+        let mut tx = transaction::begin_bounded(pool).await?;
         // Of the transaction; the same lock.
         let sql = "SELECT pg_try_advisory_xact_lock(hashtext('projection rebuild'), hashtext($1))";
         if sqlx::query_scalar(sql).bind(&name).fetch_one(&mut *tx).await? {

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use sqlx::PgPool;
+use sqlx::error::DatabaseError;
+use sqlx::{PgPool, Postgres, SqlStr, Transaction};
 
 use super::{RebuildProgress, RebuildStage};
 use crate::error::Error;
@@ -15,6 +16,7 @@ use crate::passing::{Backoff, is_passing};
 use crate::position::{self, FailedEvent};
 use crate::projection::{AnyProjection, Definition};
 use crate::runner::{Runner, Step};
+use crate::transaction;
 
 /// Whom progress is told.
 type Progress<'a> = &'a mut (dyn FnMut(RebuildProgress) + Send);
@@ -23,7 +25,9 @@ pub(super) struct Filler {
     live: PgPool,
     events_at: EventsAt,
     copy: PgPool,
-    definition: &'static Definition,
+    /// The statements that start a transaction in the shadow schema.
+    beginning: SqlStr,
+    pub(super) definition: &'static Definition,
     /// One for each partition, where there are any.
     runners: Vec<Runner>,
     patience: Duration,
@@ -41,19 +45,22 @@ impl Filler {
     pub(super) fn new(
         live: PgPool,
         events_at: &EventsAt,
-        copy: PgPool,
+        (copy, beginning): (PgPool, SqlStr),
         projection: &Arc<dyn AnyProjection>,
         options: ManagerOptions,
     ) -> Self {
         let definition = projection.definition();
-        let runner =
-            |place| Runner::beside(copy.clone(), projection.clone(), place, options).with_events(events_at.clone());
+        let runner = |place| {
+            let shadow = (copy.clone(), beginning.clone());
+            Runner::beside(shadow, projection.clone(), place, options).with_events(events_at.clone())
+        };
         let runners = definition.places().map(runner).collect();
         let told = RebuildProgress { stage: RebuildStage::Filling, events: 0, total: 0 };
         Filler {
             live,
             events_at: events_at.clone(),
             copy,
+            beginning,
             definition,
             runners,
             patience: options.reset_patience,
@@ -67,7 +74,11 @@ impl Filler {
     pub(super) async fn fill(&mut self, progress: Progress<'_>) -> Result<(), Error> {
         let Definition { name, partitions, .. } = *self.definition;
         if !partitions.is_empty() {
-            let placed = async { position::restart(&mut *self.copy.acquire().await?, name, partitions, 0).await };
+            let placed = async {
+                let mut tx = self.begin().await?;
+                position::restart(&mut tx, name, partitions, 0).await?;
+                tx.commit().await
+            };
             placed.await.map_err(self.doing())?;
         }
         let mut from = 0;
@@ -136,7 +147,7 @@ impl Filler {
                 Ok(Step::Later(wait)) => wait,
                 Ok(Step::Elsewhere) => Duration::from_millis(50),
                 Err(error) if is_passing(&error) && since.elapsed() < self.patience => backoff.next(),
-                Err(error) => return Err(self.doing()(error)),
+                Err(error) => return Err(self.failed(error).await),
             };
             turns.push(turn(runner, wait));
         }
@@ -146,12 +157,12 @@ impl Filler {
 
     /// It came to its end, unless it stopped at an event.
     async fn filled(&self) -> Result<(), Error> {
-        let failure: Option<(String, uuid::Uuid, i64, String, String)> = sqlx::query_as(
-            "SELECT event_name, event_id, tstamp, handler, error FROM readview_failures ORDER BY tstamp LIMIT 1",
-        )
-        .fetch_optional(&self.copy)
-        .await
-        .map_err(self.doing())?;
+        let looking = async {
+            let sql =
+                "SELECT event_name, event_id, tstamp, handler, error FROM readview_failures ORDER BY tstamp LIMIT 1";
+            sqlx::query_as(sql).fetch_optional(&mut *self.begin().await?).await
+        };
+        let failure: Option<(String, uuid::Uuid, i64, String, String)> = looking.await.map_err(self.doing())?;
         match failure {
             None => Ok(()),
             Some((event, id, tstamp, handler, error)) => {
@@ -189,8 +200,30 @@ impl Filler {
         }
     }
 
-    pub(super) async fn close(&self) {
-        self.copy.close().await;
+    /// The position of each loop, in their order.
+    pub(super) async fn positions(&self) -> sqlx::Result<Vec<i64>> {
+        let places: Vec<_> = self.definition.places().collect();
+        let sql = "SELECT COALESCE(r.position, 0) FROM UNNEST($1::text[]) WITH ORDINALITY AS place (name, nr)
+                   LEFT JOIN readviews r USING (name) ORDER BY nr";
+        sqlx::query_scalar(sql).bind(places).fetch_all(&mut *self.begin().await?).await
+    }
+
+    /// A transaction in the shadow schema.
+    async fn begin(&self) -> sqlx::Result<Transaction<'static, Postgres>> {
+        transaction::begin_with(&self.copy, self.beginning.clone()).await
+    }
+
+    /// Why the shadow tables cannot be filled.
+    async fn failed(&self, error: sqlx::Error) -> Error {
+        // A transaction in the schema does not start if the schema is not there.
+        let is_missing = error.as_database_error().and_then(DatabaseError::code).is_some_and(|code| code == "42P01");
+        let sql = "SELECT EXISTS (SELECT FROM pg_namespace n JOIN readview_rebuilds r ON r.schema = n.nspname
+                                  WHERE r.name = $1)";
+        let projection = self.definition.name;
+        if is_missing && let Ok(false) = sqlx::query_scalar(sql).bind(projection).fetch_one(&self.live).await {
+            return Error::ShadowTablesGone { projection };
+        }
+        self.doing()(error)
     }
 
     fn doing(&self) -> impl FnOnce(sqlx::Error) -> Error {

@@ -26,9 +26,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
+use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 
-pub(crate) use copy::{sweep, sweep_at_start};
+pub(crate) use copy::{exclude_rebuild, sweep, sweep_at_start};
 pub use difference::{ColumnDifference, Difference, KeyColumn, RowDifference, Side, TableDifference};
 
 use crate::error::Error;
@@ -42,6 +42,7 @@ use crate::projection::{AnyProjection, Definition};
 use crate::transaction;
 use copy::{Beside, Copy};
 use difference::{apply, compare};
+use fill::Filler;
 
 /// How far a rebuild or a verification has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -153,22 +154,21 @@ impl Rebuild<'_> {
     }
 
     async fn verify(&mut self, copy: &mut Copy) -> Result<Difference, Error> {
-        let Copy { connection, filler, beside } = copy;
+        let Copy { pool, filler, beside, .. } = copy;
         let doing = || Error::database(format!("verifying `{}`", beside.name()));
         // The live position is held for the moment that the last events and a snapshot take; then it moves on.
-        let mut hold = connection.begin().await.map_err(doing())?;
+        let mut hold = begin(pool).await.map_err(doing())?;
         let live = hold_positions(&mut hold, beside.definition).await.map_err(doing())?;
         let Some(positions) = &live.partitions else {
             return Err(Error::OtherPartitions { projection: beside.name() });
         };
         let position = live.position;
-        filler.fill_to(positions, self.progress).await?;
-        let options = self.pool.connect_options().as_ref().clone().disable_statement_logging();
-        let mut look = PgConnection::connect_with(&options).await.map_err(doing())?;
-        let mut look = look.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ").await.map_err(doing())?;
-        sqlx::query("SELECT 1").execute(&mut *look).await.map_err(doing())?;
+        not_ahead(filler, positions).await?;
+        transaction::keep_alive(&mut hold, filler.fill_to(positions, self.progress)).await.map_err(doing())??;
+        let mut look = transaction::begin_with(pool, COMPARING).await.map_err(doing())?;
+        transaction::allow_long_statements(&mut look).await.map_err(doing())?;
         hold.rollback().await.map_err(doing())?;
-        wake(connection, beside.name()).await.map_err(doing())?;
+        wake(&mut *pool.acquire().await.map_err(doing())?, beside.name()).await.map_err(doing())?;
         filler.tell(RebuildStage::Comparing, self.progress).await;
         let difference = compare(&mut look, beside, position, false).await.map_err(doing())?;
         look.rollback().await.map_err(doing())?;
@@ -176,11 +176,11 @@ impl Rebuild<'_> {
     }
 
     async fn rebuild(&mut self, copy: &mut Copy, options: RebuildOptions) -> Result<Difference, Error> {
-        let Copy { connection, filler, beside } = copy;
-        let doing = || Error::database(doing(beside.name()));
-        let mut tx = connection.begin().await.map_err(doing())?;
-        let live = hold_positions(&mut tx, beside.definition).await.map_err(doing())?;
+        let Copy { pool, filler, beside, .. } = &mut *copy;
         let Definition { name, partitions: ours, .. } = *beside.definition;
+        let doing = || Error::database(doing(name));
+        let mut tx = begin(pool).await.map_err(doing())?;
+        let live = hold_positions(&mut tx, beside.definition).await.map_err(doing())?;
         let position = self.events_at.stands(live.position).await.map_err(doing())?;
         let mut positions = live.partitions;
         for live in positions.iter().flatten() {
@@ -193,7 +193,8 @@ impl Rebuild<'_> {
         // does not have their events any more.
         let goes_on = positions.is_some();
         let positions = positions.unwrap_or_else(|| vec![position; ours.len().max(1)]);
-        filler.fill_to(&positions, self.progress).await?;
+        not_ahead(filler, &positions).await?;
+        transaction::keep_alive(&mut tx, filler.fill_to(&positions, self.progress)).await.map_err(doing())??;
         filler.tell(RebuildStage::Comparing, self.progress).await;
         let difference = compare(&mut tx, beside, position, true).await.map_err(doing())?;
         filler.tell(RebuildStage::Replacing, self.progress).await;
@@ -213,9 +214,31 @@ impl Rebuild<'_> {
         // With the rows, so that nothing of it is left whenever this ends.
         beside.drop(&mut tx).await.map_err(doing())?;
         self.probe.at(Moment::Replaced).await;
+        copy.is_guarded().await.map_err(doing())?;
         tx.commit().await.map_err(doing())?;
-        tracing::info!(projection = beside.name(), position, differed = difference.tables(), "rebuilt");
+        tracing::info!(projection = name, position, differed = difference.tables(), "rebuilt");
         Ok(difference)
+    }
+}
+
+/// Starts the transaction of a comparison: all that it reads is of one snapshot.
+const COMPARING: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ; SET LOCAL idle_in_transaction_session_timeout = '1min'";
+
+/// A transaction whose statements take as long as there are rows.
+async fn begin(pool: &PgPool) -> sqlx::Result<Transaction<'static, Postgres>> {
+    let mut tx = transaction::begin_bounded(pool).await?;
+    transaction::allow_long_statements(&mut tx).await?;
+    Ok(tx)
+}
+
+/// An error if the shadow tables have rows of events that the projection has not passed. The locks of the rebuild exclude
+/// a reset and an undo, but not a position that is changed by hand.
+async fn not_ahead(filler: &Filler, positions: &[i64]) -> Result<(), Error> {
+    let projection = filler.definition.name;
+    let filled = filler.positions().await.map_err(Error::database(doing(projection)))?;
+    match positions.iter().zip(filled).find(|(position, filled)| filled > position) {
+        Some((&position, filled)) => Err(Error::PositionMovedBack { projection, position, filled }),
+        None => Ok(()),
     }
 }
 
@@ -228,7 +251,7 @@ async fn until_there(copy: &mut Copy, patience: Duration) -> Result<(), Error> {
                WHERE own.name = $1 AND COALESCE(r.position, 0) < own.position";
     let started = Instant::now();
     loop {
-        let behind = sqlx::query_as(sql).bind(name).bind(after).fetch_all(&mut copy.connection).await;
+        let behind = sqlx::query_as(sql).bind(name).bind(after).fetch_all(&copy.pool).await;
         let behind: Vec<(String, i64)> = behind.map_err(Error::database(doing(name)))?;
         let Some(&(_, position)) = behind.first() else { return Ok(()) };
         if started.elapsed() > patience {
@@ -257,7 +280,10 @@ fn doing(name: &str) -> String {
 /// Puts the rows back that the last rebuild with `keep_old` replaced; the projection goes on from where it was then.
 pub(crate) async fn undo(pool: &PgPool, definition: &'static Definition) -> Result<Difference, Error> {
     let doing = || Error::database(format!("undoing the rebuild of `{}`", definition.name));
-    let mut tx = transaction::begin(pool).await.map_err(doing())?;
+    let mut tx = begin(pool).await.map_err(doing())?;
+    if !exclude_rebuild(&mut tx, definition.name).await.map_err(doing())? {
+        return Err(Error::RebuildUnderWay { projection: definition.name });
+    }
     let kept = Beside::kept(definition);
     sqlx::query("SET LOCAL lock_timeout = '10s'").execute(&mut *tx).await.map_err(doing())?;
     position::not_looked_up(&mut tx, definition.name).await.map_err(doing())?;

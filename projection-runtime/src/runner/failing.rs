@@ -10,7 +10,6 @@ use crate::fingerprint;
 use crate::passing::Backoff;
 use crate::position::{self, FailedEvent, Place};
 use crate::share;
-use crate::transaction;
 
 /// The most events that a rebuild passes by: they are kept in memory until its rows are in place.
 const MOST_PASSED_BY: usize = 10_000;
@@ -72,7 +71,7 @@ impl Runner {
         }
 
         let head = self.events_at.look(from).await?.map(|look| look.head);
-        let mut tx = transaction::begin(&self.pool).await?;
+        let mut tx = self.begin().await?;
         // Whoever has it just now may only look: no reason for another try either.
         position::hold_place(&mut tx, self.place, self.partition_of).await?;
         let place = self.lock(&mut tx, self.mode, head).await?;

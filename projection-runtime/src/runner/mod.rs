@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::future::{Either, select};
-use sqlx::{PgConnection, PgPool, Postgres, Transaction};
+use sqlx::{PgConnection, PgPool, Postgres, SqlStr, Transaction};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
@@ -55,6 +55,8 @@ use reading::Ahead;
 
 pub(crate) struct Runner {
     pool: PgPool,
+    /// The statements that start a transaction over shadow tables.
+    beginning: Option<SqlStr>,
     events_at: EventsAt,
     /// The position that was found last.
     found: i64,
@@ -161,6 +163,7 @@ impl Runner {
         let mode = Mode { synchronous_commit: options.synchronous_commit, custom_plans };
         Runner {
             pool,
+            beginning: None,
             events_at: EventsAt::default(),
             found: 0,
             projection,
@@ -198,9 +201,9 @@ impl Runner {
         self
     }
 
-    /// One that fills a copy of the projection's tables: the connections of `pool` see that instead of them.
+    /// Fills shadow tables: `beginning` starts a transaction that sees them instead of the live ones.
     pub(crate) fn beside(
-        pool: PgPool,
+        (pool, beginning): (PgPool, SqlStr),
         projection: Arc<dyn AnyProjection>,
         place: &'static str,
         options: ManagerOptions,
@@ -210,6 +213,7 @@ impl Runner {
         let unseen = Metrics::unseen();
         let meter = unseen.meter(projection.definition().name);
         Runner {
+            beginning: Some(beginning),
             until: Some(0),
             partition_of: None,
             ..Runner::new(pool, projection, place, options, false, Wake::new(unseen), meter)
@@ -323,7 +327,7 @@ impl Runner {
         // Not kept where there is nothing to read.
         let spare = std::mem::take(&mut self.spare);
         let look = self.events_at.look(self.found).await?;
-        let mut tx = transaction::begin(&self.pool).await?;
+        let mut tx = self.begin().await?;
         let head = look.map(|look| look.head);
         // The page is read by a plan of its own.
         let reads = ahead.is_none() && self.events_at.other().is_none();
@@ -488,6 +492,13 @@ impl Runner {
         }
     }
 
+    async fn begin(&self) -> sqlx::Result<Transaction<'static, Postgres>> {
+        match &self.beginning {
+            None => transaction::begin_bounded(&self.pool).await,
+            Some(statements) => transaction::begin_with(&self.pool, statements.clone()).await,
+        }
+    }
+
     async fn lock(&self, tx: &mut PgConnection, mode: Mode, head: Option<i64>) -> sqlx::Result<Option<Place>> {
         position::lock(tx, self.place, self.partition_of, mode, &self.program, head).await
     }
@@ -515,7 +526,7 @@ impl Runner {
     async fn elsewhere(&self, tx: Transaction<'_, Postgres>) -> sqlx::Result<Step> {
         // Without its locks: who makes the row may be waiting for them.
         tx.rollback().await?;
-        let mut tx = transaction::begin(&self.pool).await?;
+        let mut tx = self.begin().await?;
         let created = position::create(&mut tx, self.definition.name, self.definition.partitions).await?;
         tx.commit().await?;
         Ok(if created { Step::Again } else { Step::Elsewhere })
