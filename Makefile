@@ -13,6 +13,7 @@ test: export RUSTDOCFLAGS = -D warnings
 test:
 	@$(call postgres,TEST_DATABASE_URL)
 	@$(rabbitmq)
+	@$(pgbouncer)
 	@$(chromium)
 	@$(promtool)
 	cargo fmt --all --check
@@ -125,6 +126,14 @@ echo "Docker, or set TEST_AMQP_URL to a broker that runs, like amqp://guest:gues
 exit 1
 endef
 
+# The pooler that the tests connect through.
+define pgbouncer
+if [ -n "$$PGBOUNCER" ] || [ -x /usr/sbin/pgbouncer ] || command -v pgbouncer >/dev/null; then exit 0; fi; \
+$(call install,PgBouncer,pgbouncer,true,systemctl disable -q pgbouncer); \
+echo "error: no PgBouncer was found. Install it (apt-get install pgbouncer, brew install pgbouncer), or set PGBOUNCER" >&2; \
+exit 1
+endef
+
 # The browser that looks at the status page.
 define chromium
 if [ -n "$$CHROMIUM" ] || command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
@@ -156,8 +165,9 @@ if [ -f /etc/debian_version ] && $$as true 2>/dev/null; then \
 	installed=1; \
 	trap '[ -z "$$ours" ] || $$as rm -f $$policy; $$as sh -c "$(4)" >/dev/null 2>&1; exit $$installed' EXIT INT TERM HUP; \
 	$$as sh -c "$(3)"; \
-	$$as apt-get update -q && \
-		$$as env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(2); \
+	wait="-o DPkg::Lock::Timeout=600"; \
+	until $$as apt-get update -q || [ "$$((tries = $${tries:-0} + 1))" -ge 30 ]; do sleep 10; done; \
+	$$as env DEBIAN_FRONTEND=noninteractive apt-get install $$wait -q -y --no-install-recommends $(2); \
 	installed=$$?; \
 	exit $$installed; \
 fi

@@ -8,6 +8,9 @@
 //! What a machine leaves out cannot be found: time, fairness, other tables' locks, and that the database does what its
 //! manual says. `cargo test -p tests --test model -- --nocapture --test-threads 1` prints the tables.
 
+#[path = "model/rebuild.rs"]
+mod rebuild;
+
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::iter::successors;

@@ -216,7 +216,10 @@ impl Filler {
     /// Why the shadow tables cannot be filled.
     async fn failed(&self, error: sqlx::Error) -> Error {
         // A transaction in the schema does not start if the schema is not there.
-        let is_missing = error.as_database_error().and_then(DatabaseError::code).is_some_and(|code| code == "42P01");
+        let is_missing = error
+            .as_database_error()
+            .and_then(DatabaseError::code)
+            .is_some_and(|code| ["3F000", "42P01"].contains(&&*code));
         let sql = "SELECT EXISTS (SELECT FROM pg_namespace n JOIN readview_rebuilds r ON r.schema = n.nspname
                                   WHERE r.name = $1)";
         let projection = self.definition.name;

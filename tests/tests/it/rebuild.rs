@@ -24,7 +24,7 @@ async fn filled(seed: u64, events: usize) -> (TestDatabase, ProjectionManager) {
     (db, manager)
 }
 
-async fn append(pool: &PgPool, history: &mut History, events: usize) {
+pub async fn append(pool: &PgPool, history: &mut History, events: usize) {
     let mut tx = pool.begin().await.unwrap();
     for _ in 0..events {
         let (aggregate, event) = history.next_event();
@@ -34,7 +34,7 @@ async fn append(pool: &PgPool, history: &mut History, events: usize) {
 }
 
 /// So many dances, in one transaction.
-async fn dances(pool: &PgPool, events: i32) {
+pub async fn dances(pool: &PgPool, events: i32) {
     sqlx::query(
         "INSERT INTO events (aggregate_id, aggregate_name, sequence_no, name, data, recorded_at)
          SELECT gen_random_uuid(), 'domain.Event', 1, 'EventCreated',
@@ -48,7 +48,7 @@ async fn dances(pool: &PgPool, events: i32) {
     .unwrap();
 }
 
-async fn execute(pool: &PgPool, sql: &str) -> u64 {
+pub async fn execute(pool: &PgPool, sql: &str) -> u64 {
     sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))
         .execute(pool)
         .await
@@ -56,7 +56,7 @@ async fn execute(pool: &PgPool, sql: &str) -> u64 {
         .rows_affected()
 }
 
-async fn scalar<T>(pool: &PgPool, sql: &str) -> T
+pub async fn scalar<T>(pool: &PgPool, sql: &str) -> T
 where
     T: Send + Unpin + for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
 {
@@ -64,7 +64,7 @@ where
 }
 
 /// Schemas beside the usual ones, and rows of rebuilds.
-async fn left(pool: &PgPool) -> Vec<String> {
+pub async fn left(pool: &PgPool) -> Vec<String> {
     let sql = "SELECT nspname::text FROM pg_namespace WHERE nspname !~ '^pg_|^information_schema$|^public$'
                UNION ALL SELECT name || ', ' || stage FROM readview_rebuilds";
     sqlx::query_scalar(sql).fetch_all(pool).await.unwrap()

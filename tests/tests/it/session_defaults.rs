@@ -1,0 +1,89 @@
+//! Defaults of a database or a role that change how statements behave: the runtime states what it depends on.
+
+use std::time::Duration;
+
+use projection_runtime::{EventStore, ExpectedVersion, ProjectionManager, RebuildOptions};
+use sqlx::postgres::PgPoolOptions;
+use sqlx::{AssertSqlSafe, PgPool};
+use tests::history::History;
+use tests::{TestDatabase, eventually, fold, running};
+
+async fn with_defaults(defaults: &[&str]) -> (TestDatabase, PgPool) {
+    let db = TestDatabase::new().await;
+    let name: String = sqlx::query_scalar("SELECT current_database()").fetch_one(&db.pool).await.unwrap();
+    for default in defaults {
+        let sql = AssertSqlSafe(format!("ALTER DATABASE {name} SET {default}"));
+        sqlx::query(sql).execute(&db.pool).await.unwrap();
+    }
+    let pool = PgPoolOptions::new().max_connections(20).connect(&db.url).await.unwrap();
+    (db, pool)
+}
+
+/// Appends, applies, rebuilds, verifies, undoes and resets, with loops of two processes beside.
+async fn everything(defaults: &[&str]) {
+    let (db, pool) = with_defaults(defaults).await;
+    let managers =
+        [(); 2].map(|()| ProjectionManager::new(pool.clone(), dancefinder_projections::projections()).unwrap());
+    let manager = &managers[0];
+    let running: Vec<_> = managers.iter().map(running).collect();
+    let store = EventStore::new(pool.clone());
+    let mut history = History::new(51);
+    let mut appends = tokio::task::JoinSet::new();
+    for _ in 0..600 {
+        let (aggregate, event) = history.next_event();
+        let store = store.clone();
+        appends.spawn(async move { store.append(aggregate, ExpectedVersion::Any, &[event]).await });
+    }
+    while let Some(appended) = appends.join_next().await {
+        appended.unwrap().unwrap_or_else(|error| panic!("{defaults:?}: {error}"));
+    }
+    super::rebuild::append(&pool, &mut history, 300).await;
+    let head = store.head().await.unwrap();
+    let names: Vec<_> = manager.projections().definitions().map(|definition| definition.name).collect();
+    manager.wait_for(&names, head, Duration::from_secs(30)).await.unwrap();
+    for name in &names {
+        let told = |error| panic!("{name}, {defaults:?}: {error}");
+        let rebuilt =
+            manager.rebuild(name, RebuildOptions::default().keep_old(), &mut |_| {}).await.unwrap_or_else(told);
+        assert!(rebuilt.is_none(), "{name}, {defaults:?}: {rebuilt}");
+        assert!(manager.verify(name, &mut |_| {}).await.unwrap_or_else(told).is_none());
+        manager.undo_rebuild(name).await.unwrap_or_else(told);
+        manager.reset_projection(name).await.unwrap_or_else(|error| panic!("{name}, {defaults:?}: {error}"));
+    }
+    eventually("all is applied again", Duration::from_secs(30), || async {
+        manager.status().await.unwrap().projections.iter().all(|projection| projection.position >= head)
+    })
+    .await;
+    let health = manager.health().await;
+    assert!(health.ready, "{defaults:?}: {health:?}");
+    for (stop, task) in running {
+        stop.cancel();
+        task.await.unwrap();
+    }
+    fold::assert_equal(&db.pool).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn isolation_levels() {
+    for level in ["repeatable read", "serializable"] {
+        everything(&[&format!("default_transaction_isolation = '{level}'")]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn formats_and_time_outs() {
+    everything(&[
+        "DateStyle = 'SQL, DMY'",
+        "TimeZone = 'America/St_Johns'",
+        "IntervalStyle = 'sql_standard'",
+        "bytea_output = 'escape'",
+        "extra_float_digits = 0",
+        "standard_conforming_strings = off",
+        "lock_timeout = '5s'",
+        "idle_in_transaction_session_timeout = '200ms'",
+        "statement_timeout = '20s'",
+        "jit = on",
+        "enable_indexscan = off",
+    ])
+    .await;
+}
