@@ -233,9 +233,9 @@ async fn begin(pool: &PgPool) -> sqlx::Result<Transaction<'static, Postgres>> {
 
 /// An error if the shadow tables have rows of events that the projection has not passed. The locks of the rebuild exclude
 /// a reset and an undo, but not a position that is changed by hand.
-async fn not_ahead(filler: &Filler, positions: &[i64]) -> Result<(), Error> {
-    let projection = filler.definition.name;
-    let filled = filler.positions().await.map_err(Error::database(doing(projection)))?;
+async fn not_ahead(shadow: &Filler, positions: &[i64]) -> Result<(), Error> {
+    let projection = shadow.definition.name;
+    let filled = shadow.positions().await.map_err(Error::database(doing(projection)))?;
     match positions.iter().zip(filled).find(|(position, filled)| filled > position) {
         Some((&position, filled)) => Err(Error::PositionMovedBack { projection, position, filled }),
         None => Ok(()),

@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures_util::TryFutureExt;
-use futures_util::future::join_all;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
@@ -17,15 +15,17 @@ use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use super::TcpRelay;
+use super::operations::{self, Operation, Operations};
+use super::writers::Writers;
 use crate::error::Error;
+use crate::error_policy::ErrorPolicy;
 use crate::event::NewEvent;
 use crate::manager::{ManagerOptions, ProjectionManager};
 use crate::postgres_server::{PostgresServer, StopMode};
 use crate::probe::{Moment, Probe};
-use crate::projection::ProjectionSet;
+use crate::projection::{Definition, ProjectionSet};
 use crate::rabbitmq::{self, RabbitMqOptions};
-use crate::store::{EventStore, ExpectedVersion, PageLimit};
-use crate::transaction;
+use crate::store::PageLimit;
 
 /// What is done to a process, its connections, or the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -53,8 +53,18 @@ pub enum Fault {
     CrashServer,
     /// The server is killed.
     KillServer,
-    /// A projection is reset.
+    /// A projection is reset. This and the next five go on while other faults happen, several at a time.
     Reset,
+    /// A projection is rebuilt; every other time its rows before are kept.
+    Rebuild,
+    /// A projection is verified.
+    Verify,
+    /// The last rebuild of a projection is undone.
+    Undo,
+    /// A projection is paused, and resumed a moment later.
+    Pause,
+    /// The event is skipped at which a projection has stopped.
+    Skip,
     /// A process loses its connections to RabbitMQ. This and what follows are for [`FaultTest::rabbitmq`].
     CutBroker,
     /// Messages that wait in the queue are lost.
@@ -65,7 +75,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 15] = [
+    pub const ALL: [Fault; 20] = [
         Fault::KillAfterRead,
         Fault::KillWhileApplying,
         Fault::KillBeforeCommit,
@@ -78,6 +88,11 @@ impl Fault {
         Fault::CrashServer,
         Fault::KillServer,
         Fault::Reset,
+        Fault::Rebuild,
+        Fault::Verify,
+        Fault::Undo,
+        Fault::Pause,
+        Fault::Skip,
         Fault::CutBroker,
         Fault::DropMessages,
         Fault::RepeatMessages,
@@ -85,6 +100,12 @@ impl Fault {
 
     fn is_of_rabbitmq(self) -> bool {
         matches!(self, Fault::CutBroker | Fault::DropMessages | Fault::RepeatMessages)
+    }
+
+    /// It goes on while other faults happen.
+    fn is_operation(self) -> bool {
+        use Fault::{Pause, Rebuild, Reset, Skip, Undo, Verify};
+        matches!(self, Reset | Rebuild | Verify | Undo | Pause | Skip)
     }
 
     /// Where a process ends.
@@ -131,6 +152,8 @@ pub struct FaultTest {
     processes: usize,
     appenders: usize,
     prepare: &'static str,
+    settle: &'static str,
+    policies: Vec<(&'static str, ErrorPolicy)>,
     rabbitmq: Option<RabbitMqOptions>,
     no_listen: bool,
     lasting: Option<Duration>,
@@ -147,16 +170,25 @@ pub struct Endured {
     pub events: usize,
     /// How often there was which fault.
     pub faults: BTreeMap<Fault, usize>,
+    /// How often an operation, like a reset, came to its end. Others were refused, because one was under way or there was
+    /// nothing to do, or lost their process.
+    pub completed: BTreeMap<Fault, usize>,
     /// How long it took.
     pub took: Duration,
 }
 
 impl std::fmt::Display for Endured {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Endured { seed, events, faults, took } = self;
-        let kinds = faults.iter().map(|(fault, times)| format!("{times} {fault:?}")).collect::<Vec<_>>().join(", ");
+        let Endured { seed, events, faults, completed, took } = self;
+        let list = |faults: &BTreeMap<Fault, usize>| {
+            faults.iter().map(|(fault, times)| format!("{times} {fault:?}")).collect::<Vec<_>>().join(", ")
+        };
         let all: usize = faults.values().sum();
-        write!(f, "{events} events, {all} faults in {took:.1?} (seed {seed}): {kinds}")
+        write!(f, "{events} events, {all} faults in {took:.1?} (seed {seed}): {}", list(faults))?;
+        if !completed.is_empty() {
+            write!(f, "; completed: {}", list(completed))?;
+        }
+        Ok(())
     }
 }
 
@@ -178,6 +210,8 @@ impl FaultTest {
             processes: 2,
             appenders: 4,
             prepare: "",
+            settle: "",
+            policies: Vec::new(),
             rabbitmq: None,
             no_listen: false,
             lasting: None,
@@ -240,6 +274,19 @@ impl FaultTest {
         self
     }
 
+    /// SQL that is run when the faults are over, before the rows are compared.
+    pub fn settle(mut self, sql: &'static str) -> Self {
+        self.settle = sql;
+        self
+    }
+
+    /// The error policy of one of the projections. Its handlers may fail at an event at one time and not at another: its
+    /// rows are compared at the end only.
+    pub fn error_policy(mut self, projection: &'static str, policy: ErrorPolicy) -> Self {
+        self.policies.push((projection, policy));
+        self
+    }
+
     /// Appends so many events of the history, by several appenders at once, those of an aggregate in order; and causes the
     /// faults meanwhile.
     ///
@@ -270,16 +317,10 @@ impl FaultTest {
         let allowed = Semaphore::new(if lasting.is_some() { Semaphore::MAX_PERMITS } else { 0 });
         let mut senders = Vec::new();
         let mut appenders = Vec::new();
-        let store = EventStore::new(run.pool.clone());
         for n in 0..run.test.appenders {
             let (sender, receiver) = mpsc::channel(400);
             senders.push(sender);
-            appenders.push(tokio::spawn(append(
-                run.pool.clone(),
-                store.clone(),
-                receiver,
-                seed.wrapping_add(n as u64),
-            )));
+            appenders.push(tokio::spawn(run.writers.clone().append(receiver, seed.wrapping_add(n as u64))));
         }
         let feeding = async {
             for (aggregate, event) in history.into_iter().take(events).take_while(|_| goes_on()) {
@@ -300,8 +341,12 @@ impl FaultTest {
                     allowed.add_permits(each);
                 }
                 let next = tokio::time::Instant::now() + run.test.every;
-                *faults.entry(run.cause().await).or_default() += 1;
-                tokio::time::sleep_until(next).await;
+                let fault = run.cause().await;
+                *faults.entry(fault).or_default() += 1;
+                // An operation goes on by itself.
+                if !fault.is_operation() {
+                    tokio::time::sleep_until(next).await;
+                }
             }
             if lasting.is_none() {
                 allowed.add_permits(events);
@@ -309,6 +354,7 @@ impl FaultTest {
             faults
         };
         let ((), faults) = tokio::join!(feeding, causing);
+        let completed = run.settle().await;
         let mut appended = 0;
         for appender in appenders {
             appended += appender.await.unwrap_or_else(|error| panic!("seed {seed}: an appender: {error}"));
@@ -316,7 +362,7 @@ impl FaultTest {
         run.check(appended).await;
         check(&run.pool).await;
         run.end().await;
-        Endured { seed, events: appended, faults, took: started.elapsed() }
+        Endured { seed, events: appended, faults, completed, took: started.elapsed() }
     }
 }
 
@@ -379,7 +425,7 @@ impl Process {
             listen: !test.no_listen,
             ..ManagerOptions::default()
         };
-        let mut manager = manager.with_options(options).with_probe(Probe::new(look));
+        let mut manager = with_policies(manager.with_options(options), test).with_probe(Probe::new(look));
         let mut to_broker = None;
         if let Some(rabbitmq) = &test.rabbitmq {
             let relay = TcpRelay::to(rabbitmq.port()).await;
@@ -413,6 +459,15 @@ struct Run {
     /// Straight to the server.
     pool: PgPool,
     processes: Vec<Process>,
+    operations: Operations,
+    writers: Writers,
+}
+
+/// The manager with the error policies of the test.
+fn with_policies(manager: ProjectionManager, test: &FaultTest) -> ProjectionManager {
+    test.policies.iter().fold(manager, |manager, (name, policy)| {
+        manager.with_error_policy(name, *policy).unwrap_or_else(|error| panic!("{error}"))
+    })
 }
 
 impl Run {
@@ -431,21 +486,24 @@ impl Run {
         for _ in 0..test.processes {
             processes.push(Process::start(&test, &options).await);
         }
+        let writers = Writers::prepare(&pool, &options).await;
         let rng = StdRng::seed_from_u64(test.seed);
-        Run { test, rng, server, options, pool, processes }
+        Run { test, rng, server, options, pool, processes, operations: Operations::default(), writers }
     }
 
     /// Causes the next fault that can be caused now.
     async fn cause(&mut self) -> Fault {
         loop {
             tokio::time::sleep(Duration::from_millis(self.rng.random_range(0..100))).await;
-            let fault = *self.test.kinds.choose(&mut self.rng).expect("kinds of faults");
+            let operations = self.rng.random_bool(0.5);
+            let kinds: Vec<_> = self.test.kinds.iter().filter(|kind| kind.is_operation() == operations).collect();
+            let Some(&&fault) = kinds.choose(&mut self.rng) else { continue };
             if fault.is_of_rabbitmq() && self.test.rabbitmq.is_none() {
                 continue;
             }
             let victim = self.rng.random_range(0..self.processes.len());
-            let names: Vec<_> = self.test.set.definitions().map(|definition| definition.name).collect();
-            let name = *names.choose(&mut self.rng).expect("projections");
+            let definitions: Vec<_> = self.test.set.definitions().collect();
+            let Definition { name, after, .. } = **definitions.choose(&mut self.rng).expect("projections");
             let while_long = Duration::from_millis(self.rng.random_range(50..500));
             tracing::debug!(?fault, victim, name, "fault");
             let relay = &self.processes[victim].relay;
@@ -476,11 +534,20 @@ impl Run {
                         continue;
                     }
                 }
-                Fault::Reset => match self.processes[victim].manager.reset_projection(name).await {
-                    Ok(()) => {}
-                    Err(error) if error.is_passing() => continue,
-                    Err(error) => panic!("seed {}: {error}", self.test.seed),
-                },
+                kind if kind.is_operation() => {
+                    let operation = Operation {
+                        kind,
+                        projection: name,
+                        manager: if self.rng.random() { self.processes[victim].manager.clone() } else { self.direct() },
+                        direct: self.direct(),
+                        pause: while_long * 2,
+                        keeps_old: self.rng.random_bool(0.5),
+                        is_exact: after.is_empty() && self.test.policies.iter().all(|(known, _)| *known != name),
+                    };
+                    if !self.operations.start(operation) {
+                        continue;
+                    }
+                }
                 _ => {
                     if !self.kill_at(fault.moment().expect("a moment"), victim, name).await {
                         continue;
@@ -489,6 +556,27 @@ impl Run {
             }
             return fault;
         }
+    }
+
+    /// A manager that no fault but those of the server reaches.
+    fn direct(&self) -> ProjectionManager {
+        let manager = ProjectionManager::new(self.pool.clone(), self.test.set.clone());
+        with_policies(manager.unwrap_or_else(|error| panic!("{error}")), &self.test)
+    }
+
+    /// Waits for the operations under way, and lets every projection go on. Returns how many operations were completed.
+    async fn settle(&mut self) -> BTreeMap<Fault, usize> {
+        let completed = self.operations.end().await;
+        let (seed, manager) = (self.test.seed, self.direct());
+        sqlx::raw_sql(AssertSqlSafe(self.test.settle)).execute(&self.pool).await.expect("SQL to settle");
+        for definition in self.test.set.definitions() {
+            operations::resumed(&manager, definition.name).await;
+            match manager.retry(definition.name).await {
+                Ok(()) | Err(Error::NotFailed { .. }) => {}
+                Err(error) => panic!("seed {seed}: retrying {}: {error}", definition.name),
+            }
+        }
+        completed
     }
 
     /// Ends a process at the moment, if it comes to it soon, and starts another one in its place.
@@ -538,7 +626,7 @@ impl Run {
         let seed = self.test.seed;
         let set = &self.test.set;
         let (mut moved, mut positions) = (Instant::now(), Vec::new());
-        let manager = ProjectionManager::new(self.pool.clone(), set.clone()).unwrap_or_else(|error| panic!("{error}"));
+        let manager = self.direct();
         let head = loop {
             let status = manager.status().await.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
             let stopped: Vec<_> = status.stopped().collect();
@@ -568,58 +656,4 @@ impl Run {
             assert_eq!(difference.position, head, "seed {seed}: the position of {}", definition.name);
         }
     }
-}
-
-/// Appends what comes, as a service does through the store, or in transactions that overlap those of others; whatever
-/// happens to the connection: an append of which the answer was lost is made again, and the events' ids tell whether it is
-/// there. Returns how many events.
-async fn append(pool: PgPool, store: EventStore, mut events: mpsc::Receiver<(Uuid, NewEvent)>, seed: u64) -> usize {
-    let mut rng = StdRng::seed_from_u64(seed);
-    let mut appended = 0;
-    let mut together = Vec::new();
-    loop {
-        let by_hand = rng.random_ratio(1, 4);
-        let most = rng.random_range(1..if by_hand { 60 } else { 400 });
-        if events.recv_many(&mut together, most).await == 0 {
-            return appended;
-        }
-        appended += together.len();
-        if by_hand {
-            let lingering = Duration::from_millis(if rng.random_ratio(1, 4) { rng.random_range(1..10) } else { 0 });
-            until_there(|| transaction(&pool, &together, lingering)).await;
-            together.clear();
-        } else {
-            let mut appends: BTreeMap<Uuid, Vec<NewEvent>> = BTreeMap::new();
-            for (aggregate, event) in together.drain(..) {
-                appends.entry(aggregate).or_default().push(event);
-            }
-            let appends = appends.iter().map(|(aggregate, events)| {
-                until_there(|| store.append(*aggregate, ExpectedVersion::Any, events).map_ok(drop))
-            });
-            join_all(appends).await;
-        }
-    }
-}
-
-async fn until_there<F: Future<Output = Result<(), Error>>>(append: impl Fn() -> F) {
-    loop {
-        match append().await {
-            Ok(()) | Err(Error::DuplicateEvent { .. }) => return,
-            Err(error) if error.is_passing() => tokio::time::sleep(Duration::from_millis(20)).await,
-            Err(error) => panic!("{error}"),
-        }
-    }
-}
-
-async fn transaction(pool: &PgPool, events: &[(Uuid, NewEvent)], lingering: Duration) -> Result<(), Error> {
-    let doing = || Error::database("appending");
-    let mut tx = transaction::begin(pool).await.map_err(doing())?;
-    for (n, of_one) in events.chunk_by(|(a, _), (b, _)| a == b).enumerate() {
-        let new: Vec<_> = of_one.iter().map(|(_, event)| event.clone()).collect();
-        EventStore::append_in(&mut tx, of_one[0].0, ExpectedVersion::Any, &new).await?;
-        if n == 0 {
-            tokio::time::sleep(lingering).await;
-        }
-    }
-    tx.commit().await.map_err(doing())
 }

@@ -4,8 +4,10 @@
 
 mod database;
 mod faults;
+mod operations;
 mod relay;
 mod scenario;
+mod writers;
 
 use sqlx::PgConnection;
 
