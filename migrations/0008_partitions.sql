@@ -22,3 +22,9 @@ EXCEPTION
     WHEN lock_not_available THEN NULL;
 END
 $$;
+
+DO $do$
+BEGIN
+    EXECUTE format('ALTER FUNCTION readviews_gather(TEXT, BOOLEAN) SET search_path = %I, pg_temp', current_schema());
+END
+$do$;

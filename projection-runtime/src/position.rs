@@ -21,8 +21,12 @@ use crate::projection::ProjectionSet;
 #[allow(clippy::struct_excessive_bools)] // what a row says
 pub(crate) struct Place {
     pub(crate) position: i64,
-    /// The newest event when the row was asked for: everything up to it can be seen by now.
+    /// The newest event when the row was asked for: everything up to it can be seen by now. Not one that is ahead of the
+    /// sequence of positions, for later events would be given places before it.
     pub(crate) head: i64,
+    /// The position is that of an event of the store, or 0. Always, where the events are in another database: see
+    /// [`EventsAt::has`].
+    pub(crate) there: bool,
     /// Stopped at an event.
     pub(crate) failed: bool,
     /// An operator asked to try the failed event again.
@@ -157,7 +161,9 @@ async fn try_lock(
     head: Option<i64>,
 ) -> sqlx::Result<Option<Place>> {
     const SQL: &str = "SELECT r.position,
-                (SELECT COALESCE(MAX(tstamp), 0) FROM events) AS head,
+                (SELECT COALESCE(MAX(tstamp), 0) FROM events
+                 WHERE tstamp <= (SELECT pg_sequence_last_value('events_tstamp'))) AS head,
+                r.position = 0 OR EXISTS (SELECT FROM events WHERE tstamp = r.position) AS there,
                 f.name IS NOT NULL AS failed,
                 COALESCE(f.retry, false) AS retry,
                 r.paused_at IS NOT NULL AS paused,
@@ -176,8 +182,10 @@ async fn try_lock(
          -- Not where it is applied in partitions.
          WHERE r.name = $1 AND r.partitions = 1
          FOR NO KEY UPDATE OF r SKIP LOCKED";
-    const HEAD: &str = "(SELECT COALESCE(MAX(tstamp), 0) FROM events) AS head";
-    let query = sqlx::query_as(events_at::told(SQL, head.is_some(), HEAD, "$5::bigint AS head"))
+    const OF_EVENTS: &str = "(SELECT COALESCE(MAX(tstamp), 0) FROM events
+                 WHERE tstamp <= (SELECT pg_sequence_last_value('events_tstamp'))) AS head,
+                r.position = 0 OR EXISTS (SELECT FROM events WHERE tstamp = r.position) AS there";
+    let query = sqlx::query_as(events_at::told(SQL, head.is_some(), OF_EVENTS, "$5::bigint AS head, true AS there"))
         .bind(name)
         .bind(mode.synchronous_commit)
         .bind(mode.custom_plans)
@@ -357,7 +365,7 @@ pub(crate) async fn pending(pool: &PgPool, events_at: &EventsAt, asked: &Asked) 
          LEFT JOIN readviews r USING (name)
          LEFT JOIN readview_failures f USING (name)
          WHERE COALESCE(r.position, 0) < LEAST(
-                   (SELECT MAX(tstamp) FROM events),
+                   (SELECT MAX(tstamp) FROM events WHERE tstamp <= (SELECT pg_sequence_last_value('events_tstamp'))),
                    (SELECT MIN(COALESCE(ahead.position, 0))
                     FROM UNNEST($2::text[], $3::text[]) AS edge (name, after)
                     LEFT JOIN readviews ahead ON ahead.name = edge.after
@@ -365,7 +373,9 @@ pub(crate) async fn pending(pool: &PgPool, events_at: &EventsAt, asked: &Asked) 
                )
            AND (f.name IS NULL OR f.retry) AND r.paused_at IS NULL";
     let look = events_at.look(0).await?;
-    let query = sqlx::query_as(events_at::told(SQL, look.is_some(), "(SELECT MAX(tstamp) FROM events)", "$6::bigint"))
+    const HEAD: &str =
+        "(SELECT MAX(tstamp) FROM events WHERE tstamp <= (SELECT pg_sequence_last_value('events_tstamp')))";
+    let query = sqlx::query_as(events_at::told(SQL, look.is_some(), HEAD, "$6::bigint"))
         .bind(&asked.projections)
         .bind(&asked.after.0)
         .bind(&asked.after.1)
@@ -387,7 +397,6 @@ pub(crate) struct Row {
     pub(crate) events_behind: i64,
     pub(crate) seconds_behind: f64,
     /// The position is that of no event: see `events_at`.
-    #[sqlx(skip)]
     pub(crate) astray: bool,
     pub(crate) event_id: Option<Uuid>,
     pub(crate) event_name: Option<String>,
@@ -408,6 +417,7 @@ pub(crate) async fn rows(connection: &mut PgConnection, names: &[&str]) -> sqlx:
         "SELECT p.name, p.partition_of, p.has_run, p.position,
                 (SELECT COALESCE(MAX(tstamp), 0) FROM events) AS latest_event,
                 a.events_behind, a.seconds_behind,
+                p.position <> 0 AND NOT EXISTS (SELECT FROM events WHERE tstamp = p.position) AS astray,
                 f.event_id, f.event_name, f.tstamp, f.handler, f.error, f.attempts, f.failed_at, f.retry,
                 p.paused_at, p.paused_by,
                 (SELECT COUNT(*) FROM readview_skips s WHERE s.name = p.name) AS skipped_events

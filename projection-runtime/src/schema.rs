@@ -246,24 +246,69 @@ const KEYS: &[(&str, &[&str], &str)] = &[
     ("readview_failures", &["name"], "a projection could have two failures"),
 ];
 
-/// Triggers of `events`, and what hangs on them.
-const TRIGGERS: &[(&str, &str)] = &[
+/// Triggers of `events`, in which role of the session each fires, and what hangs on it.
+const TRIGGERS: &[(&str, Role, &str)] = &[
     (
         "events_before_statement",
+        Role::Origin,
         "events would become visible out of order and be missed, and nothing would wake projections",
     ),
-    ("events_before_insert", "an event could be given another place in the order, or no sequence_no"),
-    ("events_refuse_change", "events could be changed and removed"),
+    ("events_before_insert", Role::Origin, "an event could be given another place in the order, or no sequence_no"),
+    ("events_replicated", Role::Replica, "later events could be given a place before one that was replicated"),
+    ("events_refuse_change", Role::Origin, "events could be changed and removed"),
 ];
 
-/// What appends, and what hangs on it.
-const ROUTINES: &[(&str, &str, &str)] = &[
-    ("function", "events_lock_order", NO_APPENDS),
-    ("procedure", "events_append_one", NO_APPENDS),
-    ("procedure", "events_append", NO_APPENDS),
-    ("function", "events_to_tell", NO_APPENDS),
-    ("function", "events_tell", "projections would not hear of the last events of a process"),
-];
+/// The `session_replication_role` that a trigger fires in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Origin,
+    Replica,
+}
+
+/// A function or procedure of the event store.
+struct Routine {
+    kind: &'static str,
+    name: &'static str,
+    /// How its names are kept from meaning something else to another session.
+    names: Names,
+    /// It does what a writer may not do, for the writer.
+    definer: bool,
+    /// What hangs on it.
+    otherwise: &'static str,
+}
+
+/// How the names in a routine are bound to the event store's objects.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Names {
+    /// When it was created: a body in SQL.
+    Parsed,
+    /// By a fixed `search_path`.
+    Path,
+    /// By the schema before each name, which must be the one that the store is in.
+    Qualified,
+}
+
+/// What appends.
+const ROUTINES: &[Routine] = {
+    const fn routine(kind: &'static str, name: &'static str, names: Names, otherwise: &'static str) -> Routine {
+        Routine { kind, name, names, definer: false, otherwise }
+    }
+    const fn definer(name: &'static str, names: Names, otherwise: &'static str) -> Routine {
+        Routine { definer: true, ..routine("function", name, names, otherwise) }
+    }
+    &[
+        routine("function", "events_lock_order", Names::Parsed, NO_APPENDS),
+        routine("procedure", "events_append_one", Names::Qualified, NO_APPENDS),
+        routine("procedure", "events_append", Names::Qualified, NO_APPENDS),
+        routine("function", "events_to_tell", Names::Parsed, NO_APPENDS),
+        definer("events_told_all", Names::Path, NO_APPENDS),
+        definer("events_tell", Names::Path, "projections would not hear of the last events of a process"),
+        definer("events_before_statement", Names::Qualified, NO_APPENDS),
+        definer("events_before_insert", Names::Qualified, NO_APPENDS),
+        definer("events_replicated", Names::Path, "events could not be replicated into this store"),
+        routine("function", "events_repair_sequence", Names::Path, "`migrate` could not set the sequence right"),
+    ]
+};
 
 const NO_APPENDS: &str = "the store could not append";
 
@@ -349,36 +394,166 @@ async fn event_store(
     if !belongs("events") {
         return Ok(problems);
     }
-    let triggers: Vec<(String, bool)> = sqlx::query_as(
-        "SELECT tgname::text, tgenabled IN ('O', 'A') FROM pg_trigger WHERE tgrelid = to_regclass('events')",
-    )
-    .fetch_all(&mut *connection)
-    .await?;
-    for &(trigger, otherwise) in TRIGGERS {
-        match triggers.iter().find(|(found, _)| found == trigger) {
-            Some((_, true)) => {}
-            Some((_, false)) => problem(
-                "events",
-                Some(trigger),
-                format!("trigger `{trigger}` of `events` is disabled: {otherwise}"),
-                format!("ALTER TABLE events ENABLE TRIGGER {trigger};"),
-            ),
-            None => problem(
-                "events",
-                Some(trigger),
-                format!("`events` has no trigger `{trigger}`: {otherwise}"),
-                TAKE_IT.to_owned(),
-            ),
-        }
-    }
+    problems.extend(triggers(&mut *connection).await?);
+    problems.extend(routines(&mut *connection).await?);
+    problems.extend(sequence(connection).await?);
+    Ok(problems)
+}
 
-    for &(kind, name, otherwise) in ROUTINES {
-        let there: bool =
-            sqlx::query_scalar("SELECT to_regproc($1) IS NOT NULL").bind(name).fetch_one(&mut *connection).await?;
-        if !there {
-            problem("events", Some(name), format!("there is no {kind} `{name}`: {otherwise}"), TAKE_IT.to_owned());
+/// A problem of `events`, with what of it is concerned.
+fn of_events(what: &str, problem: String, cure: impl Into<String>) -> Problem {
+    let (table, constraint) = ("events".to_owned(), Some(what.to_owned()));
+    Problem { projection: None, table, constraint, problem, cure: cure.into() }
+}
+
+async fn triggers(connection: &mut PgConnection) -> sqlx::Result<Vec<Problem>> {
+    let found: Vec<(String, String)> = sqlx::query_as(
+        "SELECT tgname::text, tgenabled::text FROM pg_trigger WHERE tgrelid = to_regclass('events') AND NOT tgisinternal",
+    )
+    .fetch_all(connection)
+    .await?;
+    let mut problems = Vec::new();
+    for &(trigger, role, otherwise) in TRIGGERS {
+        let (fires, enable) = match role {
+            Role::Origin => (["O", "A"], "ENABLE"),
+            Role::Replica => (["R", "A"], "ENABLE REPLICA"),
+        };
+        match found.iter().find(|(name, _)| name == trigger) {
+            Some((_, enabled)) if fires.contains(&&**enabled) => {}
+            Some(_) => problems.push(of_events(
+                trigger,
+                format!("trigger `{trigger}` of `events` is disabled: {otherwise}"),
+                format!("ALTER TABLE events {enable} TRIGGER {trigger};"),
+            )),
+            None => problems.push(of_events(
+                trigger,
+                format!("`events` has no trigger `{trigger}`: {otherwise}"),
+                TAKE_IT,
+            )),
         }
     }
+    Ok(problems)
+}
+
+/// What the catalogue says of a routine.
+#[derive(sqlx::FromRow)]
+struct Found {
+    name: String,
+    signature: String,
+    definer: bool,
+    is_trigger: bool,
+    /// PUBLIC may call it.
+    public: bool,
+    /// Its `search_path` is fixed to the schema of the store.
+    path: bool,
+    /// It names the schema of the store.
+    qualified: bool,
+    /// The schema of the store, quoted where it must be.
+    schema: String,
+}
+
+async fn routines(connection: &mut PgConnection) -> sqlx::Result<Vec<Problem>> {
+    let names: Vec<&str> = ROUTINES.iter().map(|routine| routine.name).collect();
+    let found: Vec<Found> = sqlx::query_as(
+        "SELECT n.name, p.oid::regprocedure::text AS signature, p.prosecdef AS definer,
+                p.prorettype = 'trigger'::regtype AS is_trigger,
+                has_function_privilege('public', p.oid, 'EXECUTE') AS public,
+                COALESCE(p.proconfig @> ARRAY['search_path=' || s.schema || ', pg_temp'], false) AS path,
+                strpos(p.prosrc, s.schema || '.') > 0 AS qualified,
+                s.schema
+         FROM UNNEST($1::text[]) AS n (name)
+         JOIN pg_proc p ON p.oid = to_regproc(n.name)
+         CROSS JOIN (SELECT quote_ident(nspname) AS schema
+                     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                     WHERE c.oid = to_regclass('events')) s",
+    )
+    .bind(&names)
+    .fetch_all(connection)
+    .await?;
+    let mut problems = Vec::new();
+    for Routine { kind, name, names, definer, otherwise } in ROUTINES {
+        let Some(found) = found.iter().find(|found| found.name == *name) else {
+            problems.push(of_events(name, format!("there is no {kind} `{name}`: {otherwise}"), TAKE_IT));
+            continue;
+        };
+        let Found { signature, schema, .. } = found;
+        let mut problem = |problem: &str, cure: String| {
+            problems.push(of_events(name, format!("{kind} `{name}` {problem}"), cure));
+        };
+        if *names == Names::Path && !found.path {
+            problem(
+                "has no fixed search_path: objects of another session could take the place of the event store's",
+                format!("ALTER FUNCTION {signature} SET search_path = {schema}, pg_temp;"),
+            );
+        }
+        if *names == Names::Qualified && !found.qualified {
+            problem("is made for another schema: was the schema renamed?", TAKE_IT.to_owned());
+        }
+        if *definer && !found.definer {
+            problem(
+                "is not SECURITY DEFINER: a writer would need privileges with which it could move the sequence",
+                format!("ALTER FUNCTION {signature} SECURITY DEFINER;"),
+            );
+        }
+        if *definer && found.is_trigger && found.public {
+            problem(
+                "may be executed by PUBLIC: anyone could make it the trigger of a table of their own",
+                format!("REVOKE EXECUTE ON FUNCTION {signature} FROM PUBLIC;"),
+            );
+        }
+    }
+    Ok(problems)
+}
+
+/// That the sequence assigns the positions, that only its owner can move it, and that it is not behind.
+async fn sequence(connection: &mut PgConnection) -> sqlx::Result<Vec<Problem>> {
+    const NAME: &str = "events_tstamp";
+    let identity: Option<(bool, bool)> = sqlx::query_as(
+        "SELECT EXISTS (SELECT FROM pg_depend d
+                        JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+                        WHERE d.objid = s.oid AND d.deptype = 'i' AND d.classid = 'pg_class'::regclass
+                          AND d.refobjid = to_regclass('events') AND a.attname = 'tstamp'),
+                has_sequence_privilege('public', s.oid, 'USAGE, UPDATE')
+         FROM pg_class s WHERE s.oid = to_regclass($1) AND s.relkind = 'S'",
+    )
+    .bind(NAME)
+    .fetch_optional(&mut *connection)
+    .await?;
+    let mut problems = Vec::new();
+    match identity {
+        None => {
+            let problem = format!("there is no sequence `{NAME}`: {NO_APPENDS}");
+            return Ok(vec![of_events(NAME, problem, TAKE_IT)]);
+        }
+        Some((false, _)) => problems.push(of_events(
+            NAME,
+            format!("column `tstamp` of `events` is not the identity column of sequence `{NAME}`: writers would need \
+                     privileges with which they could move it"),
+            TAKE_IT,
+        )),
+        Some((_, true)) => problems.push(of_events(
+            NAME,
+            format!("PUBLIC may move the sequence `{NAME}`: anyone could make later events invisible"),
+            format!("REVOKE USAGE, UPDATE ON SEQUENCE {NAME} FROM PUBLIC;"),
+        )),
+        Some((true, false)) => {}
+    }
+    let newest: Option<(i64, i64)> = sqlx::query_as(
+        "SELECT newest, last FROM (SELECT MAX(tstamp) AS newest FROM events) e,
+                LATERAL (SELECT COALESCE(pg_sequence_last_value(to_regclass($1)), 0) AS last) s
+         WHERE newest > last",
+    )
+    .bind(NAME)
+    .fetch_optional(connection)
+    .await?;
+    problems.extend(newest.map(|(newest, last)| {
+        of_events(
+            NAME,
+            format!("the sequence `{NAME}` is at {last}, behind the newest event at {newest}: later events could be given \
+                     a place before it, and be missed"),
+            "run `migrate`, which moves the sequence to the newest event",
+        )
+    }));
     Ok(problems)
 }
 

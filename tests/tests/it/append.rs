@@ -169,8 +169,8 @@ async fn whoever_listens_is_told_of_what_was_lost_sight_of() {
     let told = told(&db).await;
     // As if the server ended the session between its commit and its NOTIFY.
     sqlx::raw_sql(
-        "CREATE OR REPLACE FUNCTION events_to_tell(place BIGINT, wake BOOLEAN) RETURNS BOOLEAN LANGUAGE sql
-         RETURN setval('events_told', place) IS NULL",
+        "CREATE OR REPLACE FUNCTION events_to_tell(wake BOOLEAN) RETURNS BOOLEAN LANGUAGE sql
+         RETURN NOT events_told_all()",
     )
     .execute(&db.pool)
     .await
