@@ -71,7 +71,7 @@ pub(crate) async fn skip(
         let (position, before): (i64, i64) =
             sqlx::query_as(sql).bind(place).fetch_one(&mut *tx).await.map_err(doing())?;
         // As below, where the events are not.
-        if events_at.stands(before).await.map_err(doing())? > position {
+        if events_at.stands(&mut tx, before).await.map_err(doing())? > position {
             return Err(Error::NotFailed { projection });
         }
     }

@@ -15,8 +15,11 @@ use std::time::Duration;
 use futures_util::future::Either;
 use sqlx::pool::PoolConnection;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool, Postgres, SqlSafeStr, SqlStr};
+use uuid::Uuid;
 
+use crate::durable::Durable;
 use crate::error::describe;
+use crate::event::StoredEvent;
 use crate::passing::is_passing;
 use crate::position::Row;
 use crate::transaction;
@@ -29,6 +32,8 @@ const PATIENCE: Duration = Duration::from_secs(15);
 #[derive(Debug, Clone, Default)]
 pub(crate) struct EventsAt {
     elsewhere: Option<Elsewhere>,
+    /// Of the database where the events are.
+    durable: Durable,
 }
 
 #[derive(Debug, Clone)]
@@ -37,14 +42,29 @@ struct Elsewhere {
     patience: Duration,
 }
 
+/// A position, and the event that is there, as far as that is known.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Passed {
+    pub(crate) position: i64,
+    pub(crate) id: Option<Uuid>,
+}
+
+impl Passed {
+    pub(crate) fn event(event: &StoredEvent) -> Self {
+        Passed { position: event.tstamp, id: Some(event.id) }
+    }
+}
+
 /// What the other database says before a transaction of this one begins.
-#[derive(Debug, Clone, Copy, sqlx::FromRow)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Look {
-    /// The newest event, flushed with all before it.
+    /// The newest event, as safe as the server's settings promise, with all before it.
     pub(crate) head: i64,
+    /// Its id.
+    pub(crate) id: Option<Uuid>,
     /// What was asked for.
-    position: i64,
-    /// It is the position of an event, or 0.
+    passed: Passed,
+    /// It is the position of that event, or 0.
     there: bool,
 }
 
@@ -77,13 +97,13 @@ impl DerefMut for At<'_> {
 impl EventsAt {
     /// In another database than the read models.
     pub(crate) fn elsewhere(pool: PgPool) -> Self {
-        EventsAt { elsewhere: Some(Elsewhere { pool, patience: PATIENCE }) }
+        EventsAt { elsewhere: Some(Elsewhere { pool, patience: PATIENCE }), durable: Durable::default() }
     }
 
     /// The same, over connections of which an answer comes within that time, or none.
     pub(crate) fn within(&self, patience: Duration, pool: impl FnOnce(&PgPool) -> PgPool) -> Self {
         let elsewhere = self.elsewhere.as_ref().map(|elsewhere| Elsewhere { pool: pool(&elsewhere.pool), patience });
-        EventsAt { elsewhere }
+        EventsAt { elsewhere, durable: self.durable.clone() }
     }
 
     /// The pool of the other database, where there is one.
@@ -122,53 +142,58 @@ impl EventsAt {
         }))
     }
 
-    /// The newest event that may be applied, and whether the position is still that of an event; `None` where the events
-    /// are beside the read models, and the statement that locks the position says the first.
-    pub(crate) async fn look(&self, position: i64) -> sqlx::Result<Option<Look>> {
+    /// The newest event that may leave the database of the events; `here` is the pool of the read models.
+    pub(crate) async fn durable_head(&self, here: &PgPool) -> sqlx::Result<i64> {
+        let head = self.durable.head(self.pool(here), 0, None);
+        Ok(self.ask(head).await?.head)
+    }
+
+    /// The newest event that may be applied, and whether the position is still that of the event; `None` where the events
+    /// are beside the read models, and the statement that locks the position says so.
+    pub(crate) async fn look(&self, passed: Passed) -> sqlx::Result<Option<Look>> {
         let Some(pool) = self.other() else { return Ok(None) };
-        // As `store::flushed_head`. The commit of this statement flushes, also where the server's settings say otherwise.
-        let looking = sqlx::query_as(
-            "SELECT head, $1 AS position, $1 = 0 OR EXISTS (SELECT FROM events WHERE tstamp = $1) AS there
-             FROM (SELECT COALESCE(MAX(tstamp), 0) AS head FROM events) newest
-             WHERE CASE WHEN pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn()
-                        THEN CASE WHEN current_setting('synchronous_commit') = 'off'
-                                  THEN set_config('synchronous_commit', 'on', true) IS NOT NULL ELSE true END
-                             AND pg_logical_emit_message(true, 'events', '') IS NOT NULL
-                        ELSE true END",
-        );
-        self.ask(looking.bind(position).fetch_one(pool)).await.map(Some)
+        let head = self.ask(self.durable.head(pool, passed.position, passed.id)).await?;
+        Ok(Some(Look { head: head.head, id: head.id, passed, there: head.there }))
     }
 
     /// Whether the position, which is locked by now, is that of an event, as the look from before says, or another one.
-    pub(crate) async fn has(&self, look: Option<Look>, position: i64) -> sqlx::Result<bool> {
-        match look {
-            Some(look) if look.position != position => Ok(self.stands(position).await? == position),
-            Some(look) => Ok(look.there),
-            None => Ok(true),
+    pub(crate) async fn has(&self, look: Option<Look>, passed: Passed) -> sqlx::Result<bool> {
+        match (look, self.other()) {
+            (Some(look), Some(pool)) if look.passed != passed => {
+                let sql = "SELECT $1 = 0 OR EXISTS (SELECT FROM events WHERE tstamp = $1 AND id = COALESCE($2, id))";
+                self.ask(sqlx::query_scalar(sql).bind(passed.position).bind(passed.id).fetch_one(pool)).await
+            }
+            (Some(look), _) => Ok(look.there),
+            (None, _) => Ok(true),
         }
     }
 
-    /// The position itself, or that of the event before it, where the events are elsewhere and it is that of none.
-    pub(crate) async fn stands(&self, position: i64) -> sqlx::Result<i64> {
-        let Some(pool) = self.other() else { return Ok(position) };
-        let sql = "SELECT COALESCE(MAX(tstamp), 0) FROM events WHERE tstamp <= $1";
-        self.ask(sqlx::query_scalar(sql).bind(position).fetch_one(pool)).await
+    /// The position itself, or that of the event before it, if it is that of none. `here` is a connection to the read models.
+    pub(crate) async fn stands(&self, here: &mut PgConnection, position: i64) -> sqlx::Result<i64> {
+        let asking = async {
+            let mut connection = self.at(here).await?;
+            let sql = "SELECT COALESCE(MAX(tstamp), 0) FROM events WHERE tstamp <= $1";
+            sqlx::query_scalar(sql).bind(position).fetch_one(&mut *connection).await
+        };
+        self.ask(asking).await
     }
 
     /// Tells the rows what lies behind each of them, where the events are elsewhere.
     pub(crate) async fn tell(&self, rows: &mut [Row]) -> sqlx::Result<()> {
         let Some(pool) = self.other() else { return Ok(()) };
         let positions: Vec<i64> = rows.iter().map(|row| row.position).collect();
+        let ids: Vec<Option<Uuid>> = rows.iter().map(|row| row.passed).collect();
         let asking = sqlx::query_as(
             "SELECT (SELECT COALESCE(MAX(tstamp), 0) FROM events), a.events_behind, a.seconds_behind,
-                    position <> 0 AND NOT EXISTS (SELECT FROM events WHERE tstamp = position)
-             FROM UNNEST($1::bigint[]) WITH ORDINALITY AS p (position, place)
+                    position <> 0 AND NOT EXISTS (SELECT FROM events
+                                                  WHERE tstamp = position AND id = COALESCE(passed, id))
+             FROM UNNEST($1::bigint[], $2::uuid[]) WITH ORDINALITY AS p (position, passed, place)
              CROSS JOIN LATERAL events_after(position) a
              ORDER BY place",
         );
         let asking = async {
             let mut tx = transaction::begin_with(pool, transaction::SNAPSHOT_3S).await?;
-            asking.bind(positions).fetch_all(&mut *tx).await
+            asking.bind(positions).bind(ids).fetch_all(&mut *tx).await
         };
         let told: Vec<(i64, i64, f64, bool)> = self.ask(asking).await?;
         for (row, (latest, events, seconds, astray)) in rows.iter_mut().zip(told) {

@@ -20,7 +20,7 @@ use crate::error::{Error, shortened};
 use crate::event::{NUL, has_nul};
 use crate::incoming::{self, Incoming};
 use crate::projection::ProjectionSet;
-use crate::store;
+use crate::durable::Durable;
 
 /// Longest line that is read, in bytes; a fuzz target does not get at lines of that length.
 const LONGEST_LINE: usize = if cfg!(fuzzing) { 1 << 10 } else { 16 << 20 };
@@ -115,7 +115,7 @@ pub async fn import(
     let imported = import_lines(pool, projections, source, file, options, progress).await;
     // Also after an invalid line: the message says which lines are imported.
     if !matches!(imported, Err(Error::Database { .. })) {
-        store::flush(pool).await.map_err(Error::database(format!("importing {file}")))?;
+        Durable::flush(pool).await.map_err(Error::database(format!("importing {file}")))?;
     }
     imported
 }

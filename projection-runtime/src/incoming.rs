@@ -35,7 +35,7 @@ pub(crate) struct Outcome {
 /// refuse, or none where it refuses one and `all` is said.
 ///
 /// The transaction doesn't wait for its flush, so that nobody waits for the disk under the lock. Before anyone is told
-/// of it: [`store::flush`](crate::store::flush).
+/// of it: [`Durable::flush`](crate::durable::Durable::flush).
 pub(crate) async fn append(pool: &PgPool, events: &[&Incoming], all: bool) -> sqlx::Result<Outcome> {
     const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit = off";
     let mut tx = transaction::begin_with(pool, BEGIN).await?;

@@ -13,7 +13,7 @@ use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
-use crate::events_at::{self, EventsAt};
+use crate::events_at::{self, EventsAt, Passed};
 use crate::projection::ProjectionSet;
 
 /// What the locked row says.
@@ -27,6 +27,8 @@ pub(crate) struct Place {
     /// The position is that of an event of the store, or 0. Always, where the events are in another database: see
     /// [`EventsAt::has`].
     pub(crate) there: bool,
+    /// The id of the event at the position, if that is known.
+    passed: Option<Uuid>,
     /// Stopped at an event.
     pub(crate) failed: bool,
     /// An operator asked to try the failed event again.
@@ -43,6 +45,13 @@ pub(crate) struct Place {
     pub(crate) of_another: bool,
     /// The transaction that has the row now.
     pub(crate) transaction: i64,
+}
+
+impl Place {
+    /// The position, with the event.
+    pub(crate) fn passed(&self) -> Passed {
+        Passed { position: self.position, id: self.passed }
+    }
 }
 
 /// Makes the rows of a projection that is new, with those of its partitions; returns whether it was.
@@ -164,6 +173,7 @@ async fn try_lock(
                 (SELECT COALESCE(MAX(tstamp), 0) FROM events
                  WHERE tstamp <= (SELECT pg_sequence_last_value('events_tstamp'))) AS head,
                 r.position = 0 OR EXISTS (SELECT FROM events WHERE tstamp = r.position) AS there,
+                CASE WHEN r.event_tstamp = r.position THEN r.event_id END AS passed,
                 f.name IS NOT NULL AS failed,
                 COALESCE(f.retry, false) AS retry,
                 r.paused_at IS NOT NULL AS paused,
@@ -200,16 +210,19 @@ pub(crate) async fn is_there(tx: &mut PgConnection, id: Uuid, tstamp: i64) -> sq
     sqlx::query_scalar(sql).bind(tstamp).bind(id).fetch_one(tx).await
 }
 
-/// How far the projections that this one comes after have all come; they stay unreset until the transaction ends.
-pub(crate) async fn bound(tx: &mut PgConnection, after: &[&str]) -> sqlx::Result<i64> {
+/// How far the projections that this one comes after have all come; they stay unreset until the transaction ends. `here`: the
+/// events are in this database, and it is the position of one even if theirs is not.
+pub(crate) async fn bound(tx: &mut PgConnection, after: &[&str], here: bool) -> sqlx::Result<i64> {
     if after.is_empty() {
         return Ok(i64::MAX);
     }
-    let positions: Vec<i64> =
-        sqlx::query_scalar("SELECT position FROM readviews WHERE name = ANY($1) ORDER BY name FOR KEY SHARE")
-            .bind(after)
-            .fetch_all(tx)
-            .await?;
+    let sql = if here {
+        "SELECT COALESCE((SELECT MAX(tstamp) FROM events WHERE tstamp <= r.position), 0)
+         FROM readviews r WHERE name = ANY($1) ORDER BY name FOR KEY SHARE OF r"
+    } else {
+        "SELECT position FROM readviews WHERE name = ANY($1) ORDER BY name FOR KEY SHARE"
+    };
+    let positions: Vec<i64> = sqlx::query_scalar(sql).bind(after).fetch_all(tx).await?;
     // One that has no row yet has passed nothing.
     Ok(if positions.len() == after.len() { positions.into_iter().min().unwrap_or(0) } else { 0 })
 }
@@ -219,17 +232,19 @@ pub(crate) async fn bound(tx: &mut PgConnection, after: &[&str]) -> sqlx::Result
 pub(crate) async fn advance(
     tx: &mut PgConnection,
     name: &str,
-    to: i64,
+    to: Passed,
     awaited: bool,
     transaction: Option<i64>,
 ) -> sqlx::Result<bool> {
     let sql = if awaited {
-        "UPDATE readviews SET position = $2 WHERE name = $1 AND COALESCE(txid_current() = $3, true)
+        "UPDATE readviews SET position = $2, event_tstamp = $2, event_id = $4
+         WHERE name = $1 AND COALESCE(txid_current() = $3, true)
          RETURNING pg_notify('readviews', name)"
     } else {
-        "UPDATE readviews SET position = $2 WHERE name = $1 AND COALESCE(txid_current() = $3, true)"
+        "UPDATE readviews SET position = $2, event_tstamp = $2, event_id = $4
+         WHERE name = $1 AND COALESCE(txid_current() = $3, true)"
     };
-    Ok(sqlx::query(sql).bind(name).bind(to).bind(transaction).execute(tx).await?.rows_affected() > 0)
+    Ok(sqlx::query(sql).bind(name).bind(to.position).bind(transaction).bind(to.id).execute(tx).await?.rows_affected() > 0)
 }
 
 /// Forgets the failure: the event that the projection, or its partition, had stopped at is passed, or all begins anew.
@@ -285,7 +300,7 @@ pub(crate) async fn record_failure(
          WHERE name = $1";
     match before {
         None => sqlx::query(SQL).bind(name).bind(from).bind(failed.tstamp).execute(&mut *tx).await.map(drop)?,
-        Some(before) => advance(tx, name, before, false, None).await.map(drop)?,
+        Some(position) => advance(tx, name, Passed { position, id: None }, false, None).await.map(drop)?,
     }
     sqlx::query(
         "INSERT INTO readview_failures AS f (name, event_id, event_name, tstamp, handler, error, attempts)
@@ -372,7 +387,7 @@ pub(crate) async fn pending(pool: &PgPool, events_at: &EventsAt, asked: &Asked) 
                     WHERE edge.name = known.name)
                )
            AND (f.name IS NULL OR f.retry) AND r.paused_at IS NULL";
-    let look = events_at.look(0).await?;
+    let look = events_at.look(Passed::default()).await?;
     const HEAD: &str =
         "(SELECT MAX(tstamp) FROM events WHERE tstamp <= (SELECT pg_sequence_last_value('events_tstamp')))";
     let query = sqlx::query_as(events_at::told(SQL, look.is_some(), HEAD, "$6::bigint"))
@@ -393,6 +408,8 @@ pub(crate) struct Row {
     /// There is a row in `readviews`: it has run.
     pub(crate) has_run: bool,
     pub(crate) position: i64,
+    /// The id of the event at the position, if that is known.
+    pub(crate) passed: Option<Uuid>,
     pub(crate) latest_event: i64,
     pub(crate) events_behind: i64,
     pub(crate) seconds_behind: f64,
@@ -414,7 +431,7 @@ pub(crate) struct Row {
 /// The projections of these names, also those that have not run yet, and those of others that have.
 pub(crate) async fn rows(connection: &mut PgConnection, names: &[&str]) -> sqlx::Result<Vec<Row>> {
     sqlx::query_as(
-        "SELECT p.name, p.partition_of, p.has_run, p.position,
+        "SELECT p.name, p.partition_of, p.has_run, p.position, p.passed,
                 (SELECT COALESCE(MAX(tstamp), 0) FROM events) AS latest_event,
                 a.events_behind, a.seconds_behind,
                 p.position <> 0 AND NOT EXISTS (SELECT FROM events WHERE tstamp = p.position) AS astray,
@@ -422,7 +439,7 @@ pub(crate) async fn rows(connection: &mut PgConnection, names: &[&str]) -> sqlx:
                 p.paused_at, p.paused_by,
                 (SELECT COUNT(*) FROM readview_skips s WHERE s.name = p.name) AS skipped_events
          FROM (SELECT name, r.name IS NOT NULL AS has_run, COALESCE(r.position, 0) AS position, r.paused_at, r.paused_by,
-                      r.partition_of
+                      r.partition_of, CASE WHEN r.event_tstamp = r.position THEN r.event_id END AS passed
                FROM readviews r FULL JOIN UNNEST($1::text[]) AS known (name) USING (name)) p
          CROSS JOIN LATERAL events_after(p.position) a
          LEFT JOIN readview_failures f USING (name)

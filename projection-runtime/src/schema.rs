@@ -202,6 +202,8 @@ const COLUMNS: &[(&str, &str, &str)] = &[
     ("events", "recorded_at", "timestamp with time zone"),
     ("readviews", "name", "text"),
     ("readviews", "position", "bigint"),
+    ("readviews", "event_tstamp", "bigint"),
+    ("readviews", "event_id", "uuid"),
     ("readviews", "made_by", "jsonb"),
     ("readviews", "paused_at", "timestamp with time zone"),
     ("readviews", "paused_by", "text"),
@@ -555,6 +557,12 @@ async fn sequence(connection: &mut PgConnection) -> sqlx::Result<Vec<Problem>> {
         )
     }));
     Ok(problems)
+}
+
+/// Moves the sequence of positions to the newest event if it is behind; returns whether it was.
+pub(crate) async fn repair_sequence(pool: &PgPool) -> Result<bool, Error> {
+    let repaired = sqlx::query_scalar("SELECT events_repair_sequence()").fetch_one(pool).await;
+    repaired.map_err(Error::database("setting the sequence of positions right"))
 }
 
 /// The columns of these tables: table, name and type.

@@ -228,29 +228,6 @@ pub(crate) async fn append_alone(
     Ok(appended)
 }
 
-/// The position of the newest event, flushed with all before it: no crash of the server takes it back any more. Others'
-/// commits may be visible before that; see `append`.
-pub(crate) async fn flushed_head(pool: &PgPool) -> sqlx::Result<i64> {
-    // An event's commit is in the write-ahead log before the event is visible, so what is logged when this looks, after
-    // its snapshot, holds that of every event it sees. Where it is not flushed, this statement's own commit flushes it.
-    sqlx::query_scalar(
-        "SELECT head FROM (SELECT COALESCE(MAX(tstamp), 0) AS head FROM events) newest
-         WHERE CASE WHEN pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn()
-                    THEN -- Also where the server, or its user, is not to wait for the disk.
-                         CASE WHEN current_setting('synchronous_commit') = 'off'
-                              THEN set_config('synchronous_commit', 'on', true) IS NOT NULL ELSE true END
-                         AND pg_logical_emit_message(true, 'events', '') IS NOT NULL
-                    ELSE true END",
-    )
-    .fetch_one(pool)
-    .await
-}
-
-/// Waits until everything that was committed is flushed.
-pub(crate) async fn flush(pool: &PgPool) -> sqlx::Result<()> {
-    flushed_head(pool).await.map(drop)
-}
-
 /// What is being done, for an error.
 pub(crate) fn appending(aggregate_id: Uuid) -> String {
     format!("appending to aggregate {aggregate_id}")

@@ -7,6 +7,7 @@ use sqlx::PgConnection;
 
 use crate::events_at::EventsAt;
 use crate::position::Row;
+use crate::store_warnings;
 
 /// Something that stops or endangers progress.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -32,17 +33,32 @@ pub enum WarningKind {
     OrderingLockHeld,
     /// A session holds the row of a projection's position in a transaction that does not end.
     CheckpointHeld,
+    /// The sequence that assigns positions is behind the newest event.
+    SequenceBehind,
+    /// The positions of events are ahead of the database server's clock.
+    AheadOfClock,
+    /// Commits wait for a synchronous standby that does not confirm them.
+    StandbyMissing,
 }
 
 impl WarningKind {
     /// Every kind, for the metric.
-    pub(crate) const ALL: [WarningKind; 2] = [WarningKind::OrderingLockHeld, WarningKind::CheckpointHeld];
+    pub(crate) const ALL: [WarningKind; 5] = [
+        WarningKind::OrderingLockHeld,
+        WarningKind::CheckpointHeld,
+        WarningKind::SequenceBehind,
+        WarningKind::AheadOfClock,
+        WarningKind::StandbyMissing,
+    ];
 
     /// The name in JSON and in the metric.
     pub(crate) fn name(self) -> &'static str {
         match self {
             WarningKind::OrderingLockHeld => "ordering_lock_held",
             WarningKind::CheckpointHeld => "checkpoint_held",
+            WarningKind::SequenceBehind => "sequence_behind",
+            WarningKind::AheadOfClock => "ahead_of_clock",
+            WarningKind::StandbyMissing => "standby_missing",
         }
     }
 }
@@ -57,11 +73,14 @@ impl std::fmt::Display for Warning {
 }
 
 /// Looks for everything that has a kind. `rows` are the positions that were just read over the same connection.
-#[expect(clippy::unused_async, reason = "the finders follow")]
 pub(crate) async fn find(
-    _connection: &mut PgConnection,
-    _events_at: &EventsAt,
+    connection: &mut PgConnection,
+    events_at: &EventsAt,
     _rows: &[Row],
 ) -> sqlx::Result<Vec<Warning>> {
-    Ok(Vec::new())
+    let of_store = async {
+        let mut events = events_at.at(connection).await?;
+        store_warnings::find(&mut events).await
+    };
+    events_at.ask(of_store).await
 }

@@ -7,6 +7,7 @@ pub mod history;
 pub mod journal;
 pub mod pgbouncer;
 pub mod rabbitmq_server;
+pub mod role;
 
 use std::time::{Duration, Instant};
 

@@ -19,7 +19,7 @@ use crate::error::{BoxError, shortened};
 use crate::event::{NUL, has_nul};
 use crate::incoming::{self, Incoming};
 use crate::projection::EventType;
-use crate::store;
+use crate::durable::Durable;
 
 /// Longest body of an event, in bytes.
 const LONGEST: usize = 16 << 20;
@@ -89,7 +89,7 @@ impl Ingest {
         }
         let all: Vec<&Incoming> = events.iter().map(|(_, event)| event).collect();
         let outcome = incoming::append(&self.pool, &all, false).await?;
-        store::flush(&self.pool).await?;
+        Durable::flush(&self.pool).await?;
         dead.extend(outcome.refused.into_iter().map(|(place, reason)| (events[place].0, reason)));
         Ok(outcome.appended)
     }

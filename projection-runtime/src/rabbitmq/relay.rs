@@ -28,7 +28,7 @@ use super::connection::{self, Link, Status, Work};
 use super::{RabbitMq, RabbitMqStatus, RelayStatus};
 use crate::error::BoxError;
 use crate::event::StoredEvent;
-use crate::events_at::EventsAt;
+use crate::events_at::{EventsAt, Passed};
 use crate::manager::ManagerOptions;
 use crate::position::{self, Mode};
 use crate::projection::EventType;
@@ -138,12 +138,10 @@ impl Relay {
             late.confirmed().await?;
         }
         let late = self.late.take();
-        // An event may be visible before it is flushed, and is not to be in the broker if a crash takes it back.
-        let elsewhere = self.events_at.look(0).await?.map(|look| look.head);
-        let flushed = match elsewhere {
-            Some(head) => head,
-            None => store::flushed_head(&self.pool).await?,
-        };
+        // An event may be visible before it is flushed and replicated, and is not to be in the broker if a crash or a
+        // fail-over takes it back.
+        let durable = self.events_at.durable_head(&self.pool).await?;
+        let elsewhere = self.events_at.other().map(|_| durable);
         let mut tx = transaction::begin_bounded(&self.pool).await?;
         let Some(place) = position::lock(&mut tx, &self.row, None, Mode::default(), "", elsewhere).await? else {
             let created = position::create(&mut tx, &self.row, &[]).await?;
@@ -151,11 +149,12 @@ impl Relay {
             return Ok(if created { Step::Again } else { Step::Elsewhere });
         };
         if let Some(late) = late.filter(|late| late.from == place.position) {
-            position::advance(&mut tx, &self.row, late.to, false, None).await?;
+            position::advance(&mut tx, &self.row, Passed { position: late.to, id: None }, false, None).await?;
             tx.commit().await?;
             return Ok(Step::Again);
         }
-        if place.position != self.found && self.events_at.stands(place.position).await? != place.position {
+        let is_new = place.position != self.found;
+        if is_new && self.events_at.stands(&mut tx, place.position).await? != place.position {
             // Others have them; what the store has instead comes to them as well.
             tracing::warn!(
                 position = place.position,
@@ -164,7 +163,7 @@ impl Relay {
         }
         self.found = place.position;
         // What is newer wakes us again.
-        let head = place.head.min(flushed);
+        let head = place.head.min(durable);
         if head <= place.position {
             return Ok(Step::Rest);
         }
@@ -182,7 +181,7 @@ impl Relay {
             return Ok(Step::Again);
         };
         confirmed?;
-        position::advance(&mut tx, &self.row, to, false, None).await?;
+        position::advance(&mut tx, &self.row, Passed { position: to, id: None }, false, None).await?;
         tx.commit().await?;
         tracing::debug!(position = to, "relayed");
         Ok(Step::Again)

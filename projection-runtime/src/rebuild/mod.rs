@@ -181,10 +181,10 @@ impl Rebuild<'_> {
         let doing = || Error::database(doing(name));
         let mut tx = begin(pool).await.map_err(doing())?;
         let live = hold_positions(&mut tx, beside.definition).await.map_err(doing())?;
-        let position = self.events_at.stands(live.position).await.map_err(doing())?;
+        let position = self.events_at.stands(&mut tx, live.position).await.map_err(doing())?;
         let mut positions = live.partitions;
         for live in positions.iter().flatten() {
-            if self.events_at.stands(*live).await.map_err(doing())? != *live {
+            if self.events_at.stands(&mut tx, *live).await.map_err(doing())? != *live {
                 positions = None;
                 break;
             }

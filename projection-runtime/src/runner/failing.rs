@@ -6,6 +6,7 @@ use uuid::Uuid;
 use super::{Plan, Runner, Step};
 use crate::error::ApplyError;
 use crate::event::StoredEvent;
+use crate::events_at::Passed;
 use crate::fingerprint;
 use crate::passing::Backoff;
 use crate::position::{self, FailedEvent, Place};
@@ -70,7 +71,7 @@ impl Runner {
             return Ok(step);
         }
 
-        let head = self.events_at.look(from).await?.map(|look| look.head);
+        let head = self.events_at.look(self.found).await?.map(|look| look.head);
         let mut tx = self.begin().await?;
         // Whoever has it just now may only look: no reason for another try either.
         position::hold_place(&mut tx, self.place, self.partition_of).await?;
@@ -111,7 +112,7 @@ impl Runner {
         attempts: i32,
     ) -> sqlx::Result<Step> {
         let before = match self.events_at.other() {
-            Some(_) => Some(self.events_at.stands(failed.tstamp - 1).await?),
+            Some(_) => Some(self.events_at.stands(&mut tx, failed.tstamp - 1).await?),
             None => None,
         };
         position::record_failure(&mut tx, self.place, from, &failed, attempts, before).await?;
@@ -145,7 +146,8 @@ impl Runner {
         if self.until.is_none() {
             position::record_skip(&mut tx, self.definition.name, &failed).await?;
         }
-        self.finish(tx, place, failed.tstamp).await?;
+        let to = Passed { position: failed.tstamp, id: Some(failed.id) };
+        self.finish(tx, place, to).await?;
         let FailedEvent { id, name, tstamp, handler, error } = &failed;
         tracing::error!(
             projection = self.place,

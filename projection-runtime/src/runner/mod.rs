@@ -34,7 +34,7 @@ use tracing::Instrument;
 
 use crate::error::{ApplyError, RunError};
 use crate::event::StoredEvent;
-use crate::events_at::{self, EventsAt, Look};
+use crate::events_at::{self, EventsAt, Look, Passed};
 use crate::fingerprint;
 use crate::manager::ManagerOptions;
 use crate::metrics::{Meter, Metrics, Source};
@@ -59,7 +59,9 @@ pub(crate) struct Runner {
     beginning: Option<SqlStr>,
     events_at: EventsAt,
     /// The position that was found last.
-    found: i64,
+    found: Passed,
+    /// What the events' database said last.
+    look: Option<Look>,
     projection: Arc<dyn AnyProjection>,
     definition: &'static Definition,
     /// The key of its row: that of the projection, or of the partition whose events it applies.
@@ -165,7 +167,8 @@ impl Runner {
             pool,
             beginning: None,
             events_at: EventsAt::default(),
-            found: 0,
+            found: Passed::default(),
+            look: None,
             projection,
             definition,
             place,
@@ -328,6 +331,7 @@ impl Runner {
         let spare = std::mem::take(&mut self.spare);
         let look = self.events_at.look(self.found).await?;
         let mut tx = self.begin().await?;
+        self.look = look;
         let head = look.map(|look| look.head);
         // The page is read by a plan of its own.
         let reads = ahead.is_none() && self.events_at.other().is_none();
@@ -339,15 +343,15 @@ impl Runner {
         if place.paused || place.failed && !place.retry {
             return self.rest(tx).await;
         }
-        self.find(look, place.position).await?;
+        self.find(look, &place).await?;
         let bound = match self.until {
             Some(until) => until,
-            None => position::bound(&mut tx, self.definition.after).await?,
+            None => position::bound(&mut tx, self.definition.after, self.events_at.other().is_none()).await?,
         };
         let mut end = place.head.min(bound);
-        if end < place.head {
-            // So that its position is that of an event, also where that of one that it comes after is not.
-            end = self.events_at.stands(end).await?;
+        if end < place.head && (self.until.is_some() || self.events_at.other().is_some()) {
+            // So that its position is that of an event, even if the one that bounds it is not.
+            end = self.events_at.stands(&mut tx, end).await?;
         }
         if end <= place.position {
             return self.rest(tx).await;
@@ -361,8 +365,7 @@ impl Runner {
         let mut page = self.page(&mut tx, mode, ahead, place.position, end, limit).await?;
         if let Some(skipped) = page.events.iter().position(|event| place.skipped.contains(&event.id)) {
             if skipped == 0 {
-                let to = page.events[0].tstamp;
-                self.finish(tx, &place, to).await?;
+                self.finish(tx, &place, Passed::event(&page.events[0])).await?;
                 return Ok(Step::Again);
             }
             // Those before it; then it comes first.
@@ -467,7 +470,12 @@ impl Runner {
             tx.rollback().await?;
             return Ok(Applied::Failed { at: applied / 2, error });
         }
-        let to = if page.complete && applied == page.events.len() { end } else { page.events[applied - 1].tstamp };
+        let to = if page.complete && applied == page.events.len() {
+            let last = page.events.last().map(Passed::event).filter(|last| last.position == end);
+            last.unwrap_or_else(|| self.passed(end))
+        } else {
+            Passed::event(&page.events[applied - 1])
+        };
         match self.finish(tx, place, to).await {
             Ok(true) => Ok(Applied::Committed(applied)),
             // Without a look for the event: what is applied again is there twice.
@@ -513,13 +521,18 @@ impl Runner {
     }
 
     /// Sees that the position, which is locked, is that of an event of the store.
-    async fn find(&mut self, look: Option<Look>, position: i64) -> sqlx::Result<()> {
-        if !self.events_at.has(look, position).await? {
+    async fn find(&mut self, look: Option<Look>, place: &Place) -> sqlx::Result<()> {
+        if !place.there || !self.events_at.has(look, place.passed()).await? {
             let rebuild = format!("rebuild {}", self.definition.name);
             return Err(sqlx::Error::InvalidArgument(events_at::astray(&rebuild)));
         }
-        self.found = position;
+        self.found = place.passed();
         Ok(())
+    }
+
+    /// The position, with the event's id if it is that of the newest event.
+    fn passed(&self, position: i64) -> Passed {
+        Passed { position, id: self.look.filter(|look| look.head == position).and_then(|look| look.id) }
     }
 
     /// The row is not to be had: another process holds it, or there is none yet.
@@ -533,7 +546,7 @@ impl Runner {
     }
 
     /// Commits, with the position. `false`: the transaction that was begun is not there any more.
-    async fn finish(&self, mut tx: Transaction<'_, Postgres>, place: &Place, to: i64) -> sqlx::Result<bool> {
+    async fn finish(&self, mut tx: Transaction<'_, Postgres>, place: &Place, to: Passed) -> sqlx::Result<bool> {
         let awaited = self.awaited && self.partition_of.is_none();
         if !position::advance(&mut tx, self.place, to, awaited, Some(place.transaction)).await? {
             return Ok(false);

@@ -23,7 +23,7 @@ use crate::passing::Backoff;
 use crate::pooler::{self, Pooling};
 use crate::rabbitmq::RabbitMqOptions;
 use crate::rebuild::{Difference, RebuildOptions, RebuildProgress};
-use crate::schema::{Check, Problem};
+use crate::schema::{self, Check, Problem};
 use crate::store::EventStore;
 
 impl Service {
@@ -191,6 +191,13 @@ pub(super) async fn migrate(service: &Service, database: &Database) -> Result<()
     service.migrations.run(manager.pool()).await.map_err(|error| format!("migrating: {error}"))?;
     if let Some(events) = manager.events_at().other() {
         service.migrations.run(events).await.map_err(|error| format!("migrating the events' database: {error}"))?;
+    }
+    if schema::repair_sequence(manager.events_pool()).await? {
+        say!(
+            "The sequence of positions was behind the newest event, and is moved to it. Events that were appended \
+             meanwhile may have positions that projections had passed: `{} verify` finds out.",
+            service.name
+        );
     }
     say!("The schema is at version {}.", latest_migration(service));
     Ok(())

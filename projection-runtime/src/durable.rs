@@ -1,0 +1,118 @@
+//! Which events are as safe as the server's settings promise, so that what follows from them may leave its database.
+//!
+//! The store's own appends become visible before they are flushed, and before a synchronous standby has them; see
+//! `append`. A crash or a fail-over may take such an event back. Rows in the same database go with it. What is sent
+//! elsewhere would stay: messages of the relay, rows in another database, answers that an event is stored.
+//!
+//! An event's commit is in the write-ahead log before the event is visible, and the log is linear. So a commit that is
+//! made after an event was seen, and that waits for the disk and the standbys, waits for the event as well.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use sqlx::PgPool;
+use uuid::Uuid;
+
+/// How long a wait for a synchronous standby is silent.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What is known of the events in one database.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Durable {
+    /// The newest event that is known to be safe, with all before it. By its id: a fail-over may reuse a position.
+    known: Arc<Mutex<Option<Uuid>>>,
+    /// Held by the one commit that waits for a standby: one that is gone occupies one connection, not all.
+    waiting: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// What the database says of its events.
+#[derive(Debug, Clone, Copy, sqlx::FromRow)]
+pub(crate) struct Head {
+    /// The newest event; 0: none.
+    pub(crate) head: i64,
+    /// Its id.
+    pub(crate) id: Option<Uuid>,
+    /// A synchronous standby may not have it.
+    unconfirmed: bool,
+    /// The position that was asked for is that of the event that was asked for, or 0.
+    pub(crate) there: bool,
+}
+
+impl Durable {
+    /// The newest event that is safe, with all before it; and whether `position` is that of an event, which has the `id`
+    /// if that is given. An error if a synchronous standby does not confirm it for a while.
+    pub(crate) async fn head(&self, pool: &PgPool, position: i64, id: Option<Uuid>) -> sqlx::Result<Head> {
+        let head = self.look(pool, position, id).await?;
+        if head.unconfirmed {
+            self.confirm(pool).await?;
+        }
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = head.id;
+        Ok(head)
+    }
+
+    /// Waits until everything that was appended is safe, however long a standby takes.
+    pub(crate) async fn flush(pool: &PgPool) -> sqlx::Result<()> {
+        if Durable::default().look(pool, 0, None).await?.unconfirmed {
+            wait_for_standbys(pool).await?;
+        }
+        Ok(())
+    }
+
+    /// What is there, flushed, unless it must be confirmed by a standby as well.
+    async fn look(&self, pool: &PgPool, position: i64, id: Option<Uuid>) -> sqlx::Result<Head> {
+        let known = *self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        // If the log is not flushed up to where it is written, the commit of this statement flushes it, also if the server
+        // or the role does not wait for the disk.
+        sqlx::query_as(
+            "SELECT COALESCE(newest.tstamp, 0) AS head, newest.id,
+                    newest.id IS DISTINCT FROM $3 AND current_setting('synchronous_standby_names') <> '' AS unconfirmed,
+                    $1 = 0 OR EXISTS (SELECT FROM events WHERE tstamp = $1 AND id = COALESCE($2, id)) AS there
+             FROM (SELECT) always
+             LEFT JOIN LATERAL (SELECT id, tstamp FROM events
+                                -- Not one that is ahead of the sequence: later events would get positions before it.
+                                WHERE tstamp <= (SELECT pg_sequence_last_value('events_tstamp'))
+                                ORDER BY tstamp DESC LIMIT 1) newest ON true
+             WHERE CASE WHEN newest.id IS NOT DISTINCT FROM $3 OR current_setting('synchronous_standby_names') <> ''
+                        THEN true
+                        WHEN pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn()
+                        THEN CASE WHEN current_setting('synchronous_commit') = 'off'
+                                  THEN set_config('synchronous_commit', 'on', true) IS NOT NULL ELSE true END
+                             AND pg_logical_emit_message(true, 'events', '') IS NOT NULL
+                        ELSE true END",
+        )
+        .bind(position)
+        .bind(id)
+        .bind(known)
+        .fetch_one(pool)
+        .await
+    }
+
+    /// Waits for the standbys, and returns an error if they take too long. The commit that waits goes on waiting, over one
+    /// connection, however often this is called.
+    async fn confirm(&self, pool: &PgPool) -> sqlx::Result<()> {
+        let (pool, waiting) = (pool.clone(), Arc::clone(&self.waiting));
+        let confirmed = async {
+            let waits = waiting.lock_owned().await;
+            // In a task: a connection that is given up in the middle of a wait would be lost to the pool.
+            let commit = tokio::spawn(async move {
+                let _waits = waits;
+                wait_for_standbys(&pool).await
+            });
+            commit.await.map_err(|_| sqlx::Error::WorkerCrashed)?
+        };
+        tokio::time::timeout(PATIENCE, confirmed).await.unwrap_or_else(|_| {
+            Err(sqlx::Error::Io(std::io::Error::other(
+                "no synchronous standby confirms the newest events, and until then nothing that follows from them leaves \
+                 the database; start the standby, or take it out of synchronous_standby_names",
+            )))
+        })
+    }
+}
+
+/// Makes a commit that waits for the disk and for the synchronous standbys, as the server or the role is set.
+async fn wait_for_standbys(pool: &PgPool) -> sqlx::Result<()> {
+    let sql = "SELECT CASE WHEN current_setting('synchronous_commit') = 'off'
+                           THEN set_config('synchronous_commit', 'on', true) END,
+                      pg_logical_emit_message(true, 'events', '')";
+    sqlx::query(sql).execute(pool).await.map(drop)
+}

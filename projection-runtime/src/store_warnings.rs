@@ -1,0 +1,123 @@
+//! What stops or endangers appends and the order of events: one query, part of every status.
+
+use sqlx::PgConnection;
+
+use crate::warning::{Warning, WarningKind};
+
+/// A wait or an idle transaction that takes longer is reported.
+const PATIENCE: f64 = 5.0;
+/// The newest event may be so far ahead of the clock: clocks of servers differ.
+const CLOCKS_DIFFER: i64 = 60_000_000;
+
+/// What the event store's database says.
+#[derive(Debug, sqlx::FromRow)]
+struct Found {
+    /// The newest event; 0: none.
+    newest: i64,
+    /// The highest position that was assigned.
+    assigned: i64,
+    /// Microseconds since the epoch.
+    clock: i64,
+    /// Who holds the lock that orders appends for too long.
+    holder: Option<String>,
+    /// What ends that.
+    release: Option<String>,
+    /// Sessions whose commits wait for a synchronous standby, and since when, in seconds.
+    unconfirmed: i64,
+    unconfirmed_for: f64,
+}
+
+/// Looks over a connection to the database with the events.
+pub(crate) async fn find(events: &mut PgConnection) -> sqlx::Result<Vec<Warning>> {
+    // The lock's number is that of `events_lock_order()`, in two halves. Who may not see what another role's session does
+    // still sees which one it is, and how long others have been waiting.
+    let found: Found = sqlx::query_as(
+        "SELECT COALESCE((SELECT MAX(tstamp) FROM events), 0) AS newest,
+                COALESCE(pg_sequence_last_value('events_tstamp'), 0) AS assigned,
+                (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS clock,
+                lock.holder, lock.release, standby.unconfirmed, standby.unconfirmed_for
+         FROM (SELECT COUNT(*) AS unconfirmed,
+                      COALESCE(MAX(extract(epoch FROM clock_timestamp() - state_change)), 0)::float8 AS unconfirmed_for
+               FROM pg_stat_activity WHERE wait_event = 'SyncRep') standby
+         LEFT JOIN LATERAL (
+             SELECT CASE WHEN p.gid IS NOT NULL
+                         THEN format('the prepared transaction %L of role %s, prepared %s s ago', p.gid, p.owner,
+                                     trunc(extract(epoch FROM clock_timestamp() - p.prepared)))
+                         ELSE format('session %s (role %s%s%s)', held.pid, COALESCE(a.usename, 'unknown'),
+                                     ', ' || NULLIF(a.application_name, ''),
+                                     ', ' || a.state || ' for '
+                                         || trunc(extract(epoch FROM clock_timestamp() - a.state_change)) || ' s')
+                         END AS holder,
+                    CASE WHEN p.gid IS NOT NULL THEN format('ROLLBACK PREPARED %L; or COMMIT PREPARED %1$L;', p.gid)
+                         ELSE format('end its transaction, or SELECT pg_terminate_backend(%s);', held.pid) END AS release
+             FROM pg_locks held
+             LEFT JOIN pg_stat_activity a ON a.pid = held.pid
+             LEFT JOIN pg_prepared_xacts p ON held.pid IS NULL AND held.virtualtransaction = '-1/' || p.transaction
+             WHERE held.locktype = 'advisory' AND held.granted AND held.objsubid = 1
+               AND (held.classid, held.objid) = ((111559182283891 >> 32)::oid, (111559182283891 & 4294967295)::oid)
+               AND held.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+               AND (clock_timestamp() - p.prepared > make_interval(secs => $1)
+                    OR a.state LIKE 'idle%' AND clock_timestamp() - a.state_change > make_interval(secs => $1)
+                    OR EXISTS (SELECT FROM pg_locks waits
+                               WHERE NOT waits.granted AND waits.locktype = 'advisory' AND waits.objsubid = 1
+                                 AND (waits.database, waits.classid, waits.objid)
+                                     = (held.database, held.classid, held.objid)
+                                 AND clock_timestamp() - waits.waitstart > make_interval(secs => $1)))
+             LIMIT 1
+         ) lock ON true",
+    )
+    .bind(PATIENCE)
+    .fetch_one(events)
+    .await?;
+    Ok(found.warnings())
+}
+
+impl Found {
+    fn warnings(self) -> Vec<Warning> {
+        let Found { newest, assigned, clock, holder, release, unconfirmed, unconfirmed_for } = self;
+        let warning = |kind, problem, remedy: &str| Warning {
+            kind,
+            projection: None,
+            problem,
+            remedy: remedy.to_owned(),
+            blocks_readiness: kind == WarningKind::SequenceBehind,
+        };
+        let mut warnings = Vec::new();
+        if newest > assigned {
+            warnings.push(warning(
+                WarningKind::SequenceBehind,
+                format!(
+                    "the sequence `events_tstamp` is at {assigned}, behind the newest event at {newest}, which is not \
+                     applied: later events could get positions before it"
+                ),
+                "run `migrate`, which moves the sequence to the newest event",
+            ));
+        }
+        if newest.max(assigned) > clock.saturating_add(CLOCKS_DIFFER) {
+            let ahead = (newest.max(assigned) - clock) / 1_000_000;
+            warnings.push(warning(
+                WarningKind::AheadOfClock,
+                format!(
+                    "the positions of events are {ahead} s ahead of the database server's clock; events stay in order, \
+                     but how long they have been waiting cannot be told"
+                ),
+                "set the server's clock right; if an event was inserted with a wrong tstamp, this passes with time only",
+            ));
+        }
+        if let (Some(holder), Some(release)) = (holder, release) {
+            let problem = format!("{holder} holds the lock that orders appends: nobody else can append");
+            warnings.push(warning(WarningKind::OrderingLockHeld, problem, &release));
+        }
+        if unconfirmed > 0 && unconfirmed_for > PATIENCE {
+            warnings.push(warning(
+                WarningKind::StandbyMissing,
+                format!(
+                    "no synchronous standby confirms commits: {unconfirmed} sessions have been waiting, for up to \
+                     {unconfirmed_for:.0} s; appends wait, and nothing that follows from them leaves the database"
+                ),
+                "start the standby, or take it out of synchronous_standby_names",
+            ));
+        }
+        warnings
+    }
+}
