@@ -117,6 +117,14 @@ pub(crate) async fn restart(tx: &mut PgConnection, name: &str, partitions: &[&st
     .map(drop)
 }
 
+/// Forgets which events the positions of the projection and its partitions are of: its rows are built anew from the events
+/// that are there now.
+pub(crate) async fn forget_events(tx: &mut PgConnection, name: &str) -> sqlx::Result<()> {
+    let sql = "UPDATE readviews SET event_tstamp = NULL, event_id = NULL
+               WHERE $1 IN (name, partition_of) AND event_id IS NOT NULL";
+    sqlx::query(sql).bind(name).execute(tx).await.map(drop)
+}
+
 /// Moves the projection's position to where all its partitions have come; `awaited`: tells those that come after it.
 pub(crate) async fn gather(pool: &PgPool, name: &str, awaited: bool) -> sqlx::Result<()> {
     sqlx::query("SELECT readviews_gather($1, $2)").bind(name).bind(awaited).execute(pool).await.map(drop)

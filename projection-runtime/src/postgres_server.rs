@@ -30,7 +30,14 @@ start() {
 mkdir -m 700 "$FOLDER" || exit 1
 if [ -n "$RUN" ]; then chown "$OWNER" "$FOLDER"; fi
 cd "$FOLDER"
-if $RUN "$BIN/initdb" -D "$FOLDER/data" -U postgres -A trust -E UTF8 --locale=C --no-sync >"$FOLDER/log" 2>&1
+create() {
+    if [ -n "$PRIMARY" ]; then
+        $RUN "$BIN/pg_basebackup" -D "$FOLDER/data" -d "host=127.0.0.1 port=$PRIMARY user=postgres" -R -c fast --no-sync
+    else
+        $RUN "$BIN/initdb" -D "$FOLDER/data" -U postgres -A trust -E UTF8 --locale=C --no-sync
+    fi
+}
+if create >"$FOLDER/log" 2>&1
 then
     start "$@"
     while read -r word; do
@@ -123,6 +130,9 @@ pub enum PostgresServerError {
     /// PostgreSQL refuses to run as root, and there is no other user or no way to become it.
     #[error("PostgreSQL does not run as root, and {0}; run this as an ordinary user")]
     Root(&'static str),
+    /// Docker is not used for standbys.
+    #[error("a standby needs PostgreSQL's binaries on this machine: install them, or name their folder in PG_BIN_DIR")]
+    Standby,
     /// The server did not come up.
     #[error("PostgreSQL did not start within {} s; its log ends with:\n{log}", waited.as_secs())]
     NotReady {
@@ -146,14 +156,23 @@ impl PostgresServer {
     /// The same with settings, like `max_connections=300`.
     pub fn start_with(url: &'static str, settings: &[&str]) -> Result<Self, PostgresServerError> {
         match find_binaries()? {
-            Ok(bin) => Self::start_binaries(&bin, settings),
+            Ok(bin) => Self::start_binaries(&bin, settings, None),
             Err(_) if docker_answers() => Self::spawn(DOCKER, &[], settings, true),
             Err(looked) => Err(PostgresServerError::NotFound { looked: looked.join(", "), url }),
         }
     }
 
-    fn start_binaries(bin: &Path, settings: &[&str]) -> Result<Self, PostgresServerError> {
+    /// Starts a streaming standby of this server, as it is now, with settings.
+    pub fn start_standby(&self, settings: &[&str]) -> Result<Self, PostgresServerError> {
+        match find_binaries()? {
+            Ok(bin) if !self.docker => Self::start_binaries(&bin, settings, Some(self.port)),
+            _ => Err(PostgresServerError::Standby),
+        }
+    }
+
+    fn start_binaries(bin: &Path, settings: &[&str], primary: Option<u16>) -> Result<Self, PostgresServerError> {
         let mut env = vec![("BIN", bin.as_os_str().to_owned())];
+        env.push(("PRIMARY", primary.map(|port| port.to_string()).unwrap_or_default().into()));
         if is_root() {
             let user = unprivileged_user().ok_or(PostgresServerError::Root("there is no user postgres or nobody"))?;
             if !runs(Command::new("setpriv").arg("--version")) {
@@ -274,7 +293,7 @@ impl PostgresServer {
         // Its first line is the server's pid, so that a file that a killed server left says nothing.
         let file = std::fs::read_to_string(self.folder.join("data/postmaster.pid")).unwrap_or_default();
         let lines: Vec<&str> = file.lines().collect();
-        lines.first() == Some(&pid) && lines.get(7).is_some_and(|line| line.trim() == "ready")
+        lines.first() == Some(&pid) && lines.get(7).is_some_and(|line| ["ready", "standby"].contains(&line.trim()))
     }
 
     fn name(&self) -> String {

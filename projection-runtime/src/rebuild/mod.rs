@@ -210,6 +210,7 @@ impl Rebuild<'_> {
             // Nobody that comes after this projection can pass an event in between: there is none, or it is applied again.
             position::restart(&mut tx, name, ours, position).await.map_err(doing())?;
         }
+        position::forget_events(&mut tx, name).await.map_err(doing())?;
         settle(&mut tx, beside.name()).await.map_err(doing())?;
         // With the rows, so that nothing of it is left whenever this ends.
         beside.drop(&mut tx).await.map_err(doing())?;

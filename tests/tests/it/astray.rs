@@ -1,0 +1,264 @@
+//! A position that is that of no event, a sequence that is behind, positions ahead of the clock: each is reported with its
+//! remedy, and no event is skipped meanwhile.
+
+use std::process::Command;
+use std::time::Duration;
+
+use projection_runtime::postgres_server::PostgresServer;
+use projection_runtime::{
+    EventStore, ExpectedVersion, ProjectionManager, RebuildOptions, State, Status, WarningKind, projections,
+};
+use sqlx::postgres::PgPoolOptions;
+use sqlx::{AssertSqlSafe, PgPool};
+use tests::journal::{self, Happened, Journal};
+use tests::{TestDatabase, eventually, running};
+use uuid::Uuid;
+
+const LONG: Duration = Duration::from_secs(20);
+/// In the year 9999.
+const FAR: i64 = 253_370_764_800_000_000;
+
+async fn run(pool: &PgPool, sql: &str) {
+    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(pool).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+}
+
+async fn number(pool: &PgPool, sql: &'static str) -> i64 {
+    sqlx::query_scalar(sql).fetch_one(pool).await.unwrap()
+}
+
+/// A session in which nobody has appended before.
+async fn new_session(url: &str) -> PgPool {
+    PgPoolOptions::new().max_connections(1).connect(url).await.unwrap()
+}
+
+fn kinds(status: &Status) -> Vec<WarningKind> {
+    status.warnings.iter().map(|warning| warning.kind).collect()
+}
+
+async fn service(db: &TestDatabase, arguments: &[&str]) -> (bool, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dancefinder"));
+    let output = command.args(arguments).env("DATABASE_URL", &db.url).output().unwrap();
+    (output.status.success(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+}
+
+async fn journalled(db: &TestDatabase) -> (ProjectionManager, EventStore) {
+    journal::create(&db.pool).await;
+    journal::append(&db.pool, (0..10).map(Happened::new)).await;
+    let manager = ProjectionManager::new(db.pool.clone(), projections![Journal]).unwrap();
+    manager.catch_up(|_| {}).await.unwrap();
+    (manager, EventStore::new(db.pool.clone()))
+}
+
+async fn append(store: &EventStore, n: i64) -> i64 {
+    store.append(Uuid::new_v4(), ExpectedVersion::Any, &[Happened::new(n).event()]).await.unwrap().position
+}
+
+/// Someone moved the position by hand, or the data alone were restored and the events have other positions.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_position_of_no_event() {
+    for moved in ["position + 5000000", "position - 1", "9000000000000000000"] {
+        let db = TestDatabase::new().await;
+        let (manager, store) = journalled(&db).await;
+        run(&db.pool, &format!("UPDATE readviews SET position = {moved}")).await;
+        let (stop, task) = running(&manager);
+        let newest = append(&store, 10).await;
+        let status = manager.status().await.unwrap();
+        assert_eq!(status.projections[0].state, State::Astray, "{moved}");
+        let health = manager.health().await;
+        let problem = "journal: its position is of an event that the store does not have";
+        assert!(!health.ready && health.problems.iter().any(|told| told.starts_with(problem)), "{health:?}");
+        eventually("the loop says so", LONG, || async { manager.status().await.unwrap().projections[0].position != 0 }).await;
+        tokio::time::sleep(Duration::from_millis(300)).await; // in which nothing may be applied
+        assert_eq!(journal::entries(&db.pool).await.len(), 10, "{moved}");
+
+        manager.rebuild("journal", RebuildOptions::default(), &mut |_| {}).await.unwrap();
+        manager.wait_for(&["journal"], newest, LONG).await.unwrap();
+        let next = append(&store, 11).await;
+        manager.wait_for(&["journal"], next, LONG).await.unwrap();
+        let (mut entries, recorded) = (journal::entries(&db.pool).await, journal::recorded(&db.pool).await);
+        entries.sort_unstable();
+        assert_eq!(entries, recorded, "{moved}");
+        assert_eq!(manager.status().await.unwrap().projections[0].state, State::Live);
+        stop.cancel();
+        task.await.unwrap();
+    }
+}
+
+/// An event of the year 9999, inserted in a session in which the triggers do not fire: later events come after it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_ahead_of_the_clock() {
+    let db = TestDatabase::new().await;
+    let (manager, store) = journalled(&db).await;
+    run(
+        &db.pool,
+        &format!(
+            "BEGIN; SET LOCAL session_replication_role = replica;
+             INSERT INTO events (tstamp, aggregate_id, aggregate_name, sequence_no, name, data)
+             VALUES ({FAR}, gen_random_uuid(), 'test.Thing', 1, 'Happened', '{{\"n\": 10}}'); COMMIT"
+        ),
+    )
+    .await;
+    for n in 11..20 {
+        let position = append(&store, n).await;
+        assert!(position > FAR && position < FAR + 1_000_000, "{position}");
+    }
+    let status = manager.catch_up(|_| {}).await.unwrap();
+    assert_eq!(kinds(&status), [WarningKind::AheadOfClock], "{:?}", status.warnings);
+    assert!(status.warnings[0].problem.contains("ahead of the database server's clock"), "{:?}", status.warnings);
+    assert_eq!(journal::entries(&db.pool).await.iter().map(|(_, n)| *n).collect::<Vec<_>>(), (0..20).collect::<Vec<_>>());
+    let health = manager.health().await;
+    assert!(health.ready && health.warnings.len() == 1, "{health:?}");
+}
+
+/// The sequence was set back by hand, or restored without the events: whoever appends next sets it right.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sequence_that_was_set_back() {
+    let db = TestDatabase::new().await;
+    let (manager, _) = journalled(&db).await;
+    // As after an hour with a clock that went ahead.
+    run(&db.pool, &format!("SELECT setval('events_tstamp', {FAR})")).await;
+    let far = append(&EventStore::new(new_session(&db.url).await), 10).await;
+    assert!(far > FAR);
+    manager.catch_up(|_| {}).await.unwrap();
+    for session in ["new", "old"] {
+        run(&db.pool, "SELECT setval('events_tstamp', 1)").await;
+        let status = manager.status().await.unwrap();
+        assert_eq!(kinds(&status), [WarningKind::SequenceBehind, WarningKind::AheadOfClock], "{:?}", status.warnings);
+        assert!(!manager.health().await.ready);
+        let (ok, shown) = service(&db, &["check"]).await;
+        assert!(!ok && shown.contains("the sequence `events_tstamp` is at 1, behind the newest event at"), "{shown}");
+        assert!(shown.contains("run `dancefinder-projections migrate`"), "{shown}");
+        if session == "old" {
+            let (ok, shown) = service(&db, &["migrate"]).await;
+            assert!(ok && shown.contains("was behind the newest event, and is moved to it"), "{shown}");
+            assert_eq!(manager.check().await.unwrap().problems, []);
+        }
+        let position = append(&EventStore::new(new_session(&db.url).await), 11).await;
+        assert!(position > far, "{session}: {position}");
+        let status = manager.catch_up(|_| {}).await.unwrap();
+        assert_eq!(kinds(&status), [WarningKind::AheadOfClock]);
+        assert_eq!(journal::entries(&db.pool).await, journal::recorded(&db.pool).await);
+    }
+}
+
+/// Events that were inserted with the triggers disabled, and that the sequence has not reached, are not passed: sessions
+/// that have appended before get positions below theirs.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_ahead_of_the_sequence_is_not_passed() {
+    let db = TestDatabase::new().await;
+    let (manager, _) = journalled(&db).await;
+    let old = EventStore::new(new_session(&db.url).await);
+    append(&old, 10).await;
+    run(
+        &db.pool,
+        &format!(
+            "ALTER TABLE events DISABLE TRIGGER USER;
+             INSERT INTO events (tstamp, aggregate_id, aggregate_name, sequence_no, name, data)
+             VALUES ({FAR}, gen_random_uuid(), 'test.Thing', 1, 'Happened', '{{\"n\": 99}}');
+             ALTER TABLE events ENABLE TRIGGER USER; ALTER TABLE events ENABLE REPLICA TRIGGER events_replicated"
+        ),
+    )
+    .await;
+    let (stop, task) = running(&manager);
+    for n in 11..15 {
+        let position = append(&old, n).await;
+        assert!(position < FAR, "{position}");
+        manager.wait_for(&["journal"], position, LONG).await.unwrap();
+    }
+    assert_eq!(journal::entries(&db.pool).await.len(), 15);
+    let status = manager.status().await.unwrap();
+    assert_eq!(kinds(&status), [WarningKind::SequenceBehind, WarningKind::AheadOfClock], "{:?}", status.warnings);
+    assert_eq!(status.projections[0].events_behind, 1);
+    assert!(service(&db, &["migrate"]).await.0);
+    manager.wait_for(&["journal"], FAR, LONG).await.unwrap();
+    let last = append(&old, 15).await;
+    manager.wait_for(&["journal"], last, LONG).await.unwrap();
+    assert_eq!(journal::entries(&db.pool).await, journal::recorded(&db.pool).await);
+    stop.cancel();
+    task.await.unwrap();
+}
+
+/// Logical replication into a second store, and a switch-over to it: positions go on after those that were replicated.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_was_replicated() {
+    let start = || PostgresServer::start_with("TEST_DATABASE_URL", &["wal_level=logical"]);
+    let server = tokio::task::spawn_blocking(start).await.unwrap().unwrap();
+    let (first, second) = (new_session(&server.url("postgres")).await, server.url("second"));
+    run(&first, "CREATE DATABASE second").await;
+    let second = new_session(&second).await;
+    for pool in [&first, &second] {
+        dancefinder_projections::MIGRATIONS.run(pool).await.unwrap();
+    }
+    journal::create(&second).await;
+    // The clock of the first is ahead of that of the second.
+    run(&first, &format!("SELECT setval('events_tstamp', {FAR})")).await;
+    let store = EventStore::new(first.clone());
+    append(&store, 0).await;
+    // In one server the slot must be made by itself.
+    run(&first, "CREATE PUBLICATION events FOR TABLE events").await;
+    run(&first, "SELECT pg_create_logical_replication_slot('events', 'pgoutput')").await;
+    let port = server.port();
+    run(
+        &second,
+        &format!(
+            "CREATE SUBSCRIPTION events CONNECTION 'host=127.0.0.1 port={port} user=postgres dbname=postgres'
+             PUBLICATION events WITH (create_slot = false, slot_name = 'events')"
+        ),
+    )
+    .await;
+    let count = |pool: PgPool| async move { number(&pool, "SELECT COUNT(*) FROM events").await };
+    eventually("the first event is copied", LONG, || async { count(second.clone()).await == 1 }).await;
+    for n in 1..10 {
+        append(&store, n).await;
+    }
+    eventually("all are replicated", LONG, || async { count(second.clone()).await == 10 }).await;
+    run(&second, "ALTER SUBSCRIPTION events DISABLE; ALTER SUBSCRIPTION events SET (slot_name = NONE)").await;
+    run(&second, "DROP SUBSCRIPTION events").await;
+    let newest = number(&first, "SELECT MAX(tstamp) FROM events").await;
+    assert_eq!(number(&second, "SELECT last_value FROM events_tstamp").await, newest);
+    let after = append(&EventStore::new(second.clone()), 10).await;
+    assert!(after > newest, "{after} is not after {newest}");
+    let manager = ProjectionManager::new(new_pool(&server).await, projections![Journal]).unwrap();
+    manager.catch_up(|_| {}).await.unwrap();
+    assert_eq!(journal::entries(&second).await.iter().map(|(_, n)| *n).collect::<Vec<_>>(), (0..=10).collect::<Vec<_>>());
+    first.close().await;
+    second.close().await;
+}
+
+async fn new_pool(server: &PostgresServer) -> PgPool {
+    PgPoolOptions::new().connect(&server.url("second")).await.unwrap()
+}
+
+/// The events are in another database, which a replica took over that had not all of them. It gave a lost position to
+/// another event.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_position_that_another_event_has() {
+    let (events, rows) = (TestDatabase::new().await, TestDatabase::new().await);
+    journal::create(&rows.pool).await;
+    journal::append(&events.pool, (0..10).map(Happened::new)).await;
+    let manager = ProjectionManager::new(rows.pool.clone(), projections![Journal]).unwrap();
+    let manager = manager.with_events(events.pool.clone());
+    manager.catch_up(|_| {}).await.unwrap();
+    run(
+        &events.pool,
+        "BEGIN; SET LOCAL session_replication_role = replica;
+         UPDATE events SET id = gen_random_uuid(), data = '{\"n\": 99}' WHERE tstamp = (SELECT MAX(tstamp) FROM events);
+         COMMIT",
+    )
+    .await;
+    let (stop, task) = running(&manager);
+    journal::append(&events.pool, [Happened::new(10)]).await;
+    assert_eq!(manager.status().await.unwrap().projections[0].state, State::Astray);
+    assert!(!manager.health().await.ready);
+    tokio::time::sleep(Duration::from_millis(300)).await; // in which nothing may be applied
+    assert_eq!(journal::entries(&rows.pool).await.len(), 10);
+    manager.rebuild("journal", RebuildOptions::default(), &mut |_| {}).await.unwrap();
+    let newest = EventStore::new(events.pool.clone()).head().await.unwrap();
+    manager.wait_for(&["journal"], newest, LONG).await.unwrap();
+    let mut entries = journal::entries(&rows.pool).await;
+    entries.sort_unstable();
+    assert_eq!(entries, journal::recorded(&events.pool).await);
+    assert_eq!(manager.status().await.unwrap().projections[0].state, State::Live);
+    stop.cancel();
+    task.await.unwrap();
+}

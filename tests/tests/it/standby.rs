@@ -1,0 +1,100 @@
+//! Synchronous replication: what a standby has not confirmed does not leave the database. And a standby as DATABASE_URL.
+
+use std::time::Duration;
+
+use projection_runtime::postgres_server::{PostgresServer, StopMode};
+use projection_runtime::{EventStore, ExpectedVersion, ProjectionManager, State, WarningKind, projections};
+use sqlx::postgres::PgPoolOptions;
+use sqlx::{AssertSqlSafe, PgPool};
+use tests::journal::{self, Happened, Journal};
+use tests::{TestDatabase, eventually, running};
+use uuid::Uuid;
+
+const LONG: Duration = Duration::from_secs(30);
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.unwrap()
+}
+
+async fn run(pool: &PgPool, sql: &str) {
+    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(pool).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+}
+
+async fn pool(server: &PostgresServer) -> PgPool {
+    PgPoolOptions::new().max_connections(20).connect(&server.url("postgres")).await.unwrap()
+}
+
+/// A migrated primary, and a standby of it.
+async fn pair() -> (PostgresServer, PgPool, PostgresServer) {
+    let primary = blocking(|| PostgresServer::start("TEST_DATABASE_URL").unwrap()).await;
+    let pool = pool(&primary).await;
+    dancefinder_projections::MIGRATIONS.run(&pool).await.unwrap();
+    let (primary, standby) = blocking(move || {
+        let standby = primary.start_standby(&[]).unwrap();
+        (primary, standby)
+    })
+    .await;
+    (primary, pool, standby)
+}
+
+/// The standby goes away: appends wait, and nothing that follows from them is seen elsewhere, until it is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_standby_has_does_not_leave_the_database() {
+    let (_primary, events, mut standby) = pair().await;
+    run(&events, "ALTER SYSTEM SET synchronous_standby_names = '*'").await;
+    run(&events, "SELECT pg_reload_conf()").await;
+    eventually("the standby is synchronous", LONG, || async {
+        let sql = "SELECT EXISTS (SELECT FROM pg_stat_replication WHERE sync_state = 'sync')";
+        sqlx::query_scalar(sql).fetch_one(&events).await.unwrap()
+    })
+    .await;
+    let rows = TestDatabase::new().await;
+    journal::create(&rows.pool).await;
+    let manager = ProjectionManager::new(rows.pool.clone(), projections![Journal]).unwrap();
+    let manager = manager.with_events(events.clone());
+    let (stop, task) = running(&manager);
+    let store = EventStore::new(events.clone());
+    let append = |n: i64| {
+        let store = store.clone();
+        tokio::spawn(async move { store.append(Uuid::new_v4(), ExpectedVersion::Any, &[Happened::new(n).event()]).await })
+    };
+    let first = append(1).await.unwrap().unwrap();
+    manager.wait_for(&["journal"], first.position, LONG).await.unwrap();
+
+    for n in [2, 3] {
+        standby = blocking(move || {
+            standby.stop(StopMode::Immediate).unwrap();
+            standby
+        })
+        .await;
+        let waiting = append(n);
+        eventually("the event is visible in its database", LONG, || async {
+            store.head().await.unwrap() > first.position
+                && sqlx::query_scalar::<_, i64>("SELECT COUNT(*) FROM events").fetch_one(&events).await.unwrap() == n
+        })
+        .await;
+        // More than it takes to apply an event, and to give up a wait.
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        assert!(!waiting.is_finished(), "answered, although no standby has it");
+        assert_eq!(journal::entries(&rows.pool).await.len(), usize::try_from(n - 1).unwrap(), "applied elsewhere");
+        eventually("the status says so", LONG, || async {
+            let status = manager.status().await.unwrap();
+            status.warnings.iter().any(|warning| warning.kind == WarningKind::StandbyMissing)
+                && status.projections[0].state == State::Behind
+        })
+        .await;
+        standby = blocking(move || {
+            standby.start_again().unwrap();
+            standby
+        })
+        .await;
+        let appended = tokio::time::timeout(LONG, waiting).await.unwrap().unwrap().unwrap();
+        manager.wait_for(&["journal"], appended.position, LONG).await.unwrap();
+        eventually("the status is well", LONG, || async { manager.status().await.unwrap().warnings.is_empty() }).await;
+    }
+    // What waited has not used up the connections.
+    let busy = "SELECT COUNT(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    assert_eq!(sqlx::query_scalar::<_, i64>(busy).fetch_one(&events).await.unwrap(), 0);
+    stop.cancel();
+    task.await.unwrap();
+}
