@@ -1,13 +1,13 @@
 -- Where each projection stands, and what stopped it.
 
 CREATE TABLE readviews (
-    name         TEXT   NOT NULL PRIMARY KEY,
+    name          TEXT   NOT NULL PRIMARY KEY,
     -- The tstamp of the last event that the projection has passed, whether it handles that event or not; 0: none.
-    position     BIGINT NOT NULL DEFAULT 0,
-    -- The event at the position, if that is known: of no meaning unless event_tstamp = position. After a fail-over of the
+    position      BIGINT NOT NULL DEFAULT 0,
+    -- The event at the position, if that is known: of no meaning unless passed_tstamp = position. After a fail-over of the
     -- database with the events, another event may have that tstamp.
-    event_tstamp BIGINT,
-    event_id     UUID
+    passed_tstamp BIGINT,
+    passed_id     UUID
 ) WITH (fillfactor = 50); -- updated once a batch: room for the new row version on the same page
 
 -- One row for each projection that has stopped at an event.

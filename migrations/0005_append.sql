@@ -5,6 +5,8 @@
 -- 3. what the caller waits for, a commit that is flushed (and replicated) as the session's `synchronous_commit` says, and
 -- with it everything before it in the write-ahead log.
 --
+-- `patience`: how long to wait for locks, as a value of `lock_timeout`; NULL: as the session does.
+--
 -- They run with the caller's privileges: a procedure that commits can neither be SECURITY DEFINER nor have a fixed
 -- search_path. So what is the event store's is named with its schema.
 DO $do$
@@ -19,11 +21,13 @@ BEGIN
             aggregate_id UUID, expected BIGINT,
             id UUID, aggregate_name TEXT, name TEXT, version INT, data JSON, metadata JSONB, recorded_at TIMESTAMPTZ,
             wake BOOLEAN,
-            INOUT actual BIGINT DEFAULT NULL, INOUT place BIGINT DEFAULT NULL, INOUT told BOOLEAN DEFAULT NULL
+            INOUT actual BIGINT DEFAULT NULL, INOUT place BIGINT DEFAULT NULL, INOUT told BOOLEAN DEFAULT NULL,
+            patience TEXT DEFAULT NULL
         ) LANGUAGE plpgsql AS $procedure$
         #variable_conflict use_column
         BEGIN
             IF set_config('synchronous_commit', 'off', true) || set_config('events.quiet', 'on', true) IS NULL THEN END IF;
+            IF patience IS NOT NULL AND set_config('lock_timeout', patience, true) IS NULL THEN END IF;
             IF expected = 0 THEN
                 -- Nothing is read: if there is an event after all, the unique key says so.
                 actual := 0;
@@ -62,12 +66,14 @@ BEGIN
             ids UUID[], aggregate_names TEXT[], names TEXT[], versions INT[], datas JSON[], metadatas JSONB[],
             times TIMESTAMPTZ[],
             wake BOOLEAN,
-            INOUT actual BIGINT[] DEFAULT NULL, INOUT last BIGINT DEFAULT NULL, INOUT told BOOLEAN DEFAULT NULL
+            INOUT actual BIGINT[] DEFAULT NULL, INOUT last BIGINT DEFAULT NULL, INOUT told BOOLEAN DEFAULT NULL,
+            patience TEXT DEFAULT NULL
         ) LANGUAGE plpgsql AS $procedure$
         BEGIN
             -- Also: a plan made anew for each call would cost more than the call.
             IF set_config('synchronous_commit', 'off', true) || set_config('events.quiet', 'on', true)
                 || set_config('plan_cache_mode', 'force_generic_plan', true) IS NULL THEN END IF;
+            IF patience IS NOT NULL AND set_config('lock_timeout', patience, true) IS NULL THEN END IF;
             IF 0 = ALL (expected) THEN
                 actual := expected;
             ELSE

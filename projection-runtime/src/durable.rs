@@ -29,7 +29,7 @@ pub(crate) struct Durable {
 #[derive(Debug, Clone, Copy, sqlx::FromRow)]
 pub(crate) struct Head {
     /// The newest event; 0: none.
-    pub(crate) head: i64,
+    pub(crate) newest: i64,
     /// Its id.
     pub(crate) id: Option<Uuid>,
     /// A synchronous standby may not have it.
@@ -64,7 +64,7 @@ impl Durable {
         // If the log is not flushed up to where it is written, the commit of this statement flushes it, also if the server
         // or the role does not wait for the disk.
         sqlx::query_as(
-            "SELECT COALESCE(newest.tstamp, 0) AS head, newest.id,
+            "SELECT COALESCE(newest.tstamp, 0) AS newest, newest.id,
                     newest.id IS DISTINCT FROM $3 AND current_setting('synchronous_standby_names') <> '' AS unconfirmed,
                     $1 = 0 OR EXISTS (SELECT FROM events WHERE tstamp = $1 AND id = COALESCE($2, id)) AS there
              FROM (SELECT) always

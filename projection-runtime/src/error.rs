@@ -132,6 +132,30 @@ pub enum Error {
         /// How long it was waited.
         timeout: std::time::Duration,
     },
+    /// The lock that orders all appends was not to be had in time: see
+    /// [`EventStore::with_lock_timeout`](crate::EventStore::with_lock_timeout). Nothing was appended.
+    #[error(
+        "appending to aggregate {aggregate_id}: {holder} holds the lock that orders appends, for longer than the lock \
+         time-out; nothing was appended. {remedy}"
+    )]
+    OrderingLockHeld {
+        /// The aggregate.
+        aggregate_id: uuid::Uuid,
+        /// The session or the prepared transaction that holds it.
+        holder: String,
+        /// What to do about it.
+        remedy: String,
+    },
+    /// The database takes no writes. Nothing was changed, and nothing will be later.
+    #[error("{doing}: nothing can be written to the database {place}: {why}; connect to the primary")]
+    ReadOnly {
+        /// What was to be done.
+        doing: String,
+        /// `host:port/database`
+        place: String,
+        /// Why it takes none.
+        why: &'static str,
+    },
     /// A rebuild, a verification, a reset or an undo of the projection is under way.
     #[error("another rebuild, verification, reset or undo of `{projection}` is under way: wait for it, or end it")]
     RebuildUnderWay {
@@ -245,7 +269,7 @@ impl Error {
     pub fn is_passing(&self) -> bool {
         match self {
             Error::Database { source, .. } => crate::passing::is_passing(source),
-            Error::Locked { .. } => true,
+            Error::Locked { .. } | Error::OrderingLockHeld { .. } => true,
             _ => false,
         }
     }

@@ -145,7 +145,7 @@ impl EventsAt {
     /// The newest event that may leave the database of the events; `here` is the pool of the read models.
     pub(crate) async fn durable_head(&self, here: &PgPool) -> sqlx::Result<i64> {
         let head = self.durable.head(self.pool(here), 0, None);
-        Ok(self.ask(head).await?.head)
+        Ok(self.ask(head).await?.newest)
     }
 
     /// The newest event that may be applied, and whether the position is still that of the event; `None` where the events
@@ -153,7 +153,7 @@ impl EventsAt {
     pub(crate) async fn look(&self, passed: Passed) -> sqlx::Result<Option<Look>> {
         let Some(pool) = self.other() else { return Ok(None) };
         let head = self.ask(self.durable.head(pool, passed.position, passed.id)).await?;
-        Ok(Some(Look { head: head.head, id: head.id, passed, there: head.there }))
+        Ok(Some(Look { head: head.newest, id: head.id, passed, there: head.there }))
     }
 
     /// Whether the position, which is locked by now, is that of an event, as the look from before says, or another one.

@@ -16,11 +16,12 @@ use sqlx::PgPool;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
 use uuid::Uuid;
 
+use crate::durable::Durable;
 use crate::error::{Error, shortened};
 use crate::event::{NUL, has_nul};
 use crate::incoming::{self, Incoming};
 use crate::projection::ProjectionSet;
-use crate::durable::Durable;
+use crate::writable;
 
 /// Longest line that is read, in bytes; a fuzz target does not get at lines of that length.
 const LONGEST_LINE: usize = if cfg!(fuzzing) { 1 << 10 } else { 16 << 20 };
@@ -112,6 +113,7 @@ pub async fn import(
     options: ImportOptions,
     progress: impl FnMut(ImportProgress),
 ) -> Result<Imported, Error> {
+    writable::require(pool, &format!("importing {file}")).await?;
     let imported = import_lines(pool, projections, source, file, options, progress).await;
     // Also after an invalid line: the message says which lines are imported.
     if !matches!(imported, Err(Error::Database { .. })) {

@@ -58,6 +58,7 @@ mod versions;
 mod wait;
 mod wake;
 mod warning;
+mod writable;
 mod written;
 
 pub mod postgres_server;

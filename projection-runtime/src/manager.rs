@@ -30,6 +30,7 @@ use crate::store::{EventStore, PageLimit};
 use crate::transaction;
 use crate::wake::{self, Wake};
 use crate::warning;
+use crate::writable;
 
 /// How the projections are run.
 #[derive(Debug, Clone, Copy)]
@@ -310,6 +311,7 @@ impl ProjectionManager {
     /// Writes down that the rows of the projection are right, although what made them has changed.
     pub async fn accept(&self, name: &str) -> Result<(), Error> {
         let definition = self.projections.definition(name)?;
+        self.require_writable(&format!("accepting the rows of `{name}`")).await?;
         let doing = || Error::database(format!("accepting the rows of `{name}`"));
         let mut connection = self.pool.acquire().await.map_err(doing())?;
         fingerprint::record(&mut connection, definition).await.map_err(doing())
@@ -473,6 +475,7 @@ impl ProjectionManager {
     /// Refused where the TRUNCATE would reach a table that is not the projection's own.
     pub async fn reset_projection(&self, name: &str) -> Result<(), Error> {
         let projection = self.projections.get(name)?;
+        self.require_writable(&format!("reset of `{name}`")).await?;
         crate::reset::reset(&self.pool, &self.projections, projection, self.options.reset_patience).await
     }
 
@@ -488,7 +491,9 @@ impl ProjectionManager {
         options: RebuildOptions,
         progress: &mut (dyn FnMut(RebuildProgress) + Send),
     ) -> Result<Difference, Error> {
-        self.beside(name, progress)?.run(Task::Rebuild(options)).await
+        let rebuild = self.beside(name, progress)?;
+        self.require_writable(&format!("rebuild of `{name}`")).await?;
+        rebuild.run(Task::Rebuild(options)).await
     }
 
     /// Makes the projection's rows anew beside the live ones, up to the live position, and compares them. The live
@@ -498,7 +503,9 @@ impl ProjectionManager {
         name: &str,
         progress: &mut (dyn FnMut(RebuildProgress) + Send),
     ) -> Result<Difference, Error> {
-        self.beside(name, progress)?.run(Task::Verify).await
+        let verification = self.beside(name, progress)?;
+        self.require_writable(&format!("verification of `{name}`")).await?;
+        verification.run(Task::Verify).await
     }
 
     fn beside<'a>(
@@ -511,10 +518,16 @@ impl ProjectionManager {
         Ok(Rebuild { pool: &self.pool, events_at: &self.events_at, projection, options, probe, progress })
     }
 
+    async fn require_writable(&self, doing: &str) -> Result<(), Error> {
+        writable::require(&self.pool, doing).await
+    }
+
     /// Puts the rows back that the last rebuild with [`keep_old`](RebuildOptions::keep_old) replaced. The projection then
     /// goes on from where it was when they were replaced. Returns what that changed.
     pub async fn undo_rebuild(&self, name: &str) -> Result<Difference, Error> {
-        crate::rebuild::undo(&self.pool, self.projections.definition(name)?).await
+        let definition = self.projections.definition(name)?;
+        self.require_writable(&format!("undoing the rebuild of `{name}`")).await?;
+        crate::rebuild::undo(&self.pool, definition).await
     }
 
     /// Removes what rebuilds and verifications have left that were killed. [`run`](Self::run) does so at its start.
@@ -528,18 +541,24 @@ impl ProjectionManager {
     /// Pauses the projection, for all processes and over restarts, until it is [resumed](Self::resume). `by` is who: it
     /// stands in the status and in the log.
     pub async fn pause(&self, name: &str, by: &str) -> Result<(), Error> {
-        control::pause(&self.pool, self.projections.definition(name)?, by).await
+        let definition = self.projections.definition(name)?;
+        self.require_writable(&format!("pausing `{name}`")).await?;
+        control::pause(&self.pool, definition, by).await
     }
 
     /// Lets a paused projection go on.
     pub async fn resume(&self, name: &str, by: &str) -> Result<(), Error> {
-        control::resume(&self.pool, self.projections.definition(name)?, by).await
+        let definition = self.projections.definition(name)?;
+        self.require_writable(&format!("resuming `{name}`")).await?;
+        control::resume(&self.pool, definition, by).await
     }
 
     /// Passes the event by at which the projection has stopped, now and in each rebuild, and writes down why, in
     /// `readview_skips`.
     pub async fn skip(&self, name: &str, event: Uuid, reason: &str, by: &str) -> Result<(), Error> {
-        control::skip(&self.pool, &self.events_at, self.projections.definition(name)?, event, reason, by).await
+        let definition = self.projections.definition(name)?;
+        self.require_writable(&format!("skipping an event of `{name}`")).await?;
+        control::skip(&self.pool, &self.events_at, definition, event, reason, by).await
     }
 
     /// Waits until each of these projections has passed the position, like that of an
@@ -555,6 +574,7 @@ impl ProjectionManager {
     /// Has a projection that stopped at a failing event try it again. Running loops are woken.
     pub async fn retry(&self, name: &str) -> Result<(), Error> {
         let definition = self.projections.definition(name)?;
+        self.require_writable(&format!("retrying projection `{name}`")).await?;
         let doing = || Error::database(format!("retrying projection `{name}`"));
         let asked = sqlx::query(
             "UPDATE readview_failures f SET retry = true FROM readviews r

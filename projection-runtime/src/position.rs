@@ -120,8 +120,8 @@ pub(crate) async fn restart(tx: &mut PgConnection, name: &str, partitions: &[&st
 /// Forgets which events the positions of the projection and its partitions are of: its rows are built anew from the events
 /// that are there now.
 pub(crate) async fn forget_events(tx: &mut PgConnection, name: &str) -> sqlx::Result<()> {
-    let sql = "UPDATE readviews SET event_tstamp = NULL, event_id = NULL
-               WHERE $1 IN (name, partition_of) AND event_id IS NOT NULL";
+    let sql = "UPDATE readviews SET passed_tstamp = NULL, passed_id = NULL
+               WHERE $1 IN (name, partition_of) AND passed_id IS NOT NULL";
     sqlx::query(sql).bind(name).execute(tx).await.map(drop)
 }
 
@@ -181,7 +181,7 @@ async fn try_lock(
                 (SELECT COALESCE(MAX(tstamp), 0) FROM events
                  WHERE tstamp <= (SELECT pg_sequence_last_value('events_tstamp'))) AS head,
                 r.position = 0 OR EXISTS (SELECT FROM events WHERE tstamp = r.position) AS there,
-                CASE WHEN r.event_tstamp = r.position THEN r.event_id END AS passed,
+                CASE WHEN r.passed_tstamp = r.position THEN r.passed_id END AS passed,
                 f.name IS NOT NULL AS failed,
                 COALESCE(f.retry, false) AS retry,
                 r.paused_at IS NOT NULL AS paused,
@@ -245,14 +245,15 @@ pub(crate) async fn advance(
     transaction: Option<i64>,
 ) -> sqlx::Result<bool> {
     let sql = if awaited {
-        "UPDATE readviews SET position = $2, event_tstamp = $2, event_id = $4
+        "UPDATE readviews SET position = $2, passed_tstamp = $2, passed_id = $4
          WHERE name = $1 AND COALESCE(txid_current() = $3, true)
          RETURNING pg_notify('readviews', name)"
     } else {
-        "UPDATE readviews SET position = $2, event_tstamp = $2, event_id = $4
+        "UPDATE readviews SET position = $2, passed_tstamp = $2, passed_id = $4
          WHERE name = $1 AND COALESCE(txid_current() = $3, true)"
     };
-    Ok(sqlx::query(sql).bind(name).bind(to.position).bind(transaction).bind(to.id).execute(tx).await?.rows_affected() > 0)
+    Ok(sqlx::query(sql).bind(name).bind(to.position).bind(transaction).bind(to.id).execute(tx).await?.rows_affected()
+        > 0)
 }
 
 /// Forgets the failure: the event that the projection, or its partition, had stopped at is passed, or all begins anew.
@@ -395,9 +396,9 @@ pub(crate) async fn pending(pool: &PgPool, events_at: &EventsAt, asked: &Asked) 
                     WHERE edge.name = known.name)
                )
            AND (f.name IS NULL OR f.retry) AND r.paused_at IS NULL";
-    let look = events_at.look(Passed::default()).await?;
     const HEAD: &str =
         "(SELECT MAX(tstamp) FROM events WHERE tstamp <= (SELECT pg_sequence_last_value('events_tstamp')))";
+    let look = events_at.look(Passed::default()).await?;
     let query = sqlx::query_as(events_at::told(SQL, look.is_some(), HEAD, "$6::bigint"))
         .bind(&asked.projections)
         .bind(&asked.after.0)
@@ -447,7 +448,7 @@ pub(crate) async fn rows(connection: &mut PgConnection, names: &[&str]) -> sqlx:
                 p.paused_at, p.paused_by,
                 (SELECT COUNT(*) FROM readview_skips s WHERE s.name = p.name) AS skipped_events
          FROM (SELECT name, r.name IS NOT NULL AS has_run, COALESCE(r.position, 0) AS position, r.paused_at, r.paused_by,
-                      r.partition_of, CASE WHEN r.event_tstamp = r.position THEN r.event_id END AS passed
+                      r.partition_of, CASE WHEN r.passed_tstamp = r.position THEN r.passed_id END AS passed
                FROM readviews r FULL JOIN UNNEST($1::text[]) AS known (name) USING (name)) p
          CROSS JOIN LATERAL events_after(p.position) a
          LEFT JOIN readview_failures f USING (name)

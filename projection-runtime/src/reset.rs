@@ -32,7 +32,7 @@ pub(crate) async fn reset(
             }
             Ok(Attempt::Blocked(blocked)) => return Err(Error::ResetRefused { projection: definition.name, blocked }),
             Ok(Attempt::RebuildUnderWay) => return Err(Error::RebuildUnderWay { projection: definition.name }),
-            Err(error) if is_passing(&error) && started.elapsed() < patience => {
+            Err(error) if is_passing(&error) && !is_read_only(&error) && started.elapsed() < patience => {
                 tracing::debug!(error = %error, "reset: trying again");
                 tokio::time::sleep(backoff.next()).await;
             }
@@ -46,6 +46,11 @@ pub(crate) async fn reset(
 
 fn is_locked(error: &sqlx::Error) -> bool {
     error.as_database_error().is_some_and(|error| error.code().is_some_and(|code| code == "55P03"))
+}
+
+/// The server became a standby: the reset must not happen by itself when it is promoted again.
+fn is_read_only(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|error| error.code().is_some_and(|code| code == "25006"))
 }
 
 /// What became of one transaction.

@@ -18,6 +18,7 @@ use crate::events_at::EventsAt;
 use crate::passing::Backoff;
 use crate::projection::{Definition, ProjectionSet};
 use crate::read_model::RowTable;
+use crate::writable;
 
 /// What a check of the database found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -61,6 +62,12 @@ pub(crate) async fn check(
     rabbitmq: bool,
 ) -> Result<Check, Error> {
     let doing = || Error::database("checking the database");
+    if let Some((why, cure)) = writable::problem(pool).await.map_err(doing())? {
+        let problem = format!("nothing can be written to the database: {why}");
+        let problem =
+            Problem { projection: None, table: String::new(), constraint: None, problem, cure: cure.to_owned() };
+        return Ok(Check { problems: vec![problem], ..Check::default() });
+    }
     let mut connection = pool.acquire().await.map_err(doing())?;
     let mut problems = match events_at.other() {
         None => event_store(&mut connection, rabbitmq, &|_| true).await.map_err(doing())?,
@@ -202,8 +209,8 @@ const COLUMNS: &[(&str, &str, &str)] = &[
     ("events", "recorded_at", "timestamp with time zone"),
     ("readviews", "name", "text"),
     ("readviews", "position", "bigint"),
-    ("readviews", "event_tstamp", "bigint"),
-    ("readviews", "event_id", "uuid"),
+    ("readviews", "passed_tstamp", "bigint"),
+    ("readviews", "passed_id", "uuid"),
     ("readviews", "made_by", "jsonb"),
     ("readviews", "paused_at", "timestamp with time zone"),
     ("readviews", "paused_by", "text"),
@@ -427,11 +434,9 @@ async fn triggers(connection: &mut PgConnection) -> sqlx::Result<Vec<Problem>> {
                 format!("trigger `{trigger}` of `events` is disabled: {otherwise}"),
                 format!("ALTER TABLE events {enable} TRIGGER {trigger};"),
             )),
-            None => problems.push(of_events(
-                trigger,
-                format!("`events` has no trigger `{trigger}`: {otherwise}"),
-                TAKE_IT,
-            )),
+            None => {
+                problems.push(of_events(trigger, format!("`events` has no trigger `{trigger}`: {otherwise}"), TAKE_IT));
+            }
         }
     }
     Ok(problems)
@@ -439,6 +444,7 @@ async fn triggers(connection: &mut PgConnection) -> sqlx::Result<Vec<Problem>> {
 
 /// What the catalogue says of a routine.
 #[derive(sqlx::FromRow)]
+#[allow(clippy::struct_excessive_bools)] // what the catalogue says
 struct Found {
     name: String,
     signature: String,
@@ -529,8 +535,10 @@ async fn sequence(connection: &mut PgConnection) -> sqlx::Result<Vec<Problem>> {
         }
         Some((false, _)) => problems.push(of_events(
             NAME,
-            format!("column `tstamp` of `events` is not the identity column of sequence `{NAME}`: writers would need \
-                     privileges with which they could move it"),
+            format!(
+                "column `tstamp` of `events` is not the identity column of sequence `{NAME}`: writers would need \
+                     privileges with which they could move it"
+            ),
             TAKE_IT,
         )),
         Some((_, true)) => problems.push(of_events(
@@ -551,8 +559,10 @@ async fn sequence(connection: &mut PgConnection) -> sqlx::Result<Vec<Problem>> {
     problems.extend(newest.map(|(newest, last)| {
         of_events(
             NAME,
-            format!("the sequence `{NAME}` is at {last}, behind the newest event at {newest}: later events could be given \
-                     a place before it, and be missed"),
+            format!(
+                "the sequence `{NAME}` is at {last}, behind the newest event at {newest}: later events could be given \
+                     a place before it, and be missed"
+            ),
             "run `migrate`, which moves the sequence to the newest event",
         )
     }));

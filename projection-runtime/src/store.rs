@@ -5,6 +5,7 @@
 //! triggers of `migrations/0005_append.sql`, so that it holds for every writer, not only for this one.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool, Row};
@@ -14,6 +15,7 @@ use crate::append::Gathering;
 use crate::error::Error;
 use crate::event::{NewEvent, Reading, StoredEvent};
 use crate::read_model::PgQuery;
+use crate::store_warnings::{self, Holder};
 use crate::transaction;
 
 /// Appends events to the store and reads them.
@@ -109,7 +111,18 @@ impl EventStore {
     /// The store in the database that the pool connects to.
     #[must_use]
     pub fn new(pool: PgPool) -> Self {
-        EventStore { gathering: Arc::new(Gathering::new(pool.clone())), pool }
+        EventStore { gathering: Arc::new(Gathering::new(pool.clone(), None)), pool }
+    }
+
+    /// The same store, whose [`append`](Self::append) waits no longer than this for the lock that orders all appends. The
+    /// error then names the session, or the prepared transaction, that holds the lock.
+    ///
+    /// Without it, the `lock_timeout` of the database session counts, which is none unless it is set. An append inside of
+    /// the caller's transaction always goes by that one.
+    #[must_use]
+    pub fn with_lock_timeout(self, timeout: Duration) -> Self {
+        let pool = self.pool;
+        EventStore { gathering: Arc::new(Gathering::new(pool.clone(), Some(timeout))), pool }
     }
 
     /// Appends events of one aggregate, all or none. When it returns, they are as safe as the database keeps its commits.
@@ -126,7 +139,7 @@ impl EventStore {
         events: &[NewEvent],
     ) -> Result<Appended, Error> {
         if events.is_empty() {
-            return append_alone(&self.pool, aggregate_id, expected, events).await;
+            return append_alone(&self.pool, aggregate_id, expected, events, None).await;
         }
         self.gathering.append(aggregate_id, expected, events).await
     }
@@ -220,12 +233,42 @@ pub(crate) async fn append_alone(
     aggregate_id: Uuid,
     expected: ExpectedVersion,
     events: &[NewEvent],
+    lock_timeout: Option<&str>,
 ) -> Result<Appended, Error> {
     let doing = || Error::database(appending(aggregate_id));
-    let mut tx = transaction::begin_bounded(pool).await.map_err(doing())?;
-    let appended = EventStore::append_in(&mut tx, aggregate_id, expected, events).await?;
+    let mut tx = transaction::begin(pool).await.map_err(doing())?;
+    if let Some(timeout) = lock_timeout {
+        let set = sqlx::query("SELECT set_config('lock_timeout', $1, true)").bind(timeout);
+        set.execute(&mut *tx).await.map_err(doing())?;
+    }
+    let appended = match EventStore::append_in(&mut tx, aggregate_id, expected, events).await {
+        Err(error @ Error::Database { .. }) => {
+            drop(tx);
+            return Err(lock_held(pool, aggregate_id, error).await);
+        }
+        outcome => outcome?,
+    };
     tx.commit().await.map_err(doing())?;
     Ok(appended)
+}
+
+/// Whether the database refused to wait longer for a lock.
+pub(crate) fn is_lock_timeout(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "55P03")
+}
+
+/// The error, or, if it is a lock time-out, one that names who holds the lock that orders appends.
+pub(crate) async fn lock_held(pool: &PgPool, aggregate_id: Uuid, error: Error) -> Error {
+    let Error::Database { source, .. } = &error else { return error };
+    if !is_lock_timeout(source) {
+        return error;
+    }
+    let holder = async { store_warnings::holder(&mut *pool.acquire().await?, 0.0).await };
+    match holder.await {
+        Ok(Some(Holder { holder, remedy })) => Error::OrderingLockHeld { aggregate_id, holder, remedy },
+        // Let go of meanwhile, or the time-out was of another lock.
+        _ => error,
+    }
 }
 
 /// What is being done, for an error.

@@ -1,4 +1,4 @@
-//! What stops or endangers appends and the order of events: one query, part of every status.
+//! What stops or endangers appends and the order of events: part of every status.
 
 use sqlx::PgConnection;
 
@@ -18,10 +18,6 @@ struct Found {
     assigned: i64,
     /// Microseconds since the epoch.
     clock: i64,
-    /// Who holds the lock that orders appends for too long.
-    holder: Option<String>,
-    /// What ends that.
-    release: Option<String>,
     /// Sessions whose commits wait for a synchronous standby, and since when, in seconds.
     unconfirmed: i64,
     unconfirmed_for: f64,
@@ -29,52 +25,69 @@ struct Found {
 
 /// Looks over a connection to the database with the events.
 pub(crate) async fn find(events: &mut PgConnection) -> sqlx::Result<Vec<Warning>> {
-    // The lock's number is that of `events_lock_order()`, in two halves. Who may not see what another role's session does
-    // still sees which one it is, and how long others have been waiting.
     let found: Found = sqlx::query_as(
         "SELECT COALESCE((SELECT MAX(tstamp) FROM events), 0) AS newest,
                 COALESCE(pg_sequence_last_value('events_tstamp'), 0) AS assigned,
                 (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS clock,
-                lock.holder, lock.release, standby.unconfirmed, standby.unconfirmed_for
+                standby.unconfirmed, standby.unconfirmed_for
          FROM (SELECT COUNT(*) AS unconfirmed,
                       COALESCE(MAX(extract(epoch FROM clock_timestamp() - state_change)), 0)::float8 AS unconfirmed_for
-               FROM pg_stat_activity WHERE wait_event = 'SyncRep') standby
-         LEFT JOIN LATERAL (
-             SELECT CASE WHEN p.gid IS NOT NULL
-                         THEN format('the prepared transaction %L of role %s, prepared %s s ago', p.gid, p.owner,
-                                     trunc(extract(epoch FROM clock_timestamp() - p.prepared)))
-                         ELSE format('session %s (role %s%s%s)', held.pid, COALESCE(a.usename, 'unknown'),
-                                     ', ' || NULLIF(a.application_name, ''),
-                                     ', ' || a.state || ' for '
-                                         || trunc(extract(epoch FROM clock_timestamp() - a.state_change)) || ' s')
-                         END AS holder,
-                    CASE WHEN p.gid IS NOT NULL THEN format('ROLLBACK PREPARED %L; or COMMIT PREPARED %1$L;', p.gid)
-                         ELSE format('end its transaction, or SELECT pg_terminate_backend(%s);', held.pid) END AS release
-             FROM pg_locks held
-             LEFT JOIN pg_stat_activity a ON a.pid = held.pid
-             LEFT JOIN pg_prepared_xacts p ON held.pid IS NULL AND held.virtualtransaction = '-1/' || p.transaction
-             WHERE held.locktype = 'advisory' AND held.granted AND held.objsubid = 1
-               AND (held.classid, held.objid) = ((111559182283891 >> 32)::oid, (111559182283891 & 4294967295)::oid)
-               AND held.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-               AND (clock_timestamp() - p.prepared > make_interval(secs => $1)
-                    OR a.state LIKE 'idle%' AND clock_timestamp() - a.state_change > make_interval(secs => $1)
-                    OR EXISTS (SELECT FROM pg_locks waits
-                               WHERE NOT waits.granted AND waits.locktype = 'advisory' AND waits.objsubid = 1
-                                 AND (waits.database, waits.classid, waits.objid)
-                                     = (held.database, held.classid, held.objid)
-                                 AND clock_timestamp() - waits.waitstart > make_interval(secs => $1)))
-             LIMIT 1
-         ) lock ON true",
+               FROM pg_stat_activity WHERE wait_event = 'SyncRep') standby",
     )
-    .bind(PATIENCE)
-    .fetch_one(events)
+    .fetch_one(&mut *events)
     .await?;
-    Ok(found.warnings())
+    Ok(found.warnings(holder(events, PATIENCE).await?))
+}
+
+/// Who holds the lock that orders appends.
+#[derive(Debug, sqlx::FromRow)]
+pub(crate) struct Holder {
+    /// The session or the prepared transaction.
+    pub(crate) holder: String,
+    /// What ends that.
+    pub(crate) remedy: String,
+}
+
+/// Who holds the lock that orders appends, if that session has been idle for so many seconds, or others have been waiting.
+pub(crate) async fn holder(events: &mut PgConnection, seconds: f64) -> sqlx::Result<Option<Holder>> {
+    // The lock's number is that of `events_lock_order()`, in two halves. Who may not see what another role's session does
+    // still sees which one it is, and how long others have been waiting.
+    sqlx::query_as(
+        "SELECT CASE WHEN p.gid IS NOT NULL
+                     THEN format('the prepared transaction %L of role %s, prepared %s s ago,', p.gid, p.owner,
+                                 trunc(extract(epoch FROM clock_timestamp() - p.prepared)))
+                     ELSE format('session %s (role %s%s%s)', held.pid, COALESCE(a.usename, 'unknown'),
+                                 ', ' || NULLIF(a.application_name, ''),
+                                 ', ' || a.state || ' for '
+                                     || trunc(extract(epoch FROM clock_timestamp() - a.state_change)) || ' s')
+                     END AS holder,
+                CASE WHEN p.gid IS NOT NULL THEN format('COMMIT PREPARED %L; or ROLLBACK PREPARED %1$L;', p.gid)
+                     ELSE format('end its transaction, or SELECT pg_terminate_backend(%s);', held.pid) END AS remedy
+         FROM pg_locks held
+         LEFT JOIN pg_stat_activity a ON a.pid = held.pid
+         -- What a prepared transaction holds has no session. The lock on its own id says which transaction it is.
+         LEFT JOIN pg_locks prepared ON held.pid IS NULL AND prepared.pid IS NULL
+               AND prepared.locktype = 'transactionid' AND prepared.virtualtransaction = held.virtualtransaction
+         LEFT JOIN pg_prepared_xacts p ON p.transaction = prepared.transactionid
+         WHERE held.locktype = 'advisory' AND held.granted AND held.objsubid = 1
+           AND (held.classid, held.objid) = ((111559182283891 >> 32)::oid, (111559182283891 & 4294967295)::oid)
+           AND held.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+           AND (clock_timestamp() - p.prepared > make_interval(secs => $1)
+                OR a.state LIKE 'idle%' AND clock_timestamp() - a.state_change > make_interval(secs => $1)
+                OR EXISTS (SELECT FROM pg_locks waits
+                           WHERE NOT waits.granted AND waits.locktype = 'advisory' AND waits.objsubid = 1
+                             AND (waits.database, waits.classid, waits.objid) = (held.database, held.classid, held.objid)
+                             AND clock_timestamp() - waits.waitstart > make_interval(secs => $1)))
+         LIMIT 1",
+    )
+    .bind(seconds)
+    .fetch_optional(events)
+    .await
 }
 
 impl Found {
-    fn warnings(self) -> Vec<Warning> {
-        let Found { newest, assigned, clock, holder, release, unconfirmed, unconfirmed_for } = self;
+    fn warnings(self, holder: Option<Holder>) -> Vec<Warning> {
+        let Found { newest, assigned, clock, unconfirmed, unconfirmed_for } = self;
         let warning = |kind, problem, remedy: &str| Warning {
             kind,
             projection: None,
@@ -104,9 +117,9 @@ impl Found {
                 "set the server's clock right; if an event was inserted with a wrong tstamp, this passes with time only",
             ));
         }
-        if let (Some(holder), Some(release)) = (holder, release) {
+        if let Some(Holder { holder, remedy }) = holder {
             let problem = format!("{holder} holds the lock that orders appends: nobody else can append");
-            warnings.push(warning(WarningKind::OrderingLockHeld, problem, &release));
+            warnings.push(warning(WarningKind::OrderingLockHeld, problem, &remedy));
         }
         if unconfirmed > 0 && unconfirmed_for > PATIENCE {
             warnings.push(warning(

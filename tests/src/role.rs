@@ -46,10 +46,19 @@ impl Role {
         outcome.map(drop)
     }
 
+    /// Another pool of its connections.
+    pub async fn pool(&self, connections: u32) -> PgPool {
+        PgPoolOptions::new().max_connections(connections).connect(&self.url).await.expect("connect as the role")
+    }
+
     /// The SQLSTATE with which the statement is refused.
     pub async fn refused(&self, sql: &str) -> String {
         let error = self.run(sql).await.expect_err(sql);
-        error.as_database_error().and_then(|error| error.code()).unwrap_or_else(|| panic!("{sql}: {error}")).into_owned()
+        error
+            .as_database_error()
+            .and_then(|error| error.code())
+            .unwrap_or_else(|| panic!("{sql}: {error}"))
+            .into_owned()
     }
 
     /// Removes it from the server.

@@ -19,10 +19,14 @@ pub(super) struct Called {
 }
 
 /// Appends the group.
-pub(super) async fn append(connection: &mut PgConnection, group: &[Waiting]) -> sqlx::Result<Called> {
+pub(super) async fn append(
+    connection: &mut PgConnection,
+    group: &[Waiting],
+    patience: Option<&str>,
+) -> sqlx::Result<Called> {
     match group {
-        [Waiting { events, .. }] if events.len() == 1 => append_one(connection, &group[0], &events[0]).await,
-        _ => append_many(connection, group).await,
+        [Waiting { events, .. }] if events.len() == 1 => append_one(connection, &group[0], &events[0], patience).await,
+        _ => append_many(connection, group, patience).await,
     }
 }
 
@@ -36,9 +40,14 @@ fn expected(waiting: &Waiting) -> Option<i64> {
 /// Payloads go as text: the driver's JSON is JSONB, which would be another text when it is read.
 ///
 /// Much as the other does; without arrays it costs the server a good part less.
-async fn append_one(connection: &mut PgConnection, waiting: &Waiting, event: &NewEvent) -> sqlx::Result<Called> {
+async fn append_one(
+    connection: &mut PgConnection,
+    waiting: &Waiting,
+    event: &NewEvent,
+    patience: Option<&str>,
+) -> sqlx::Result<Called> {
     let (actual, last, told): (i64, Option<i64>, Option<bool>) =
-        sqlx::query_as("CALL events_append_one($1, $2, $3, $4, $5, $6, $7::text::json, $8, $9, NULL)")
+        sqlx::query_as("CALL events_append_one($1, $2, $3, $4, $5, $6, $7::text::json, $8, $9, NULL, patience => $10)")
             .bind(waiting.aggregate_id)
             .bind(expected(waiting))
             .bind(event.id)
@@ -48,12 +57,13 @@ async fn append_one(connection: &mut PgConnection, waiting: &Waiting, event: &Ne
             .bind(event.data.get())
             .bind(Json(&event.metadata))
             .bind(event.recorded_at)
+            .bind(patience)
             .fetch_one(connection)
             .await?;
     Ok(Called { actual: vec![actual], last, told })
 }
 
-async fn append_many(connection: &mut PgConnection, group: &[Waiting]) -> sqlx::Result<Called> {
+async fn append_many(connection: &mut PgConnection, group: &[Waiting], patience: Option<&str>) -> sqlx::Result<Called> {
     /// The values of one column.
     fn column<'a, T>(group: &'a [Waiting], value: impl Fn(&'a NewEvent) -> T) -> Vec<T> {
         group.iter().flat_map(|one| &one.events).map(value).collect()
@@ -65,7 +75,8 @@ async fn append_many(connection: &mut PgConnection, group: &[Waiting]) -> sqlx::
     let (appends, places): (Vec<i32>, Vec<i32>) = places.unzip();
     sqlx::query_as(
         "CALL events_append($1::uuid[], $2::bigint[], $3::int[], $4::int[], $5::uuid[], $6::text[], $7::text[],
-                            $8::int[], $9::text[]::json[], $10::jsonb[], $11::timestamptz[], NULL)",
+                            $8::int[], $9::text[]::json[], $10::jsonb[], $11::timestamptz[], NULL,
+                            patience => $12)",
     )
     .bind(group.iter().map(|one| one.aggregate_id).collect::<Vec<_>>())
     .bind(group.iter().map(expected).collect::<Vec<_>>())
@@ -78,6 +89,7 @@ async fn append_many(connection: &mut PgConnection, group: &[Waiting]) -> sqlx::
     .bind(column(group, |event| event.data.get()))
     .bind(column(group, |event| Json(&event.metadata)))
     .bind(column(group, |event| event.recorded_at))
+    .bind(patience)
     .fetch_one(connection)
     .await
 }

@@ -49,6 +49,8 @@ pub(crate) struct Gathering {
     pushed: Notify,
     kept: Arc<Kept>,
     bell: Arc<Bell>,
+    /// How long an append waits for locks, as a value of `lock_timeout`; as the session does, without it.
+    patience: Option<String>,
 }
 
 #[derive(Debug, Default)]
@@ -86,8 +88,11 @@ impl Waiting {
 }
 
 impl Gathering {
-    pub(crate) fn new(pool: PgPool) -> Self {
+    pub(crate) fn new(pool: PgPool, lock_timeout: Option<Duration>) -> Self {
+        // 0 would be no time-out.
+        let patience = lock_timeout.map(|time| format!("{}ms", time.as_millis().clamp(1, i32::MAX as u128)));
         Gathering {
+            patience,
             state: Mutex::default(),
             pushed: Notify::new(),
             kept: Arc::new(Kept::new(pool.clone())),
@@ -290,7 +295,7 @@ impl Gathering {
             Err(error) => return fail(group, error),
         };
         let mut busy = Busy { gathering: self, connection: None };
-        let called = call::append(busy.connection.insert(connection), &group).await;
+        let called = call::append(busy.connection.insert(connection), &group, self.patience.as_deref()).await;
         let connection = busy.connection.take();
         match &called {
             Ok(Called { told: Some(told), .. }) => self.bell.appended(*told),
@@ -308,8 +313,19 @@ impl Gathering {
                 drop(connection);
                 for one in group {
                     let pool = self.kept.pool();
-                    let alone = store::append_alone(pool, one.aggregate_id, one.expected, &one.events).await;
+                    let patience = self.patience.as_deref();
+                    let alone = store::append_alone(pool, one.aggregate_id, one.expected, &one.events, patience).await;
                     one.answer(alone);
+                }
+            }
+            (Err(error), connection) if store::is_lock_timeout(&error) => {
+                drop(connection);
+                let shared = SharedError::new(error);
+                for one in group {
+                    let (doing, source) = (one.doing(), shared.again());
+                    let error = Error::Database { doing, source };
+                    let error = store::lock_held(self.kept.pool(), one.aggregate_id, error).await;
+                    one.answer(Err(error));
                 }
             }
             (Err(error), _) => fail(group, error),

@@ -15,11 +15,11 @@ use serde_json::value::RawValue;
 use sqlx::PgPool;
 use uuid::Uuid;
 
+use crate::durable::Durable;
 use crate::error::{BoxError, shortened};
 use crate::event::{NUL, has_nul};
 use crate::incoming::{self, Incoming};
 use crate::projection::EventType;
-use crate::durable::Durable;
 
 /// Longest body of an event, in bytes.
 const LONGEST: usize = 16 << 20;

@@ -25,6 +25,7 @@ use crate::rabbitmq::RabbitMqOptions;
 use crate::rebuild::{Difference, RebuildOptions, RebuildProgress};
 use crate::schema::{self, Check, Problem};
 use crate::store::EventStore;
+use crate::writable;
 
 impl Service {
     /// A pool for all that this service does; it connects when it is used.
@@ -188,6 +189,9 @@ fn options_of(url: &str, said_by: &str) -> Result<PgConnectOptions, BoxError> {
 
 pub(super) async fn migrate(service: &Service, database: &Database) -> Result<(), BoxError> {
     let manager = service.reached(database).await?;
+    for pool in [Some(manager.pool()), manager.events_at().other()].into_iter().flatten() {
+        writable::require(pool, "migrating").await?;
+    }
     service.migrations.run(manager.pool()).await.map_err(|error| format!("migrating: {error}"))?;
     if let Some(events) = manager.events_at().other() {
         service.migrations.run(events).await.map_err(|error| format!("migrating the events' database: {error}"))?;

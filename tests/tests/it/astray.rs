@@ -67,7 +67,8 @@ async fn a_position_of_no_event() {
         let health = manager.health().await;
         let problem = "journal: its position is of an event that the store does not have";
         assert!(!health.ready && health.problems.iter().any(|told| told.starts_with(problem)), "{health:?}");
-        eventually("the loop says so", LONG, || async { manager.status().await.unwrap().projections[0].position != 0 }).await;
+        eventually("the loop says so", LONG, || async { manager.status().await.unwrap().projections[0].position != 0 })
+            .await;
         tokio::time::sleep(Duration::from_millis(300)).await; // in which nothing may be applied
         assert_eq!(journal::entries(&db.pool).await.len(), 10, "{moved}");
 
@@ -105,7 +106,10 @@ async fn an_event_ahead_of_the_clock() {
     let status = manager.catch_up(|_| {}).await.unwrap();
     assert_eq!(kinds(&status), [WarningKind::AheadOfClock], "{:?}", status.warnings);
     assert!(status.warnings[0].problem.contains("ahead of the database server's clock"), "{:?}", status.warnings);
-    assert_eq!(journal::entries(&db.pool).await.iter().map(|(_, n)| *n).collect::<Vec<_>>(), (0..20).collect::<Vec<_>>());
+    assert_eq!(
+        journal::entries(&db.pool).await.iter().map(|(_, n)| *n).collect::<Vec<_>>(),
+        (0..20).collect::<Vec<_>>()
+    );
     let health = manager.health().await;
     assert!(health.ready && health.warnings.len() == 1, "{health:?}");
 }
@@ -220,7 +224,10 @@ async fn a_store_that_was_replicated() {
     assert!(after > newest, "{after} is not after {newest}");
     let manager = ProjectionManager::new(new_pool(&server).await, projections![Journal]).unwrap();
     manager.catch_up(|_| {}).await.unwrap();
-    assert_eq!(journal::entries(&second).await.iter().map(|(_, n)| *n).collect::<Vec<_>>(), (0..=10).collect::<Vec<_>>());
+    assert_eq!(
+        journal::entries(&second).await.iter().map(|(_, n)| *n).collect::<Vec<_>>(),
+        (0..=10).collect::<Vec<_>>()
+    );
     first.close().await;
     second.close().await;
 }

@@ -156,6 +156,50 @@ const CASES: &[Case] = &[
         "run `migrate`, or take it from the migrations",
     ),
     (
+        "ALTER TABLE events DISABLE TRIGGER events_replicated",
+        None,
+        "events",
+        Some("events_replicated"),
+        "trigger `events_replicated` of `events` is disabled: later events could be given a place before one that was \
+         replicated",
+        "ALTER TABLE events ENABLE REPLICA TRIGGER events_replicated;",
+    ),
+    (
+        "ALTER FUNCTION events_tell SET search_path FROM CURRENT",
+        None,
+        "events",
+        Some("events_tell"),
+        "function `events_tell` has no fixed search_path: objects of another session could take the place of the event \
+         store's",
+        "ALTER FUNCTION events_tell() SET search_path = public, pg_temp;",
+    ),
+    (
+        "ALTER FUNCTION events_before_statement SECURITY INVOKER",
+        None,
+        "events",
+        Some("events_before_statement"),
+        "function `events_before_statement` is not SECURITY DEFINER: a writer would need privileges with which it could \
+         move the sequence",
+        "ALTER FUNCTION events_before_statement() SECURITY DEFINER;",
+    ),
+    (
+        "GRANT EXECUTE ON FUNCTION events_before_insert TO PUBLIC",
+        None,
+        "events",
+        Some("events_before_insert"),
+        "function `events_before_insert` may be executed by PUBLIC: anyone could make it the trigger of a table of their \
+         own",
+        "REVOKE EXECUTE ON FUNCTION events_before_insert() FROM PUBLIC;",
+    ),
+    (
+        "GRANT UPDATE ON SEQUENCE events_tstamp TO PUBLIC",
+        None,
+        "events",
+        Some("events_tstamp"),
+        "PUBLIC may move the sequence `events_tstamp`: anyone could make later events invisible",
+        "REVOKE USAGE, UPDATE ON SEQUENCE events_tstamp FROM PUBLIC;",
+    ),
+    (
         "ALTER TABLE events DROP COLUMN metadata",
         None,
         "events",
@@ -180,7 +224,7 @@ async fn each_is_told_with_its_cure() {
             cure: cure.to_owned(),
         };
         assert_eq!(problems(&db).await, [expected], "{damage}");
-        if cure.starts_with("ALTER") {
+        if cure.starts_with("ALTER") || cure.starts_with("REVOKE") {
             sqlx::raw_sql(cure).execute(&db.pool).await.unwrap();
             assert_eq!(problems(&db).await, [], "{cure}");
         }

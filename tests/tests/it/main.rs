@@ -1,6 +1,7 @@
 //! The runtime and the service on a real PostgreSQL. One binary, so that there is one server.
 
 mod append;
+mod astray;
 mod check;
 mod control;
 mod docs;
@@ -14,6 +15,7 @@ mod handlers;
 mod hostile;
 mod http;
 mod import;
+mod lock_holder;
 mod memory;
 
 mod metrics;
@@ -30,8 +32,10 @@ mod rabbitmq;
 mod rebuild;
 mod replicas;
 mod reset;
+mod roles;
 mod service;
 mod session_defaults;
+mod standby;
 mod store;
 mod telemetry;
 mod testing;
@@ -39,3 +43,4 @@ mod tls;
 mod transaction;
 mod two_databases;
 mod versions;
+mod writers;

@@ -56,7 +56,9 @@ async fn what_no_standby_has_does_not_leave_the_database() {
     let store = EventStore::new(events.clone());
     let append = |n: i64| {
         let store = store.clone();
-        tokio::spawn(async move { store.append(Uuid::new_v4(), ExpectedVersion::Any, &[Happened::new(n).event()]).await })
+        tokio::spawn(
+            async move { store.append(Uuid::new_v4(), ExpectedVersion::Any, &[Happened::new(n).event()]).await },
+        )
     };
     let first = append(1).await.unwrap().unwrap();
     manager.wait_for(&["journal"], first.position, LONG).await.unwrap();
@@ -97,4 +99,57 @@ async fn what_no_standby_has_does_not_leave_the_database() {
     assert_eq!(sqlx::query_scalar::<_, i64>(busy).fetch_one(&events).await.unwrap(), 0);
     stop.cancel();
     task.await.unwrap();
+}
+
+/// What cannot be done on a standby is refused at once, and not done later, when it is promoted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_as_the_database() {
+    let primary = blocking(|| PostgresServer::start("TEST_DATABASE_URL").unwrap()).await;
+    let events = pool(&primary).await;
+    dancefinder_projections::MIGRATIONS.run(&events).await.unwrap();
+    let service = |url: String, arguments: &[&str]| {
+        let mut command = std::process::Command::new("timeout");
+        command.args(["20", env!("CARGO_BIN_EXE_dancefinder")]).args(arguments);
+        let output = command.env("DATABASE_URL", url).output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+    };
+    let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/../dancefinder-projections/sample/events.jsonl");
+    let (code, said) = service(primary.url("postgres"), &["import", sample]);
+    assert_eq!(code, 0, "{said}");
+    let manager = ProjectionManager::new(events.clone(), dancefinder_projections::projections()).unwrap();
+    manager.catch_up(|_| {}).await.unwrap();
+    let standby = blocking(move || (primary.start_standby(&[]).unwrap(), primary)).await.0;
+    let skip = ["skip", "band", "--event", "0b7e0f57-5d0c-4c55-9a43-0d1f0c8d7a01", "--reason", "none"];
+    for arguments in [
+        &["reset", "band"][..],
+        &["rebuild", "band"],
+        &["rebuild", "band", "--undo"],
+        &["verify", "band"],
+        &["pause", "band"],
+        &["resume", "band"],
+        &["retry", "band"],
+        &["accept", "band"],
+        &skip,
+        &["import", sample],
+        &["migrate"],
+        &["check"],
+        &["run", "--no-http"],
+    ] {
+        let began = std::time::Instant::now();
+        let (code, said) = service(standby.url("postgres"), arguments);
+        assert!(code == 1 && began.elapsed() < Duration::from_secs(5), "{arguments:?}: {code}: {said}");
+        assert!(said.contains("it is a standby") && said.contains("connect to the primary"), "{arguments:?}: {said}");
+    }
+    for arguments in [&["status"][..], &["wait"]] {
+        let (code, said) = service(standby.url("postgres"), arguments);
+        assert_eq!(code, 0, "{arguments:?}: {said}");
+    }
+    let promoted = pool(&standby).await;
+    run(&promoted, "SELECT pg_promote()").await;
+    let (code, said) = service(standby.url("postgres"), &["check"]);
+    assert_eq!(code, 0, "{said}");
+    let untouched = "SELECT (SELECT COUNT(*) FROM band) > 0 AND (SELECT MIN(position) > 0 FROM readviews)";
+    assert!(sqlx::query_scalar::<_, bool>(untouched).fetch_one(&promoted).await.unwrap());
+    let (code, said) = service(standby.url("postgres"), &["reset", "band"]);
+    assert_eq!(code, 0, "{said}");
 }

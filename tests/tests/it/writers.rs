@@ -287,7 +287,8 @@ async fn a_store_in_another_schema() {
     let pool = pool.connect(&db.url).await.unwrap();
     dancefinder_projections::MIGRATIONS.run(&pool).await.unwrap();
     journal::create(&pool).await;
-    let grants = "GRANT USAGE ON SCHEMA \"Event store\" TO $role; GRANT SELECT, INSERT ON \"Event store\".events TO $role";
+    let grants =
+        "GRANT USAGE ON SCHEMA \"Event store\" TO $role; GRANT SELECT, INSERT ON \"Event store\".events TO $role";
     let writer = Role::create(&db, grants).await;
     writer.run(&insert(1).replace("public", "\"Event store\"")).await.unwrap();
     journal::append(&pool, [Happened::new(2)]).await;
