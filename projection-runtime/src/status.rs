@@ -124,8 +124,8 @@ pub enum State {
     Failed,
     /// It is about to try the failed event again.
     Retrying,
-    /// Its position is of an event that the store does not have: the store was restored from an older backup, or a replica
-    /// took over that had not all. Only where the events are in another database.
+    /// Its position is of an event that the store does not have: the store was restored from an older backup, a replica took
+    /// over that had not all events, or the position was changed by hand.
     Astray,
     /// It has never run: no row in `readviews`.
     New,

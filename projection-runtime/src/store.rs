@@ -2,7 +2,7 @@
 //!
 //! What must hold: an event is given its `tstamp` by the database under a lock that the appending transaction
 //! holds to its end, so whoever has seen `t` never later finds an event at or below `t`. All of it lives in the
-//! triggers of `migrations/0005_append.sql`, so that it holds for every writer, not only for this one.
+//! triggers of `migrations/0001_event_store.sql`, so that it holds for every writer, not only for this one.
 
 use std::sync::Arc;
 use std::time::Duration;
