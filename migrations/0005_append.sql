@@ -26,6 +26,11 @@ BEGIN
         ) LANGUAGE plpgsql AS $procedure$
         #variable_conflict use_column
         BEGIN
+            -- The statement after the one that waits for the ordering lock must see what was committed meanwhile.
+            IF current_setting('transaction_isolation') <> 'read committed' THEN
+                COMMIT;
+                SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+            END IF;
             IF set_config('synchronous_commit', 'off', true) || set_config('events.quiet', 'on', true) IS NULL THEN END IF;
             IF patience IS NOT NULL AND set_config('lock_timeout', patience, true) IS NULL THEN END IF;
             IF expected = 0 THEN
@@ -70,6 +75,11 @@ BEGIN
             patience TEXT DEFAULT NULL
         ) LANGUAGE plpgsql AS $procedure$
         BEGIN
+            -- The statement after the one that waits for the ordering lock must see what was committed meanwhile.
+            IF current_setting('transaction_isolation') <> 'read committed' THEN
+                COMMIT;
+                SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+            END IF;
             -- Also: a plan made anew for each call would cost more than the call.
             IF set_config('synchronous_commit', 'off', true) || set_config('events.quiet', 'on', true)
                 || set_config('plan_cache_mode', 'force_generic_plan', true) IS NULL THEN END IF;
