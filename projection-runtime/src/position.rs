@@ -39,8 +39,8 @@ pub(crate) struct Place {
     unchanged: bool,
     /// The session that has the row now.
     pub(crate) session: i32,
-    /// The next events that are to be passed by. Some may not be in the store, since it was restored.
-    pub(crate) skipped: Vec<Uuid>,
+    /// There are skipped events after the position: see [`skipped`].
+    pub(crate) skips: bool,
     /// It is written down that another program makes the rows, and not that this one does as well.
     pub(crate) of_another: bool,
     /// The transaction that has the row now.
@@ -188,9 +188,8 @@ async fn try_lock(
                 pg_backend_pid() AS session,
                 txid_current() AS transaction,
                 r.xmin = (SELECT s.xmin FROM readviews s WHERE s.name = r.name) AS unchanged,
-                ARRAY(SELECT s.event_id FROM readview_skips s
-                 WHERE s.name = COALESCE(r.partition_of, r.name) AND s.tstamp > r.position
-                 ORDER BY s.tstamp LIMIT 100) AS skipped,
+                EXISTS (SELECT FROM readview_skips s
+                        WHERE s.name = COALESCE(r.partition_of, r.name) AND s.tstamp > r.position) AS skips,
                 COALESCE((SELECT m.made_by->>'program' <> $4 AND NOT COALESCE(m.made_by->'others' ? $4, false)
                           FROM readviews m WHERE m.name = COALESCE(r.partition_of, r.name)), false) AS of_another,
                 CASE WHEN NOT $2 THEN set_config('synchronous_commit', 'off', true) END AS synchronous_commit,
@@ -209,6 +208,12 @@ async fn try_lock(
         .bind(mode.custom_plans)
         .bind(program);
     if let Some(head) = head { query.bind(head) } else { query }.fetch_optional(tx).await
+}
+
+/// Which of these events the projection skips. Skips are written while the row that is locked here is locked.
+pub(crate) async fn skipped(tx: &mut PgConnection, projection: &str, events: &[Uuid]) -> sqlx::Result<Vec<Uuid>> {
+    let sql = "SELECT event_id FROM readview_skips WHERE name = $1 AND event_id = ANY($2)";
+    sqlx::query_scalar(sql).bind(projection).bind(events).fetch_all(tx).await
 }
 
 /// Whether the event is still in the store: a crash of the server may have taken away what could be seen before it was on

@@ -363,7 +363,7 @@ impl Runner {
         let size = self.plan.bound.unwrap_or(self.plan.events).min(most);
         let limit = PageLimit { events: size, ..self.options.batch };
         let mut page = self.page(&mut tx, mode, ahead, place.position, end, limit).await?;
-        if let Some(skipped) = page.events.iter().position(|event| place.skipped.contains(&event.id)) {
+        if let Some(skipped) = self.first_skipped(&mut tx, &place, &page).await? {
             if skipped == 0 {
                 self.finish(tx, &place, Passed::event(&page.events[0])).await?;
                 return Ok(Step::Again);
@@ -420,6 +420,16 @@ impl Runner {
             }
             Applied::Failed { at, error } => self.failed(place.position, &page.events, at, &error).await,
         }
+    }
+
+    /// The index of the first event of the page that the projection skips.
+    async fn first_skipped(&self, tx: &mut PgConnection, place: &Place, page: &Page) -> sqlx::Result<Option<usize>> {
+        if !place.skips {
+            return Ok(None);
+        }
+        let events: Vec<_> = page.events.iter().map(|event| event.id).collect();
+        let skipped = position::skipped(tx, self.definition.name, &events).await?;
+        Ok(events.iter().position(|event| skipped.contains(event)))
     }
 
     /// Applies the page, or, where that takes long, the first part of it, and commits it with the position.
