@@ -8,6 +8,10 @@ DECLARE
     written  bigint;
 BEGIN
     SET CONSTRAINTS ALL DEFERRED;
+    -- What these triggers write is among the rows already. The tables are locked, so no other writer misses them.
+    FOR item IN SELECT r.item, r.name FROM rebuild_triggers r LOOP
+        EXECUTE format('ALTER TABLE %s DISABLE TRIGGER %I', item.item::regclass, item.name);
+    END LOOP;
     FOREACH step IN ARRAY ARRAY['remove', 'write'] LOOP
         FOR item IN
             SELECT t.item AS name, t.item::regclass AS live, format('%I.%I', beside, t.item) AS copy, t.columns, t.missing, t.extra, t.changed,
@@ -58,6 +62,14 @@ BEGIN
             END IF;
         END LOOP;
     END LOOP;
+    IF EXISTS (SELECT FROM rebuild_triggers) THEN
+        -- A table with deferred checks that are still to be made cannot be altered.
+        SET CONSTRAINTS ALL IMMEDIATE;
+        FOR item IN SELECT r.item, r.name, r.enabled FROM rebuild_triggers r LOOP
+            EXECUTE format('ALTER TABLE %s ENABLE %s TRIGGER %I', item.item::regclass,
+                           CASE item.enabled WHEN 'A' THEN 'ALWAYS' END, item.name);
+        END LOOP;
+    END IF;
     FOR sequence IN
         SELECT pg_get_serial_sequence(t.item, c)::regclass AS live,
                to_regclass(pg_get_serial_sequence(format('%I.%I', beside, t.item), c)) AS copy

@@ -176,7 +176,7 @@ async fn make_schema(tx: &mut PgConnection, beside: &Beside) -> sqlx::Result<()>
     // Of one that was killed.
     beside.drop(tx).await?;
     beside.tell_scripts(tx).await?;
-    tx.execute(include_str!("copy.sql")).await?;
+    tx.execute(concat!(include_str!("triggers.sql"), include_str!("copy.sql"))).await?;
     sqlx::query("INSERT INTO readview_rebuilds (name, schema, stage) VALUES ($1, $2, 'filling')")
         .bind(beside.name())
         .bind(&beside.schema)

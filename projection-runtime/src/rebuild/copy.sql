@@ -1,6 +1,7 @@
 -- Makes the projection's tables anew, empty, in a schema of their own, with all that changes what a handler does: columns
--- with defaults, constraints and indexes, sequences, foreign keys among them, and triggers that change a row before it is
--- written. Beside them are `readviews` and `readview_failures`, so that the copy has its own position.
+-- with defaults, constraints and indexes, sequences, foreign keys among them, triggers that change a row before it is
+-- written, and triggers that may write to these tables (triggers.sql). Others would only tell of rows that are not
+-- live. Beside them are `readviews` and `readview_failures`, so that the copy has its own position.
 DO $$
 DECLARE
     beside    CONSTANT text := current_setting('rebuild.schema');
@@ -40,8 +41,9 @@ BEGIN
         statements := statements
             || ARRAY(SELECT pg_get_triggerdef(oid, true)
                      FROM pg_trigger
-                     -- Before, and for each row.
-                     WHERE tgrelid = item::regclass AND NOT tgisinternal AND tgenabled IN ('O', 'A') AND tgtype & 3 = 3)
+                     WHERE tgrelid = item::regclass AND NOT tgisinternal AND tgenabled IN ('O', 'A')
+                       -- Before, and for each row.
+                       AND (tgtype & 3 = 3 OR oid IN (SELECT oid FROM rebuild_triggers)))
             || ARRAY(SELECT format('ALTER TABLE %I ADD CONSTRAINT %I %s', item, conname, pg_get_constraintdef(oid))
                      FROM pg_constraint
                      WHERE contype = 'f' AND conrelid = item::regclass

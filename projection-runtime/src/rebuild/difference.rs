@@ -182,5 +182,5 @@ fn row(
 /// Makes the live rows, compared and locked by this transaction, those beside them.
 pub(super) async fn apply(tx: &mut PgConnection, beside: &Beside) -> sqlx::Result<()> {
     beside.tell_scripts(tx).await?;
-    tx.execute(include_str!("apply.sql")).await.map(drop)
+    tx.execute(concat!(include_str!("triggers.sql"), include_str!("apply.sql"))).await.map(drop)
 }

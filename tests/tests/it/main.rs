@@ -30,6 +30,7 @@ mod pooler;
 mod properties;
 mod rabbitmq;
 mod rebuild;
+mod rebuild_triggers;
 mod replicas;
 mod reset;
 mod roles;

@@ -1,0 +1,128 @@
+//! Triggers of read model tables: what they write is a part of the rows, and a rebuild makes it as well.
+
+use projection_runtime::{Error, PgConnection, ProjectionManager, RebuildOptions, Recorded, projection, projections};
+use sqlx::AssertSqlSafe;
+use tests::TestDatabase;
+use tests::journal::{self, Happened};
+
+/// Writes to `entry`; a trigger of that table keeps `tally`.
+struct Entries;
+
+#[projection(name = "entries", tables = ["entry", "tally"])]
+impl Entries {
+    #[on(Happened)]
+    async fn happened(event: &Recorded<Happened>, tx: &mut PgConnection) -> sqlx::Result<()> {
+        let sql = "INSERT INTO entry VALUES ($1, $2)";
+        sqlx::query(sql).bind(event.id).bind(event.data.n % 7).execute(tx).await.map(drop)
+    }
+}
+
+async fn execute(db: &TestDatabase, sql: &str) {
+    sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))
+        .execute(&db.pool)
+        .await
+        .unwrap_or_else(|error| panic!("{sql}: {error}"));
+}
+
+/// 100 events are applied, with this trigger function.
+async fn applied(function: &str, trigger: &str) -> (TestDatabase, ProjectionManager) {
+    let db = TestDatabase::new().await;
+    execute(&db, "CREATE TABLE entry (id UUID PRIMARY KEY, n BIGINT NOT NULL)").await;
+    execute(&db, "CREATE TABLE tally (n BIGINT PRIMARY KEY, times BIGINT NOT NULL)").await;
+    execute(&db, "CREATE TABLE audit (at TEXT, n BIGINT)").await;
+    execute(&db, function).await;
+    execute(&db, trigger).await;
+    journal::append(&db.pool, (1..=100).map(Happened::new)).await;
+    let manager = ProjectionManager::new(db.pool.clone(), projections![Entries]).unwrap();
+    manager.catch_up(|_| {}).await.unwrap();
+    (db, manager)
+}
+
+async fn tally(db: &TestDatabase) -> Vec<(i64, i64)> {
+    sqlx::query_as("SELECT n, times FROM tally ORDER BY n").fetch_all(&db.pool).await.unwrap()
+}
+
+const COUNT: &str = "INSERT INTO tally AS t VALUES (NEW.n, 1) ON CONFLICT (n) DO UPDATE SET times = t.times + 1;";
+const OF_ROWS: &str = "CREATE TRIGGER count_it AFTER INSERT ON entry FOR EACH ROW EXECUTE FUNCTION count_it()";
+
+fn plpgsql(body: &str) -> String {
+    format!("CREATE FUNCTION count_it() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body} RETURN NULL; END $$")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_triggers_write_is_rebuilt() {
+    let of_statements = "INSERT INTO tally AS t SELECT n, COUNT(*) FROM new_rows GROUP BY n
+                         ON CONFLICT (n) DO UPDATE SET times = t.times + EXCLUDED.times;";
+    let nested = "CREATE FUNCTION add_to(BIGINT) RETURNS void LANGUAGE sql AS
+        'INSERT INTO tally AS t VALUES ($1, 1) ON CONFLICT (n) DO UPDATE SET times = t.times + 1'";
+    let cases = [
+        (plpgsql(COUNT), OF_ROWS.to_owned()),
+        (
+            plpgsql(of_statements),
+            "CREATE TRIGGER count_it AFTER INSERT ON entry REFERENCING NEW TABLE AS new_rows
+             FOR EACH STATEMENT EXECUTE FUNCTION count_it()"
+                .to_owned(),
+        ),
+        (format!("{nested}; {}", plpgsql("PERFORM add_to(NEW.n);")), OF_ROWS.to_owned()),
+        (plpgsql(&format!("EXECUTE '{}' USING NEW.n;", COUNT.replace("NEW.n", "$1"))), OF_ROWS.to_owned()),
+        (
+            plpgsql(COUNT),
+            OF_ROWS
+                .replace("TRIGGER", "CONSTRAINT TRIGGER")
+                .replace("FOR EACH", "DEFERRABLE INITIALLY DEFERRED FOR EACH"),
+        ),
+    ];
+    for (function, trigger) in cases {
+        let (db, manager) = applied(&function, &trigger).await;
+        let before = tally(&db).await;
+        assert_eq!(before.iter().map(|(_, times)| times).sum::<i64>(), 100, "{function}");
+        let found = manager.verify("entries", &mut |_| {}).await.unwrap();
+        assert!(found.is_none(), "{function}: {found}");
+
+        // The rows of `entry` come back, and are not counted twice.
+        execute(
+            &db,
+            "DELETE FROM entry WHERE n = 3; UPDATE tally SET times = 0 WHERE n = 4; DELETE FROM tally WHERE n = 5",
+        )
+        .await;
+        let repaired = manager.rebuild("entries", RebuildOptions::default(), &mut |_| {}).await.unwrap();
+        assert!(!repaired.is_none());
+        assert_eq!(tally(&db).await, before, "{function}");
+        assert!(manager.verify("entries", &mut |_| {}).await.unwrap().is_none(), "{function}");
+
+        // The trigger is on again.
+        journal::append(&db.pool, [Happened::new(3)]).await;
+        manager.catch_up(|_| {}).await.unwrap();
+        assert_eq!(tally(&db).await.iter().map(|(_, times)| times).sum::<i64>(), 101, "{function}");
+    }
+}
+
+/// A trigger that tells others of the live rows does not fire for the rows of a rebuild.
+#[tokio::test(flavor = "multi_thread")]
+async fn triggers_that_write_elsewhere_do_not_fire() {
+    let body = "-- each entry
+        INSERT INTO audit VALUES ('entry', NEW.n);";
+    let (db, manager) = applied(&plpgsql(body), OF_ROWS).await;
+    execute(&db, "DELETE FROM audit; DELETE FROM entry WHERE n = 3").await;
+    let found = manager.rebuild("entries", RebuildOptions::default(), &mut |_| {}).await.unwrap();
+    let audited: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM audit WHERE n = 3").fetch_one(&db.pool).await.unwrap();
+    assert_eq!((found.differing(), audited), (14, 14), "{found}");
+}
+
+/// If it cannot be known where a trigger writes, it fires for the rebuild's rows, and a write elsewhere ends the rebuild.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trigger_that_writes_anywhere_ends_the_rebuild() {
+    let body = "EXECUTE format('INSERT INTO %I VALUES (''x'', 1)', 'audit');";
+    let (db, manager) = applied(&plpgsql(body), OF_ROWS).await;
+    execute(&db, "DELETE FROM audit").await;
+    let error = manager.rebuild("entries", RebuildOptions::default(), &mut |_| {}).await.unwrap_err();
+    assert!(
+        matches!(&error, Error::RebuildFailed { .. }) && error.to_string().contains("it wrote to audit"),
+        "{error}"
+    );
+    let audited: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM audit").fetch_one(&db.pool).await.unwrap();
+    assert_eq!(audited, 0);
+    // One that is off is off in the rebuild as well.
+    execute(&db, "ALTER TABLE entry DISABLE TRIGGER count_it").await;
+    assert!(manager.rebuild("entries", RebuildOptions::default(), &mut |_| {}).await.unwrap().is_none());
+}
