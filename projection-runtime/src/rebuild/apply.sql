@@ -14,17 +14,28 @@ BEGIN
     END LOOP;
     FOREACH step IN ARRAY ARRAY['remove', 'write'] LOOP
         FOR item IN
-            SELECT t.item AS name, t.item::regclass AS live, format('%I.%I', beside, t.item) AS copy, t.columns, t.missing, t.extra, t.changed,
+            SELECT t.item AS name, t.item::regclass AS live, format('%I.%I', beside, t.item) AS copy, t.columns, t.unwritten,
+                   t.missing, t.extra, t.changed, 'rebuild_kept_' || t.place AS kept,
                    -- Where an update could meet another row on its way, or is forbidden, the row is removed first.
                    (SELECT COUNT(*) > 1 FROM pg_index i WHERE i.indrelid = t.item::regclass AND i.indisunique)
                    OR EXISTS (SELECT FROM pg_index i WHERE i.indrelid = t.item::regclass AND i.indisexclusion)
-                   OR EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = t.item::regclass AND a.attidentity = 'a')
+                   OR EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = t.item::regclass AND a.attidentity = 'a'
+                                AND a.attname = ANY (t.columns))
                    AS replaced
             FROM rebuild_tables t
             WHERE t.missing + t.extra + t.changed > 0
             ORDER BY t.place
         LOOP
             IF step = 'remove' THEN
+                IF item.replaced THEN
+                    -- What handlers do not write stays as it is.
+                    EXECUTE format(
+                        'CREATE TEMPORARY TABLE %I ON COMMIT DROP AS
+                         SELECT p.copy AS rebuild_copy%s FROM rebuild_pairs p JOIN %s l ON l.tableoid = p.live_part AND l.ctid = p.live
+                         WHERE p.item = %L AND p.copy IS NOT NULL',
+                        item.kept, (SELECT string_agg(format(', l.%I', c), '') FROM UNNEST(item.unwritten) AS c), item.live,
+                        item.name);
+                END IF;
                 EXECUTE format(
                     'DELETE FROM %s l USING rebuild_pairs p
                      WHERE p.item = %L AND l.tableoid = p.live_part AND l.ctid = p.live AND (p.copy IS NULL OR %L)',
@@ -48,14 +59,28 @@ BEGIN
                 GET DIAGNOSTICS written = ROW_COUNT;
             END IF;
             item.missing := item.missing + item.changed - written;
+            written := 0;
+            IF item.replaced THEN
+                EXECUTE format(
+                    'INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE
+                     SELECT %s FROM rebuild_pairs p JOIN %s c ON c.ctid = p.copy JOIN %I k ON k.rebuild_copy = p.copy
+                     WHERE p.item = %L AND p.live IS NOT NULL ORDER BY p.copy',
+                    item.live,
+                    (SELECT string_agg(quote_ident(c), ', ') FROM UNNEST(item.columns || item.unwritten) AS c),
+                    (SELECT string_agg(format(CASE WHEN c = ANY (item.columns) THEN 'c.%I' ELSE 'k.%I' END, c), ', ')
+                     FROM UNNEST(item.columns || item.unwritten) AS c),
+                    item.copy, item.kept, item.name);
+                GET DIAGNOSTICS written = ROW_COUNT;
+                item.missing := item.missing - written;
+            END IF;
             EXECUTE format(
                 'INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE
                  SELECT %s FROM rebuild_pairs p JOIN %s c ON c.ctid = p.copy
-                 WHERE p.item = %L AND (p.live IS NULL OR %L) ORDER BY p.copy',
+                 WHERE p.item = %L AND p.live IS NULL ORDER BY p.copy',
                 item.live,
                 (SELECT string_agg(quote_ident(c), ', ') FROM UNNEST(item.columns) AS c),
                 (SELECT string_agg(format('c.%I', c), ', ') FROM UNNEST(item.columns) AS c),
-                item.copy, item.name, item.replaced);
+                item.copy, item.name);
             GET DIAGNOSTICS written = ROW_COUNT;
             IF written <> item.missing THEN
                 RAISE EXCEPTION 'rows of % could not be written: a trigger of the table prevents it', item.name;

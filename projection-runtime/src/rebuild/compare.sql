@@ -8,12 +8,19 @@ DECLARE
     live    regclass;
     copy    text;
     columns text[];
+    kept    text[];
     key     text[];
     pairs   text;
+    filled  boolean;
 BEGIN
+    IF EXISTS (SELECT FROM rebuild_numbered) THEN
+        RAISE EXCEPTION 'the last events write column %, which the events before left to its default; start again',
+            (SELECT string_agg(tab || '.' || col, ', ') FROM rebuild_numbered);
+    END IF;
     CREATE TEMPORARY TABLE rebuild_pairs (item text, live_part oid, live tid, copy tid) ON COMMIT DROP;
     CREATE TEMPORARY TABLE rebuild_tables (
-        place serial, item text, columns text[], key text[], rows bigint, missing bigint, extra bigint, changed bigint
+        place serial, item text, columns text[], key text[], rows bigint, missing bigint, extra bigint, changed bigint,
+        unwritten text[]
     ) ON COMMIT DROP;
     -- The first of them, column by column as text.
     CREATE TEMPORARY TABLE rebuild_shown (item text, live text[], copy text[]) ON COMMIT DROP;
@@ -33,6 +40,11 @@ BEGIN
             SELECT attname FROM pg_attribute
             WHERE attrelid = live AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum
         );
+        -- Nothing can be said of the columns of rows that are not there.
+        EXECUTE format('SELECT EXISTS (SELECT FROM %s)', copy) INTO filled;
+        kept := ARRAY(SELECT c FROM UNNEST(columns) AS c
+                      JOIN rebuild_unwritten ON filled AND tab = item AND col = c);
+        columns := ARRAY(SELECT c FROM UNNEST(columns) WITH ORDINALITY AS u (c, nr) WHERE c <> ALL (kept) ORDER BY nr);
         key := (
             SELECT ARRAY(SELECT a.attname FROM pg_attribute a
                          WHERE a.attrelid = live AND a.attnum = ANY (k.columns) ORDER BY a.attnum)
@@ -41,7 +53,8 @@ BEGIN
                   WHERE i.indrelid = live AND i.indisunique AND i.indisvalid AND i.indimmediate
                     AND i.indpred IS NULL AND i.indexprs IS NULL) k
             WHERE NOT EXISTS (SELECT FROM pg_attribute a
-                              WHERE a.attrelid = live AND a.attnum = ANY (k.columns) AND NOT a.attnotnull)
+                              WHERE a.attrelid = live AND a.attnum = ANY (k.columns)
+                                AND (NOT a.attnotnull OR a.attname = ANY (kept)))
             ORDER BY k.indisprimary DESC, k.indexrelid
             LIMIT 1
         );
@@ -68,10 +81,10 @@ BEGIN
         END IF;
         EXECUTE 'INSERT INTO rebuild_pairs ' || pairs;
         EXECUTE format(
-            'INSERT INTO rebuild_tables (item, columns, key, rows, missing, extra, changed)
-             SELECT %L, $1, $2, (SELECT COUNT(*) FROM %s), COUNT(*) FILTER (WHERE live IS NULL),
+            'INSERT INTO rebuild_tables (item, columns, key, unwritten, rows, missing, extra, changed)
+             SELECT %L, $1, $2, $3, (SELECT COUNT(*) FROM %s), COUNT(*) FILTER (WHERE live IS NULL),
                     COUNT(*) FILTER (WHERE copy IS NULL), COUNT(*) FILTER (WHERE live IS NOT NULL AND copy IS NOT NULL)
-             FROM rebuild_pairs WHERE item = %L', item, copy, item) USING columns, COALESCE(key, columns);
+             FROM rebuild_pairs WHERE item = %L', item, copy, item) USING columns, COALESCE(key, columns), kept;
         EXECUTE format(
             'INSERT INTO rebuild_shown
              SELECT %1$L, CASE WHEN p.live IS NOT NULL THEN ARRAY[%2$s]::text[] END,

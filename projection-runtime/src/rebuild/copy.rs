@@ -12,6 +12,7 @@ use crate::error::{Error, Refusal};
 use crate::events_at::EventsAt;
 use crate::manager::ManagerOptions;
 use crate::projection::{AnyProjection, Definition};
+use crate::read_model::RowTable;
 use crate::transaction;
 
 /// The shadow tables of a rebuild, and what it takes to fill them.
@@ -31,6 +32,8 @@ pub(super) struct Copy {
 pub(super) struct Beside {
     pub(super) definition: &'static Definition,
     schema: String,
+    /// Columns that handlers write, like `band.name`: those of row handlers, and those that were observed too late.
+    written: Vec<String>,
 }
 
 impl Beside {
@@ -51,7 +54,9 @@ impl Beside {
             0..=48 => name.to_owned(),
             _ => format!("{name:.39}_{:.8}", Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes()).simple()),
         };
-        Beside { definition, schema: format!("{prefix}_{name}") }
+        let columns = |rows: &RowTable| rows.columns.iter().map(|column| format!("{}.{column}", rows.table)).collect();
+        let written = definition.rows.iter().flat_map(|rows| -> Vec<String> { columns(rows) }).collect();
+        Beside { definition, schema: format!("{prefix}_{name}"), written }
     }
 
     /// The projection's name.
@@ -62,9 +67,10 @@ impl Beside {
     /// Tells the scripts, which are literals, what they are about, for this transaction.
     pub(super) async fn tell_scripts(&self, tx: &mut PgConnection) -> sqlx::Result<()> {
         let sql = "SELECT set_config('rebuild.name', $1, true), set_config('rebuild.schema', $2, true),
-                          set_config('rebuild.tables', $3::text[]::text, true)";
+                          set_config('rebuild.tables', $3::text[]::text, true),
+                          set_config('rebuild.written', $4::text[]::text, true)";
         let Definition { name, tables, .. } = *self.definition;
-        sqlx::query(sql).bind(name).bind(&self.schema).bind(tables).execute(tx).await.map(drop)
+        sqlx::query(sql).bind(name).bind(&self.schema).bind(tables).bind(&self.written).execute(tx).await.map(drop)
     }
 
     /// Removes the schema and all in it, and the word of it.
@@ -121,6 +127,23 @@ impl Copy {
     /// An error if the locks are lost, because the server has ended the session that holds them.
     pub(super) async fn is_guarded(&mut self) -> sqlx::Result<()> {
         sqlx::query("SELECT 1").execute(&mut *self.guard).await.map(drop)
+    }
+
+    /// Makes the tables again, empty, if a handler reads numbers that a table gives: these begin elsewhere in the tables of the
+    /// first attempt, so that this shows. Returns whether it did.
+    pub(super) async fn again_with_numbers(&mut self) -> sqlx::Result<bool> {
+        let mut tx = self.connection.begin().await?;
+        self.beside.tell_scripts(&mut tx).await?;
+        tx.execute(include_str!("columns.sql")).await?;
+        let numbered: Vec<String> =
+            sqlx::query_scalar("SELECT tab || '.' || col FROM rebuild_numbered").fetch_all(&mut *tx).await?;
+        tx.rollback().await?;
+        let again = !numbered.is_empty();
+        if again {
+            self.beside.written.extend(numbered);
+            make_schema(&mut self.connection, &self.beside).await?;
+        }
+        Ok(again)
     }
 
     /// Removes what is left of it. Where that fails, the next start does so.

@@ -31,6 +31,9 @@ pub struct TableDifference {
     pub extra: i64,
     /// Live rows with another value in a column.
     pub changed: i64,
+    /// Columns that no handler writes, like one with a number that the table gives, or one that is filled by hand. They are
+    /// not compared, and a rebuild keeps their values in the rows that stay.
+    pub not_written: Vec<String>,
     /// The first 20 of those that differ.
     pub shown: Vec<RowDifference>,
 }
@@ -117,6 +120,16 @@ impl TableDifference {
     }
 }
 
+impl Difference {
+    /// The columns that were not compared, like `band.number`.
+    pub(crate) fn not_written(&self) -> Vec<String> {
+        let columns = |table: &TableDifference| -> Vec<String> {
+            table.not_written.iter().map(|column| format!("{}.{column}", table.table)).collect()
+        };
+        self.tables.iter().flat_map(columns).collect()
+    }
+}
+
 /// In a sentence: `identical, 12 rows`, or in which tables how many rows differ.
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -129,7 +142,7 @@ impl fmt::Display for Difference {
 }
 
 /// Of `rebuild_tables`.
-type Table = (String, Vec<String>, Vec<String>, i64, i64, i64, i64);
+type Table = (String, Vec<String>, Vec<String>, i64, i64, i64, i64, Vec<String>);
 /// Of `rebuild_shown`: the values of a row on both sides.
 type Shown = (String, Option<Vec<Option<String>>>, Option<Vec<Option<String>>>);
 
@@ -143,17 +156,18 @@ pub(super) async fn compare(
     beside.tell_scripts(tx).await?;
     let lock = if locked { "on" } else { "off" };
     sqlx::query("SELECT set_config('rebuild.lock', $1, true)").bind(lock).execute(&mut *tx).await?;
-    tx.execute(include_str!("compare.sql")).await?;
+    tx.execute(concat!(include_str!("columns.sql"), include_str!("compare.sql"))).await?;
 
-    let tables: Vec<Table> =
-        sqlx::query_as("SELECT item, columns, key, rows, missing, extra, changed FROM rebuild_tables ORDER BY place")
-            .fetch_all(&mut *tx)
-            .await?;
+    let tables: Vec<Table> = sqlx::query_as(
+        "SELECT item, columns, key, rows, missing, extra, changed, unwritten FROM rebuild_tables ORDER BY place",
+    )
+    .fetch_all(&mut *tx)
+    .await?;
     let shown: Vec<Shown> = sqlx::query_as("SELECT item, live, copy FROM rebuild_shown").fetch_all(&mut *tx).await?;
-    let tables = tables.into_iter().map(|(table, columns, key, rows, missing, extra, changed)| {
+    let tables = tables.into_iter().map(|(table, columns, key, rows, missing, extra, changed, not_written)| {
         let of_table = shown.iter().filter(|(item, ..)| *item == table);
         let shown = of_table.map(|(_, live, copy)| row(&columns, &key, live.as_deref(), copy.as_deref())).collect();
-        TableDifference { table, rows, missing, extra, changed, shown }
+        TableDifference { table, rows, missing, extra, changed, not_written, shown }
     });
     Ok(Difference { projection: beside.name().to_owned(), position, tables: tables.collect() })
 }

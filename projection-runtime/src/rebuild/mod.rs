@@ -131,6 +131,9 @@ impl Rebuild<'_> {
     async fn run_with(&mut self, copy: &mut Copy, task: Task) -> Result<Difference, Error> {
         until_there(copy, self.options.reset_patience).await?;
         copy.filler.fill(self.progress).await?;
+        if copy.again_with_numbers().await.map_err(Error::database(doing(copy.beside.name())))? {
+            copy.filler.fill(self.progress).await?;
+        }
         let (started, mut backoff) = (Instant::now(), Backoff::default());
         loop {
             let attempt = match task {

@@ -193,12 +193,24 @@ fn rabbitmq(process: &RabbitMqProcess) -> String {
 
 /// What was done to how many rows.
 pub(super) fn replaced(difference: &Difference, acted: &str) -> String {
+    format!("{}{}", outcome(difference, acted), not_written(difference, "kept in rows that stay"))
+}
+
+fn outcome(difference: &Difference, acted: &str) -> String {
     let name = &difference.projection;
     if difference.is_none() {
         return format!("{name}: {difference}");
     }
     let (differing, rows) = (count(difference.differing()), count(difference.rows()));
     format!("{name}: {acted} {differing} of {rows} rows ({})", difference.tables())
+}
+
+/// A line for the columns that were not compared.
+fn not_written(difference: &Difference, what: &str) -> String {
+    match difference.not_written() {
+        columns if columns.is_empty() => String::new(),
+        columns => format!("\n  {what}, because no handler writes it: {}", columns.join(", ")),
+    }
 }
 
 /// Where rows differ: a line for each table, and the first rows below.
@@ -209,7 +221,7 @@ pub(super) fn difference(difference: &Difference, repaired: bool) -> String {
         Some(text) => format!("'{text}'"),
     };
     let mut text =
-        if repaired { replaced(difference, "repaired") } else { format!("{}: {difference}", difference.projection) };
+        if repaired { outcome(difference, "repaired") } else { format!("{}: {difference}", difference.projection) };
     for table in difference.tables.iter().filter(|table| table.differing() > 0) {
         for row in &table.shown {
             let key = row.key.iter().map(|key| format!("{} = {}", key.column, value(&key.value)));
@@ -232,7 +244,7 @@ pub(super) fn difference(difference: &Difference, repaired: bool) -> String {
             text = format!("{text}\n  {} and {} more", table.table, count(more));
         }
     }
-    text
+    text + &not_written(difference, if repaired { "kept in rows that stay" } else { "not compared" })
 }
 
 /// Only on a terminal, and not where `NO_COLOR` is set.

@@ -30,6 +30,7 @@ mod pooler;
 mod properties;
 mod rabbitmq;
 mod rebuild;
+mod rebuild_columns;
 mod rebuild_triggers;
 mod replicas;
 mod reset;

@@ -1,5 +1,6 @@
 //! Rebuild beside the live tables, verify and repair: nobody notices, nothing is left, and what differs is named.
 
+use std::collections::BTreeMap;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -411,7 +412,8 @@ async fn what_hangs_on_a_table() {
             (SELECT string_agg(pg_get_indexdef(indexrelid), ',' ORDER BY indexrelid) FROM pg_index WHERE indrelid = c.oid))
         FROM pg_class c WHERE c.oid = 'event'::regclass";
     let before: String = scalar(&db.pool, catalog).await;
-    let rows = fold::actual(&db.pool).await;
+    // Deleted rows come back with new numbers.
+    let rows = without_numbers(fold::actual(&db.pool).await);
     let number: i64 = scalar(&db.pool, "SELECT MAX(number) FROM event").await;
     assert!(number >= 1000 && scalar::<i64>(&db.pool, "SELECT COUNT(half) FROM event").await > 100);
 
@@ -419,7 +421,8 @@ async fn what_hangs_on_a_table() {
     let edited: i64 = scalar(&db.pool, "SELECT COUNT(*) FROM told").await;
     let difference = manager.rebuild("event", RebuildOptions::default(), &mut nobody).await.unwrap();
     assert_eq!(difference.tables[0].changed, edited, "{difference}");
-    assert_eq!(fold::actual(&db.pool).await, rows);
+    assert_eq!(difference.tables[0].not_written, ["number"]);
+    assert!(without_numbers(fold::actual(&db.pool).await) == rows);
     assert_eq!(scalar::<String>(&db.pool, catalog).await, before);
     // Triggers fire for what was changed, and for nothing in the copy.
     assert_eq!(scalar::<i64>(&db.pool, "SELECT COUNT(*) FROM told").await, 2 * edited);
@@ -430,6 +433,16 @@ async fn what_hangs_on_a_table() {
     manager.catch_up(|_| {}).await.unwrap();
     assert!(scalar::<i64>(&db.pool, "SELECT MAX(number) FROM event").await > number);
     execute(&db.pool, &format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+}
+
+fn without_numbers(mut tables: BTreeMap<&'static str, Vec<String>>) -> BTreeMap<&'static str, Vec<String>> {
+    for row in tables.get_mut("event").unwrap() {
+        let mut columns: serde_json::Value = serde_json::from_str(row).unwrap();
+        columns.as_object_mut().unwrap().remove("number").unwrap();
+        *row = columns.to_string();
+    }
+    tables.get_mut("event").unwrap().sort();
+    tables
 }
 
 /// What a rebuild would get wrong is named before it starts.
@@ -580,34 +593,42 @@ async fn tables_are_true() {
     assert_eq!(left(&db.pool).await, [""; 0]);
 }
 
+struct Typed;
+
+#[projection(name = "typed", tables = ["typed"])]
+impl Typed {
+    #[on(Happened)]
+    async fn happened(event: &Recorded<Happened>, tx: &mut PgConnection) -> sqlx::Result<()> {
+        let sql = "INSERT INTO typed (n, j, p, d) VALUES ($1, '{\"a\": 1}', '(1,2)', 1.0)";
+        sqlx::query(sql).bind(event.data.n).execute(tx).await.map(drop)
+    }
+}
+
 /// A table without a key, with equal rows, types that cannot be compared, and a value that only looks equal.
 #[tokio::test(flavor = "multi_thread")]
 async fn tables_without_a_key() {
     let db = TestDatabase::new().await;
-    journal::create(&db.pool).await;
+    let table = "CREATE TABLE typed (n BIGINT, j JSON, p POINT, d NUMERIC, g INT GENERATED ALWAYS AS (3) STORED)";
+    execute(&db.pool, table).await;
+    journal::append(&db.pool, (1..=2000).map(|n| Happened::new(n / 2))).await;
+    let manager = ProjectionManager::new(db.pool.clone(), projections![Typed]).unwrap();
+    manager.catch_up(|_| {}).await.unwrap();
+    assert!(manager.verify("typed", &mut nobody).await.unwrap().is_none());
+    let rows = "SELECT string_agg(typed::text, ',' ORDER BY n) FROM typed";
+    let before: String = scalar(&db.pool, rows).await;
+
+    execute(&db.pool, "UPDATE typed SET d = 1.00 WHERE n = 5; UPDATE typed SET j = '{\"a\":1}' WHERE n = 6").await;
     execute(
         &db.pool,
-        "ALTER TABLE journal ADD COLUMN place2 SERIAL, ADD COLUMN j JSON DEFAULT '{\"a\": 1}', ADD COLUMN p POINT DEFAULT '(1,2)',
-             ADD COLUMN d NUMERIC DEFAULT 1.0, ADD COLUMN g INT GENERATED ALWAYS AS (3) STORED",
+        "DELETE FROM typed WHERE n = 7; INSERT INTO typed (n, j, p, d) SELECT n, j, p, d FROM typed WHERE n = 8",
     )
     .await;
-    journal::append(&db.pool, (1..=2000).map(|n| Happened::new(n / 2))).await;
-    let manager = ProjectionManager::new(db.pool.clone(), projections![Journal]).unwrap();
-    manager.catch_up(|_| {}).await.unwrap();
-    assert!(manager.verify("journal", &mut nobody).await.unwrap().is_none());
-    let before = journal::entries(&db.pool).await;
-
-    execute(&db.pool, "UPDATE journal SET d = 1.00 WHERE n = 5; UPDATE journal SET j = '{\"a\":1}' WHERE n = 6").await;
-    execute(&db.pool, "DELETE FROM journal WHERE n = 7; INSERT INTO journal (id, tstamp, n, place, place2, j, p, d) OVERRIDING SYSTEM VALUE SELECT id, tstamp, n, place, place2, j, p, d FROM journal WHERE n = 8")
-        .await;
-    let found = manager.verify("journal", &mut nobody).await.unwrap();
+    let found = manager.verify("typed", &mut nobody).await.unwrap();
     // Each changed row is one too many and one that is missing.
     assert_eq!((found.tables[0].missing, found.tables[0].extra, found.tables[0].changed), (6, 6, 0), "{found}");
-    manager.rebuild("journal", RebuildOptions::default(), &mut nobody).await.unwrap();
-    assert!(manager.verify("journal", &mut nobody).await.unwrap().is_none());
-    let mut after = journal::entries(&db.pool).await;
-    after.sort_unstable();
-    assert_eq!(after, before);
+    manager.rebuild("typed", RebuildOptions::default(), &mut nobody).await.unwrap();
+    assert!(manager.verify("typed", &mut nobody).await.unwrap().is_none());
+    assert_eq!(scalar::<String>(&db.pool, rows).await, before);
 }
 
 /// An event that the handlers cannot apply: named, and the live rows are untouched.
