@@ -132,18 +132,21 @@ impl Copy {
     /// Makes the tables again, empty, if a handler reads numbers that a table gives: these begin elsewhere in the tables of the
     /// first attempt, so that this shows. Returns whether it did.
     pub(super) async fn again_with_numbers(&mut self) -> sqlx::Result<bool> {
-        let mut tx = self.connection.begin().await?;
+        let mut tx = transaction::begin_bounded(&self.pool).await?;
+        transaction::allow_long_statements(&mut tx).await?;
         self.beside.tell_scripts(&mut tx).await?;
         tx.execute(include_str!("columns.sql")).await?;
         let numbered: Vec<String> =
             sqlx::query_scalar("SELECT tab || '.' || col FROM rebuild_numbered").fetch_all(&mut *tx).await?;
         tx.rollback().await?;
-        let again = !numbered.is_empty();
-        if again {
-            self.beside.written.extend(numbered);
-            make_schema(&mut self.connection, &self.beside).await?;
+        if numbered.is_empty() {
+            return Ok(false);
         }
-        Ok(again)
+        self.beside.written.extend(numbered);
+        let mut tx = transaction::begin_bounded(&self.pool).await?;
+        make_schema(&mut tx, &self.beside).await?;
+        tx.commit().await?;
+        Ok(true)
     }
 
     /// Removes what is left of it. Where that fails, the next start does so.
