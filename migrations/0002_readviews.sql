@@ -19,6 +19,8 @@ CREATE TABLE readview_failures (
     handler    TEXT        NOT NULL,
     error      TEXT        NOT NULL,
     attempts   INT         NOT NULL,
+    -- If the event is newer than the program that stopped at it, the event's version: a program that knows it goes on.
+    newer_version INT,
     failed_at  TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp(),
     -- Set by `retry`: the projection tries once more, and the row goes when the event is passed.
     retry      BOOLEAN     NOT NULL DEFAULT false

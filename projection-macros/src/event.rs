@@ -36,6 +36,11 @@ pub(crate) fn expand(item: TokenStream) -> TokenStream {
         }
     };
     // After a mistake the chain may be one that cannot be: its follow-up errors would tell nothing.
+    let numbered = (!upcasts.is_empty()).then(|| {
+        let steps = upcasts.iter().map(|Upcast { from, function }| quote!(#from => #function));
+        let number = crate::fingerprint::of(quote!(#(#steps),*));
+        quote!(const UPCASTS: u64 = #number;)
+    });
     let payload = (errors.is_none() && !upcasts.is_empty()).then(|| payload(&upcasts, &runtime));
     let message = message.map(|[aggregate_id, recorded_at]| {
         let none = || quote!(::core::option::Option::None);
@@ -55,6 +60,7 @@ pub(crate) fn expand(item: TokenStream) -> TokenStream {
             const NAME: &'static str = #name;
             const AGGREGATE: &'static str = #aggregate;
             const VERSION: i32 = #version;
+            #numbered
             const ROUTING_KEY: &'static str = #routing_key;
             const TYPE: &'static str = #path;
             #message

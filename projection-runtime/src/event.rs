@@ -132,6 +132,8 @@ pub trait DomainEvent: Serialize + DeserializeOwned + Send + Sync + 'static {
     const AGGREGATE: &'static str;
     /// The version of the payload's form, from 1.
     const VERSION: i32;
+    /// A number that changes with the list of upcasts, not with what they do; 0 without any.
+    const UPCASTS: u64 = 0;
     /// The routing key of its messages.
     const ROUTING_KEY: &'static str;
     /// Where a message of another service has what the store needs.

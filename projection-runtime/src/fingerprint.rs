@@ -2,12 +2,13 @@
 //! be others than a rebuild would make.
 //!
 //! The macro gives each handler a number of its tokens; what handlers call outside of their impl block does not count,
-//! nor do the types of events and rows. The tables count by their columns and unique keys: a check may stop a handler, but
+//! nor do the types of events and rows. Of an event its version counts, and the list of its upcasts: if they have changed,
+//! events of older versions reach the handler in another form. The tables count by their columns and unique keys: a check may stop a handler, but
 //! makes no other row.
 //!
 //! While a new version of the program rolls out, both apply events. Whoever does so with other code than that which is
-//! written down adds its own, in the transaction that moves the position ([`tell`]): by an event that only the new code
-//! handles, the old one goes without a sign.
+//! written down adds its own, with the positions between which it did, in the transaction that moves the position
+//! ([`tell`]): by an event that only the new code handles, the old one goes without a sign.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -69,6 +70,8 @@ pub struct StaleHandler {
 pub enum HandlerChange {
     /// Its code is another.
     Changed,
+    /// Its event has another version, or other upcasts.
+    Version,
     /// There was none for the event.
     Added,
     /// There is none for the event any more.
@@ -92,6 +95,7 @@ impl std::fmt::Display for Stale {
         let handlers = self.handlers.iter().map(|StaleHandler { event, handler, change, behind }| {
             let change = match change {
                 HandlerChange::Changed => "has changed",
+                HandlerChange::Version => "takes another version of its event, or by other upcasts",
                 HandlerChange::Added => "is new",
                 HandlerChange::Removed => "is gone",
             };
@@ -115,17 +119,22 @@ impl std::fmt::Display for Stale {
 /// The handlers and what stands beside them. Numbers are written in hexadecimal: they do not fit into JSON's.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Code {
-    /// By the event's name: function and number.
-    handlers: BTreeMap<String, (String, String)>,
+    /// By the event's name.
+    handlers: BTreeMap<String, HandlerCode>,
     code: String,
 }
+
+/// The function, its number, the event's version, and the number of its upcasts.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct HandlerCode(String, String, i32, String);
 
 impl Code {
     /// Of this program.
     fn of(definition: &Definition) -> Self {
         let handlers = definition.events.iter().map(|event| {
-            let made = (event.handler.to_owned(), format!("{:016x}", event.fingerprint));
-            (event.name.to_owned(), made)
+            let numbers = [event.fingerprint, event.upcasts].map(|number| format!("{number:016x}"));
+            let [function, upcasts] = numbers;
+            (event.name.to_owned(), HandlerCode(event.handler.to_owned(), function, event.version, upcasts))
         });
         Code { handlers: handlers.collect(), code: format!("{:016x}", definition.fingerprint) }
     }
@@ -135,9 +144,13 @@ impl Code {
 pub(crate) fn program(definition: &Definition) -> String {
     let Code { handlers, code } = Code::of(definition);
     // A handler by another name is the same handler.
-    let parts = handlers.iter().flat_map(|(event, (_, number))| [&**event, &**number]).chain([&*code]);
+    let parts = handlers.iter().flat_map(|(event, HandlerCode(_, number, version, upcasts))| {
+        [event.clone(), number.clone(), version.to_string(), upcasts.clone()]
+    });
+    let parts: Vec<String> = parts.chain([code]).collect();
     // FNV-1a, as the macros' numbers are: the same of every compiler.
     let number = parts
+        .iter()
         .flat_map(|part| part.bytes().chain([0]))
         .fold(0xcbf2_9ce4_8422_2325_u64, |number, byte| (number ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     format!("{number:016x}")
@@ -152,6 +165,9 @@ struct Made {
     /// Of what stands in `code`.
     #[serde(default)]
     program: String,
+    /// The program that applied events last, if that is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    last: Option<String>,
     /// Other programs that have applied events since, by their number.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     others: BTreeMap<String, Other>,
@@ -163,6 +179,9 @@ struct Other {
     code: Code,
     /// The position that it went on from at first.
     from: i64,
+    /// The last position that it came to; `None`: it may go on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    to: Option<i64>,
 }
 
 impl Made {
@@ -186,7 +205,8 @@ impl Made {
         .bind(definition.tables)
         .fetch_one(connection)
         .await?;
-        Ok(Made { code: Code::of(definition), tables, program: program(definition), others: BTreeMap::new() })
+        let (code, program) = (Code::of(definition), program(definition));
+        Ok(Made { code, tables, program, last: None, others: BTreeMap::new() })
     }
 
     async fn stored(connection: &mut PgConnection, name: &str) -> sqlx::Result<Option<Stored>> {
@@ -226,17 +246,37 @@ pub(crate) async fn record(connection: &mut PgConnection, definition: &Definitio
         .map(drop)
 }
 
-/// Writes down that this program applies events, from the projection's position on, beside the one that is written down; in
-/// the transaction that applies them. `false`: the projection's row, where it is that of a partition which is locked, is
-/// not to be had just now.
-pub(crate) async fn tell(tx: &mut PgConnection, definition: &Definition) -> sqlx::Result<bool> {
-    let told = sqlx::query(
-        "UPDATE readviews SET made_by = jsonb_set(made_by, '{others}', COALESCE(made_by->'others', '{}')
-                                  || jsonb_build_object($2::text, $3::jsonb || jsonb_build_object('from', position)))
-         WHERE name = (SELECT name FROM readviews WHERE name = $1 FOR NO KEY UPDATE SKIP LOCKED)",
-    );
-    let told = told.bind(definition.name).bind(program(definition)).bind(Json(Code::of(definition)));
-    Ok(told.execute(tx).await?.rows_affected() > 0)
+/// Writes down that this program applies events after position `from`, beside the one that is written down; in the
+/// transaction that applies them. `to`: it stops there, and has applied none of its own events. `false`: the projection's
+/// row, if it is that of a partition which is locked, is not to be had just now.
+pub(crate) async fn tell(
+    tx: &mut PgConnection,
+    definition: &Definition,
+    from: i64,
+    to: Option<i64>,
+) -> sqlx::Result<bool> {
+    let sql = "SELECT position, made_by FROM readviews WHERE name = $1 FOR NO KEY UPDATE SKIP LOCKED";
+    let row: Option<(i64, Option<Json<Made>>)> =
+        sqlx::query_as(sql).bind(definition.name).fetch_optional(&mut *tx).await?;
+    let Some((position, made)) = row else { return Ok(false) };
+    let Some(Json(mut made)) = made else { return Ok(true) };
+    let ours = program(definition);
+    if to.is_none() {
+        let last = made.last.replace(ours.clone()).and_then(|last| made.others.get_mut(&last));
+        // A partition of it may still be about to commit.
+        if let Some(last) = last.filter(|_| definition.partitions.is_empty()) {
+            last.to = last.to.or(Some(position));
+        }
+    }
+    if ours != made.program && to.is_none_or(|to| to > from) {
+        let new = Other { code: Code::of(definition), from, to };
+        let other = made.others.entry(ours).or_insert(new);
+        other.from = other.from.min(from);
+        other.to = other.to.zip(to).map(|(one, other)| one.max(other));
+    }
+    let sql = "UPDATE readviews SET made_by = $2 WHERE name = $1";
+    sqlx::query(sql).bind(definition.name).bind(Json(made)).execute(tx).await?;
+    Ok(true)
 }
 
 /// What has changed since the projection's rows were made; `None`: nothing, or it has no rows, or nobody wrote it down.
@@ -252,25 +292,30 @@ pub(crate) async fn stale(
     let now = Made::now(connection, definition).await?;
     let then = stored.made_by.map_or_else(|| now.clone(), |made| made.0);
     let tables = then.tables != now.tables;
-    let others = then.others.into_iter().filter(|(program, _)| *program != now.program);
-    let others = others.map(|(_, other)| (other.code, other.from)).filter(|(_, from)| *from < position);
-    let (mut handlers, mut other_code) = (BTreeMap::<String, StaleHandler>::new(), false);
-    for (then, from) in [(then.code, 0)].into_iter().chain(others) {
-        other_code |= then.code != now.code.code;
+    let others = then.others.into_iter().filter(|(program, _)| *program != now.program).map(|(_, other)| other);
+    let (mut handlers, mut other_code) = (BTreeMap::<String, StaleHandler>::new(), then.code.code != now.code.code);
+    for Other { code: then, from, to } in [Other { code: then.code, from: 0, to: None }].into_iter().chain(others) {
+        let to = to.unwrap_or(position).min(position);
+        if from >= to {
+            continue;
+        }
+        if !other_code && then.code != now.code.code {
+            let names: Vec<&str> = then.handlers.keys().map(String::as_str).collect();
+            other_code = applied(connection, events_at, &names, (from, to), None).await?;
+        }
         let names: BTreeSet<&String> = then.handlers.keys().chain(now.code.handlers.keys()).collect();
         for event in names {
-            let (change, handler) = match (then.handlers.get(event), now.code.handlers.get(event)) {
-                (Some((_, then)), Some((handler, now))) if then != now => (HandlerChange::Changed, handler),
-                (None, Some((handler, _))) => (HandlerChange::Added, handler),
-                (Some((handler, _)), None) => (HandlerChange::Removed, handler),
+            let (change, handler, below) = match (then.handlers.get(event), now.code.handlers.get(event)) {
+                (Some(then), Some(now)) if then.1 != now.1 => (HandlerChange::Changed, &now.0, None),
+                // Of the older of both, and of those before, the handler gets another form.
+                (Some(then), Some(now)) if (then.2, &then.3) != (now.2, &now.3) => {
+                    (HandlerChange::Version, &now.0, Some(then.2.max(now.2)))
+                }
+                (None, Some(now)) => (HandlerChange::Added, &now.0, None),
+                (Some(then), None) => (HandlerChange::Removed, &then.0, None),
                 _ => continue,
             };
-            let sql = "SELECT EXISTS (SELECT FROM events WHERE name = $1 AND tstamp > $2 AND tstamp <= $3)";
-            let asking = async {
-                let mut connection = events_at.at(connection).await?;
-                sqlx::query_scalar(sql).bind(event).bind(from).bind(position).fetch_one(&mut *connection).await
-            };
-            let behind: bool = events_at.ask(asking).await?;
+            let behind = applied(connection, events_at, &[event], (from, to), below).await?;
             let stale = StaleHandler { event: event.clone(), handler: handler.clone(), change, behind };
             handlers.entry(event.clone()).or_insert(stale).behind |= behind;
         }
@@ -278,6 +323,24 @@ pub(crate) async fn stale(
     let handlers: Vec<_> = handlers.into_values().collect();
     let stale = Stale { projection: definition.name.to_owned(), handlers, other_code, tables, partitions };
     Ok(Some(stale).filter(|stale| !stale.handlers.is_empty() || other_code || tables || partitions.is_some()))
+}
+
+/// Whether there are events of these names between the positions, with a version below that one.
+async fn applied(
+    connection: &mut PgConnection,
+    events_at: &EventsAt,
+    names: &[&str],
+    (from, to): (i64, i64),
+    below: Option<i32>,
+) -> sqlx::Result<bool> {
+    let sql = "SELECT EXISTS (SELECT FROM UNNEST($1::text[]) AS handled (event)
+                              WHERE EXISTS (SELECT FROM events WHERE name = handled.event AND tstamp > $2 AND tstamp <= $3
+                                            AND ($4::int IS NULL OR version < $4)))";
+    let asking = async {
+        let mut connection = events_at.at(connection).await?;
+        sqlx::query_scalar(sql).bind(names).bind(from).bind(to).bind(below).fetch_one(&mut *connection).await
+    };
+    events_at.ask(asking).await
 }
 
 /// The stale projections of the set.

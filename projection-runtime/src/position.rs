@@ -31,8 +31,12 @@ pub(crate) struct Place {
     passed: Option<Uuid>,
     /// Stopped at an event.
     pub(crate) failed: bool,
-    /// An operator asked to try the failed event again.
+    /// An operator asked to try the failed event again, or this program knows its version and another one did not.
     pub(crate) retry: bool,
+    /// The name of the failed event.
+    pub(crate) failed_event: Option<String>,
+    /// Its version, if that is newer than the program knew that stopped at it.
+    pub(crate) newer_version: Option<i32>,
     /// An operator paused it.
     pub(crate) paused: bool,
     /// What is read beside the row is as new as the row.
@@ -41,7 +45,7 @@ pub(crate) struct Place {
     pub(crate) session: i32,
     /// There are skipped events after the position: see [`skipped`].
     pub(crate) skips: bool,
-    /// It is written down that another program makes the rows, and not that this one does as well.
+    /// Another program was the last to apply events.
     pub(crate) of_another: bool,
     /// The transaction that has the row now.
     pub(crate) transaction: i64,
@@ -184,13 +188,15 @@ async fn try_lock(
                 CASE WHEN r.passed_tstamp = r.position THEN r.passed_id END AS passed,
                 f.name IS NOT NULL AS failed,
                 COALESCE(f.retry, false) AS retry,
+                f.event_name AS failed_event,
+                f.newer_version,
                 r.paused_at IS NOT NULL AS paused,
                 pg_backend_pid() AS session,
                 txid_current() AS transaction,
                 r.xmin = (SELECT s.xmin FROM readviews s WHERE s.name = r.name) AS unchanged,
                 EXISTS (SELECT FROM readview_skips s
                         WHERE s.name = COALESCE(r.partition_of, r.name) AND s.tstamp > r.position) AS skips,
-                COALESCE((SELECT m.made_by->>'program' <> $4 AND NOT COALESCE(m.made_by->'others' ? $4, false)
+                COALESCE((SELECT COALESCE(m.made_by->>'last', m.made_by->>'program') <> $4
                           FROM readviews m WHERE m.name = COALESCE(r.partition_of, r.name)), false) AS of_another,
                 CASE WHEN NOT $2 THEN set_config('synchronous_commit', 'off', true) END AS synchronous_commit,
                 CASE WHEN $3 THEN set_config('plan_cache_mode', 'force_custom_plan', true) END AS plan_cache_mode
@@ -277,6 +283,8 @@ pub(crate) struct FailedEvent {
     pub(crate) handler: String,
     /// [`ApplyError::text`](crate::error::ApplyError::text).
     pub(crate) error: String,
+    /// The event's version, if that is newer than this program knows.
+    pub(crate) newer_version: Option<i32>,
 }
 
 /// Records that the event was passed by, as the error policy says.
@@ -297,28 +305,22 @@ pub(crate) async fn record_skip(tx: &mut PgConnection, name: &str, failed: &Fail
     .map(drop)
 }
 
-/// Records that the projection stopped at the event, and moves its position to the event's predecessor. Must run in
-/// a transaction that has locked the row and found it at `from`, where the event is the next one to apply.
+/// Records that the projection stopped at the event, and moves its position to the event's predecessor, `before`. Must run
+/// in a transaction that has locked the row and found it at a position after which the event is the next one to apply.
 ///
-/// `before` is the predecessor, where the events are in another database.
+/// An event that is newer than the program wakes the other processes: one of them may know its version.
 pub(crate) async fn record_failure(
     tx: &mut PgConnection,
     name: &str,
-    from: i64,
     failed: &FailedEvent,
     attempts: i32,
-    before: Option<i64>,
+    before: i64,
 ) -> sqlx::Result<()> {
-    const SQL: &str = "UPDATE readviews
-         SET position = COALESCE((SELECT MAX(tstamp) FROM events WHERE tstamp > $2 AND tstamp < $3), position)
-         WHERE name = $1";
-    match before {
-        None => sqlx::query(SQL).bind(name).bind(from).bind(failed.tstamp).execute(&mut *tx).await.map(drop)?,
-        Some(position) => advance(tx, name, Passed { position, id: None }, false, None).await.map(drop)?,
-    }
+    let sql = "UPDATE readviews SET position = $2 WHERE name = $1 AND position < $2";
+    sqlx::query(sql).bind(name).bind(before).execute(&mut *tx).await?;
     sqlx::query(
-        "INSERT INTO readview_failures AS f (name, event_id, event_name, tstamp, handler, error, attempts)
-         VALUES ($1, $2, $3, $4, $5, $6, $7)
+        "INSERT INTO readview_failures AS f (name, event_id, event_name, tstamp, handler, error, attempts, newer_version)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
          ON CONFLICT (name) DO UPDATE
          SET event_id = EXCLUDED.event_id,
              event_name = EXCLUDED.event_name,
@@ -326,6 +328,7 @@ pub(crate) async fn record_failure(
              handler = EXCLUDED.handler,
              error = EXCLUDED.error,
              attempts = EXCLUDED.attempts + CASE WHEN f.event_id = EXCLUDED.event_id THEN f.attempts ELSE 0 END,
+             newer_version = EXCLUDED.newer_version,
              failed_at = clock_timestamp(),
              retry = false",
     )
@@ -336,8 +339,12 @@ pub(crate) async fn record_failure(
     .bind(&failed.handler)
     .bind(&failed.error)
     .bind(attempts)
-    .execute(tx)
+    .bind(failed.newer_version)
+    .execute(&mut *tx)
     .await?;
+    if failed.newer_version.is_some() {
+        sqlx::query("SELECT pg_notify('readviews', $1)").bind(name).execute(tx).await?;
+    }
     Ok(())
 }
 
@@ -347,6 +354,8 @@ pub(crate) struct Asked {
     pub(crate) projections: Vec<&'static str>,
     /// Which projection comes after which, as two columns.
     pub(crate) after: (Vec<&'static str>, Vec<&'static str>),
+    /// Which events each of them handles, up to which version, as three columns.
+    pub(crate) events: (Vec<&'static str>, Vec<&'static str>, Vec<i32>),
     /// The row of the relay, where this process has one.
     pub(crate) relay: Option<String>,
     /// What the processes that share the projections have in common.
@@ -368,7 +377,17 @@ impl Asked {
             }
         }
         let after = after.into_iter().unzip();
-        Asked { projections, after, relay, group }
+        let mut events: (Vec<_>, Vec<_>, Vec<_>) = Default::default();
+        for definition in set.definitions() {
+            for (place, event) in
+                definition.places().flat_map(|place| definition.events.iter().map(move |e| (place, e)))
+            {
+                events.0.push(place);
+                events.1.push(event.name);
+                events.2.push(event.version);
+            }
+        }
+        Asked { projections, after, events, relay, group }
     }
 }
 
@@ -400,16 +419,23 @@ pub(crate) async fn pending(pool: &PgPool, events_at: &EventsAt, asked: &Asked) 
                     LEFT JOIN readviews ahead ON ahead.name = edge.after
                     WHERE edge.name = known.name)
                )
-           AND (f.name IS NULL OR f.retry) AND r.paused_at IS NULL";
+           AND r.paused_at IS NULL
+           AND (f.name IS NULL OR f.retry
+                OR (f.name, f.event_name) IN (SELECT place, event
+                                              FROM UNNEST($6::text[], $7::text[], $8::int[]) AS handled (place, event, version)
+                                              WHERE version >= f.newer_version))";
     const HEAD: &str =
         "(SELECT MAX(tstamp) FROM events WHERE tstamp <= (SELECT pg_sequence_last_value('events_tstamp')))";
     let look = events_at.look(Passed::default()).await?;
-    let query = sqlx::query_as(events_at::told(SQL, look.is_some(), HEAD, "$6::bigint"))
+    let query = sqlx::query_as(events_at::told(SQL, look.is_some(), HEAD, "$9::bigint"))
         .bind(&asked.projections)
         .bind(&asked.after.0)
         .bind(&asked.after.1)
         .bind(&asked.relay)
-        .bind(asked.group);
+        .bind(asked.group)
+        .bind(&asked.events.0)
+        .bind(&asked.events.1)
+        .bind(&asked.events.2);
     if let Some(look) = look { query.bind(look.head) } else { query }.fetch_one(pool).await
 }
 
@@ -437,6 +463,7 @@ pub(crate) struct Row {
     pub(crate) attempts: Option<i32>,
     pub(crate) failed_at: Option<DateTime<Utc>>,
     pub(crate) retry: Option<bool>,
+    pub(crate) newer_version: Option<i32>,
     pub(crate) paused_at: Option<DateTime<Utc>>,
     pub(crate) paused_by: Option<String>,
     pub(crate) skipped_events: i64,
@@ -450,7 +477,7 @@ pub(crate) async fn rows(connection: &mut PgConnection, names: &[&str]) -> sqlx:
                 a.events_behind, a.seconds_behind,
                 p.position <> 0 AND NOT EXISTS (SELECT FROM events WHERE tstamp = p.position) AS astray,
                 f.event_id, f.event_name, f.tstamp, f.handler, f.error, f.attempts, f.failed_at, f.retry,
-                p.paused_at, p.paused_by,
+                f.newer_version, p.paused_at, p.paused_by,
                 (SELECT COUNT(*) FROM readview_skips s WHERE s.name = p.name) AS skipped_events
          FROM (SELECT name, r.name IS NOT NULL AS has_run, COALESCE(r.position, 0) AS position, r.paused_at, r.paused_by,
                       r.partition_of, CASE WHEN r.passed_tstamp = r.position THEN r.passed_id END AS passed

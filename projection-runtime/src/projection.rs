@@ -94,6 +94,8 @@ pub struct EventType {
     pub aggregate: &'static str,
     /// The newest version that this program knows.
     pub version: i32,
+    /// A number that changes with the list of its upcasts: see [`DomainEvent::UPCASTS`].
+    pub upcasts: u64,
     /// The routing key of its messages.
     pub routing_key: &'static str,
     /// Where a message of another service has what the store needs.
@@ -127,6 +129,7 @@ impl EventType {
             name: E::NAME,
             aggregate: E::AGGREGATE,
             version: E::VERSION,
+            upcasts: E::UPCASTS,
             routing_key: E::ROUTING_KEY,
             message: E::MESSAGE,
             ty: E::TYPE,
@@ -146,6 +149,11 @@ impl Definition {
     /// The event of that name, where the projection handles it.
     pub(crate) fn event(&self, name: &str) -> Option<&'static EventType> {
         self.events.iter().find(|known| known.name == name)
+    }
+
+    /// Whether the projection handles the event in that version.
+    pub(crate) fn knows(&self, event: &str, version: i32) -> bool {
+        self.event(event).is_some_and(|known| known.version >= version)
     }
 
     /// The function that handles the event, for messages.

@@ -233,6 +233,7 @@ const COLUMNS: &[(&str, &str, &str)] = &[
     ("readview_failures", "handler", "text"),
     ("readview_failures", "error", "text"),
     ("readview_failures", "attempts", "integer"),
+    ("readview_failures", "newer_version", "integer"),
     ("readview_failures", "failed_at", "timestamp with time zone"),
     ("readview_failures", "retry", "boolean"),
 ];

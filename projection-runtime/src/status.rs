@@ -122,7 +122,8 @@ pub enum State {
     },
     /// It stopped at a failing event.
     Failed,
-    /// It is about to try the failed event again.
+    /// It is about to try the failed event again: someone asked for it, or this program knows the event's version and the one
+    /// that stopped did not.
     Retrying,
     /// Its position is of an event that the store does not have: the store was restored from an older backup, a replica took
     /// over that had not all events, or the position was changed by hand.
@@ -216,10 +217,16 @@ pub(crate) fn status(
         .iter()
         .filter(|row| relayed_to(&row.name).is_none() && row.partition_of.is_none())
         .map(|row| {
+            let retries = |row: &Row| {
+                let knows =
+                    |event, version| set.definition(name_of(row)).is_ok_and(|known| known.knows(event, version));
+                let is_known = row.event_name.as_deref().zip(row.newer_version);
+                row.retry == Some(true) || is_known.is_some_and(|(event, version)| knows(event, version))
+            };
             let partitions = || rows.iter().filter(|other| other.partition_of.as_ref() == Some(&row.name));
             // One that is to be tried again is no reason to look while another one has stopped.
             let failures = partitions().chain(Some(row)).filter(|row| row.event_id.is_some());
-            let stopped = failures.min_by_key(|row| (row.retry, row.tstamp));
+            let stopped = failures.min_by_key(|row| (retries(row), row.tstamp));
             let state = match set.definition(&row.name) {
                 Err(_) => State::Unknown,
                 Ok(_) if !row.has_run => State::New,
@@ -228,7 +235,7 @@ pub(crate) fn status(
                     State::Paused { by: row.paused_by.clone().unwrap_or_default(), since }
                 }
                 Ok(_) if row.astray || partitions().any(|row| row.astray) => State::Astray,
-                Ok(_) if stopped.is_some_and(|row| row.retry == Some(true)) => State::Retrying,
+                Ok(_) if stopped.is_some_and(retries) => State::Retrying,
                 Ok(_) if stopped.is_some() => State::Failed,
                 Ok(_) if row.position >= row.latest_event => State::Live,
                 Ok(definition) => {
@@ -268,6 +275,11 @@ pub(crate) fn status(
         relays: relays.collect(),
         rabbitmq,
     }
+}
+
+/// The projection of a row, which may be that of a partition.
+fn name_of(row: &Row) -> &str {
+    row.partition_of.as_deref().unwrap_or(&row.name)
 }
 
 fn failure(row: &Row) -> Option<Failure> {

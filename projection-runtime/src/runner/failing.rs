@@ -86,7 +86,10 @@ impl Runner {
             self.plan = Plan::default();
             return Ok(Step::Again);
         }
-        if place.of_another && !fingerprint::tell(&mut tx, self.definition).await? {
+        let skips = policy.skip && error.is_of_the_event() && self.passed_by.len() < MOST_PASSED_BY;
+        let before = self.events_at.stands(&mut tx, event.tstamp - 1).await?.max(from);
+        let to = if skips { None } else { Some(before) };
+        if place.of_another && !fingerprint::tell(&mut tx, self.definition, from, to).await? {
             return Ok(Step::Later(share::YIELD));
         }
         let failed = FailedEvent {
@@ -95,33 +98,37 @@ impl Runner {
             tstamp: event.tstamp,
             handler: self.definition.handler(&event.name).to_owned(),
             error: error.text(),
+            newer_version: match error {
+                ApplyError::NewerVersion { found, .. } => Some(*found),
+                _ => None,
+            },
         };
         self.plan = Plan::default();
-        if policy.skip && error.is_of_the_event() && self.passed_by.len() < MOST_PASSED_BY {
+        if skips {
             self.pass_by(tx, &place, failed).await
         } else {
-            self.stop_at(tx, from, failed, suspect.attempts).await
+            self.stop_at(tx, before, failed, suspect.attempts).await
         }
     }
 
     async fn stop_at(
         &mut self,
         mut tx: Transaction<'_, Postgres>,
-        from: i64,
+        before: i64,
         failed: FailedEvent,
         attempts: i32,
     ) -> sqlx::Result<Step> {
-        let before = match self.events_at.other() {
-            Some(_) => Some(self.events_at.stands(&mut tx, failed.tstamp - 1).await?),
-            None => None,
-        };
-        position::record_failure(&mut tx, self.place, from, &failed, attempts, before).await?;
+        position::record_failure(&mut tx, self.place, &failed, attempts, before).await?;
         tx.commit().await?;
         self.gather().await;
         // Whoever fills a copy tells of it.
         if self.until.is_none() {
             self.meter.failures.inc();
-            let FailedEvent { id, name, tstamp, handler, error } = failed;
+            let FailedEvent { id, name, tstamp, handler, error, newer_version } = failed;
+            let next = match newer_version {
+                Some(_) => "a newer program goes on here".to_owned(),
+                None => format!("after the fix: retry {}", self.definition.name),
+            };
             tracing::error!(
                 projection = self.place,
                 event_name = name,
@@ -130,8 +137,7 @@ impl Runner {
                 handler,
                 attempts,
                 error,
-                "stopped at a failing event; after the fix: retry {}",
-                self.definition.name,
+                "stopped at a failing event; {next}",
             );
         }
         Ok(Step::Rest)
@@ -148,7 +154,7 @@ impl Runner {
         }
         let to = Passed { position: failed.tstamp, id: Some(failed.id) };
         self.finish(tx, place, to).await?;
-        let FailedEvent { id, name, tstamp, handler, error } = &failed;
+        let FailedEvent { id, name, tstamp, handler, error, .. } = &failed;
         tracing::error!(
             projection = self.place,
             event_name = name,

@@ -356,7 +356,7 @@ impl Runner {
         if end <= place.position {
             return self.rest(tx).await;
         }
-        if place.of_another && !fingerprint::tell(&mut tx, self.definition).await? {
+        if place.of_another && !fingerprint::tell(&mut tx, self.definition, place.position, None).await? {
             return Ok(Step::Later(share::YIELD));
         }
         let most = self.options.batch.events;
@@ -518,7 +518,12 @@ impl Runner {
     }
 
     async fn lock(&self, tx: &mut PgConnection, mode: Mode, head: Option<i64>) -> sqlx::Result<Option<Place>> {
-        position::lock(tx, self.place, self.partition_of, mode, &self.program, head).await
+        let mut place = position::lock(tx, self.place, self.partition_of, mode, &self.program, head).await?;
+        if let Some(Place { retry, failed_event: Some(event), newer_version: Some(version), .. }) = &mut place {
+            // It stopped a program that is older than this one.
+            *retry |= self.definition.knows(event, *version);
+        }
+        Ok(place)
     }
 
     /// There is nothing to do.

@@ -35,6 +35,7 @@ mod rebuild_triggers;
 mod replicas;
 mod reset;
 mod roles;
+mod rollout;
 mod service;
 mod session_defaults;
 mod standby;

@@ -38,7 +38,8 @@ const upTo = ({ events_behind_capped }) => (events_behind_capped ? "more than " 
 const eventsBehind = (view) => `${upTo(view)}${plural(view.events_behind, "event")} behind`;
 
 function staleText({ handlers, other_code, tables, partitions }) {
-  const changes = { changed: "has changed", added: "is new", removed: "is gone" };
+  const changes = { changed: "has changed", added: "is new", removed: "is gone",
+    version: "takes another version of its event, or by other upcasts" };
   const parts = handlers.map(({ event, handler, change, behind }) => {
     const but = behind ? "" : ", but none of its events were applied yet";
     return `handler \`${handler}\` of ${event} ${changes[change]}${but}`;
