@@ -1,6 +1,12 @@
 -- Which code and which tables the rows were made with; NULL: not known.
 ALTER TABLE readviews ADD COLUMN made_by JSONB;
 
+ALTER TABLE readviews
+    -- How often the rows were replaced, by a rebuild that changed some, an undo or a reset.
+    ADD COLUMN generation BIGINT NOT NULL DEFAULT 0,
+    -- The generation of each projection that this one comes after, when its first rows were made; NULL: not known.
+    ADD COLUMN built_on JSONB;
+
 -- Projections that are being rebuilt or verified beside their live tables: one row each, while it goes on.
 CREATE TABLE readview_rebuilds (
     name       TEXT        NOT NULL PRIMARY KEY,

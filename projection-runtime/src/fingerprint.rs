@@ -17,6 +17,7 @@ use sqlx::types::Json;
 use sqlx::{PgConnection, PgPool};
 
 use crate::events_at::EventsAt;
+use crate::lookups;
 use crate::position;
 use crate::projection::{Definition, ProjectionSet};
 use crate::transaction;
@@ -45,6 +46,9 @@ pub struct Stale {
     pub other_code: bool,
     /// Columns or unique keys of its tables have changed.
     pub tables: bool,
+    /// The projections that it comes after, and whose rows were replaced since its own were built on them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub lookups: Vec<String>,
     /// In how many partitions its events were applied, where it has another number now. Until a rebuild, or a reset, no
     /// process applies its events that is of the new number.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -84,6 +88,7 @@ impl Stale {
     pub fn matters(&self) -> bool {
         self.other_code
             || self.tables
+            || !self.lookups.is_empty()
             || self.partitions.is_some()
             || self.handlers.iter().any(|handler| handler.behind)
     }
@@ -112,7 +117,9 @@ impl std::fmt::Display for Stale {
                  events"
             )
         });
-        f.write_str(&handlers.chain(others).chain(partitions).collect::<Vec<_>>().join("; "))
+        let lookups =
+            self.lookups.iter().map(|name| format!("it is built on rows of `{name}` that have been rebuilt since"));
+        f.write_str(&handlers.chain(others).chain(lookups).chain(partitions).collect::<Vec<_>>().join("; "))
     }
 }
 
@@ -321,7 +328,8 @@ pub(crate) async fn stale(
         }
     }
     let handlers: Vec<_> = handlers.into_values().collect();
-    let stale = Stale { projection: definition.name.to_owned(), handlers, other_code, tables, partitions };
+    let lookups = Vec::new();
+    let stale = Stale { projection: definition.name.to_owned(), handlers, other_code, tables, lookups, partitions };
     Ok(Some(stale).filter(|stale| !stale.handlers.is_empty() || other_code || tables || partitions.is_some()))
 }
 
@@ -353,7 +361,26 @@ pub(crate) async fn all_stale(
     for definition in set.definitions() {
         found.extend(stale(connection, events_at, definition).await?);
     }
+    add_lookups(connection, set, &mut found).await?;
     Ok(found)
+}
+
+/// Adds what is stale because of other projections.
+async fn add_lookups(connection: &mut PgConnection, set: &ProjectionSet, found: &mut Vec<Stale>) -> sqlx::Result<()> {
+    for (name, lookups) in lookups::stale(connection, set).await? {
+        match found.iter_mut().find(|stale| stale.projection == name) {
+            Some(stale) => stale.lookups = lookups,
+            None => found.push(Stale {
+                projection: name.to_owned(),
+                handlers: Vec::new(),
+                other_code: false,
+                tables: false,
+                lookups,
+                partitions: None,
+            }),
+        }
+    }
+    Ok(())
 }
 
 /// At a start: writes down what makes the rows where that is not known, where there are none, and where what has changed
@@ -381,10 +408,12 @@ pub(crate) async fn settle(pool: &PgPool, events_at: &EventsAt, set: &Projection
                     position::restart(&mut tx, definition.name, definition.partitions, 0).await?;
                 }
                 record(&mut tx, definition).await?;
+                lookups::record_first(&mut tx, definition).await?;
                 tx.commit().await?;
             }
         }
     }
+    add_lookups(&mut *pool.acquire().await?, set, &mut matter).await?;
     Ok(matter)
 }
 

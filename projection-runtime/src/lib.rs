@@ -34,6 +34,7 @@ mod handler;
 mod http;
 mod import;
 mod incoming;
+mod lookups;
 mod manager;
 mod metrics;
 mod passing;

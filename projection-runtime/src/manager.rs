@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::error_policy::ErrorPolicy;
 use crate::events_at::{self, EventsAt};
 use crate::fingerprint::{self, Stale, WhenStale};
+use crate::lookups;
 use crate::metrics::Metrics;
 use crate::passing::Backoff;
 use crate::position;
@@ -273,29 +274,48 @@ impl ProjectionManager {
                 Err(_) => tokio::time::sleep(backoff.next()).await,
             }
         };
+        if self.options.when_stale == WhenStale::Rebuild {
+            return self.rebuild_stale().await;
+        }
         for stale in stale {
             let name = &*stale.projection;
-            if self.options.when_stale == WhenStale::Rebuild {
-                tracing::info!(projection = name, "{stale}: rebuilding");
-                let mut told = Instant::now();
-                let mut progress = |RebuildProgress { events, total, .. }: RebuildProgress| {
-                    if told.elapsed() > Duration::from_secs(10) {
-                        tracing::info!(projection = name, events, total, "rebuilding");
-                        told = Instant::now();
-                    }
-                };
-                if let Err(error) = self.rebuild(name, RebuildOptions::default(), &mut progress).await {
+            tracing::warn!(
+                projection = name,
+                "{stale}: its rows may be others than a rebuild would make; `rebuild {name}`, or, where they are right, \
+                 `accept {name}`"
+            );
+        }
+    }
+
+    /// Rebuilds the projections that are stale, each behind those that it comes after: a rebuild of these may make it stale.
+    async fn rebuild_stale(&self) {
+        for definition in self.projections.in_order() {
+            let name = definition.name;
+            let stale = match self.stale().await {
+                Ok(stale) => stale.into_iter().find(|stale| stale.projection == name && stale.matters()),
+                Err(error) => {
                     tracing::error!(
                         projection = name,
                         error = error.to_string(),
-                        "not rebuilt: its rows are those of before"
+                        "it is not known whether it is stale"
                     );
+                    continue;
                 }
-            } else {
-                tracing::warn!(
+            };
+            let Some(stale) = stale else { continue };
+            tracing::info!(projection = name, "{stale}: rebuilding");
+            let mut told = Instant::now();
+            let mut progress = |RebuildProgress { events, total, .. }: RebuildProgress| {
+                if told.elapsed() > Duration::from_secs(10) {
+                    tracing::info!(projection = name, events, total, "rebuilding");
+                    told = Instant::now();
+                }
+            };
+            if let Err(error) = self.rebuild(name, RebuildOptions::default(), &mut progress).await {
+                tracing::error!(
                     projection = name,
-                    "{stale}: its rows may be others than a rebuild would make; `rebuild {name}`, or, where they are \
-                     right, `accept {name}`"
+                    error = error.to_string(),
+                    "not rebuilt: its rows are those of before"
                 );
             }
         }
@@ -313,8 +333,10 @@ impl ProjectionManager {
         let definition = self.projections.definition(name)?;
         self.require_writable(&format!("accepting the rows of `{name}`")).await?;
         let doing = || Error::database(format!("accepting the rows of `{name}`"));
-        let mut connection = self.pool.acquire().await.map_err(doing())?;
-        fingerprint::record(&mut connection, definition).await.map_err(doing())
+        let mut tx = transaction::begin_bounded(&self.pool).await.map_err(doing())?;
+        fingerprint::record(&mut tx, definition).await.map_err(doing())?;
+        lookups::record_now(&mut tx, definition).await.map_err(doing())?;
+        tx.commit().await.map_err(doing())
     }
 
     /// Runs all projections until each has passed what is in the store now, or has stopped at a failing event.

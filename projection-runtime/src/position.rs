@@ -99,6 +99,14 @@ pub(crate) async fn not_looked_up(tx: &mut PgConnection, name: &str) -> sqlx::Re
     sqlx::query(sql).bind(name).execute(tx).await.map(drop)
 }
 
+/// The lowest and the highest position of these projections, counted by partition where there are any; `None` without rows.
+pub(crate) async fn range(tx: &mut PgConnection, names: &[&str]) -> sqlx::Result<Option<(i64, i64)>> {
+    let sql = "SELECT MIN(position), MAX(position) FROM readviews
+               WHERE partition_of = ANY($1) OR name = ANY($1) AND partitions = 1";
+    let (first, last): (Option<i64>, Option<i64>) = sqlx::query_as(sql).bind(names).fetch_one(tx).await?;
+    Ok(first.zip(last))
+}
+
 /// Sets the position, with these partitions, whatever partitions there were; what they stopped at is forgotten. Must run in
 /// a transaction that is [`alone`] and has the row locked, or has made it.
 pub(crate) async fn restart(tx: &mut PgConnection, name: &str, partitions: &[&str], position: i64) -> sqlx::Result<()> {

@@ -212,6 +212,33 @@ impl ProjectionSet {
         self.definitions().any(|known| known.event(event).is_some() || known.ignores.contains(&event))
     }
 
+    /// The definitions, each behind those that it comes after.
+    pub(crate) fn in_order(&self) -> Vec<&'static Definition> {
+        let mut left: Vec<_> = self.definitions().collect();
+        let mut ordered: Vec<&'static Definition> = Vec::with_capacity(left.len());
+        while !left.is_empty() {
+            // Those of a circle, which the set's check refuses, come in any order.
+            let waits = |one: &&Definition| left.iter().any(|other| one.after.contains(&other.name));
+            let next = left.iter().position(|one| !waits(one)).unwrap_or(0);
+            ordered.push(left.remove(next));
+        }
+        ordered
+    }
+
+    /// These projections and all that come after one of them, directly or not, each behind those that it comes after.
+    ///
+    /// This is the order in which they are rebuilt after a change of the first ones.
+    pub fn with_dependents(&self, names: &[&str]) -> Result<Vec<&'static str>, Error> {
+        names.iter().try_for_each(|name| self.definition(name).map(drop))?;
+        let mut found: Vec<&'static str> = Vec::new();
+        for definition in self.in_order() {
+            if names.contains(&definition.name) || definition.after.iter().any(|after| found.contains(after)) {
+                found.push(definition.name);
+            }
+        }
+        Ok(found)
+    }
+
     /// How many loops it takes to run them: one for each projection, or for each partition of one.
     #[must_use]
     pub fn loops(&self) -> usize {

@@ -7,6 +7,7 @@ use sqlx::PgPool;
 
 use crate::error::{Error, ForeignKey};
 use crate::fingerprint;
+use crate::lookups;
 use crate::passing::{Backoff, is_passing};
 use crate::position;
 use crate::projection::{AnyProjection, ProjectionSet};
@@ -85,6 +86,8 @@ async fn attempt(pool: &PgPool, set: &ProjectionSet, projection: &Arc<dyn AnyPro
     position::restart(&mut tx, definition.name, definition.partitions, 0).await?;
     sqlx::query("SELECT pg_notify('readviews', $1)").bind(definition.name).execute(&mut *tx).await?;
     fingerprint::record(&mut tx, definition).await?;
+    lookups::record_now(&mut tx, definition).await?;
+    lookups::count_replacement(&mut tx, definition.name).await?;
     tx.commit().await?;
     Ok(Attempt::Done)
 }

@@ -212,6 +212,8 @@ const COLUMNS: &[(&str, &str, &str)] = &[
     ("readviews", "passed_tstamp", "bigint"),
     ("readviews", "passed_id", "uuid"),
     ("readviews", "made_by", "jsonb"),
+    ("readviews", "generation", "bigint"),
+    ("readviews", "built_on", "jsonb"),
     ("readviews", "paused_at", "timestamp with time zone"),
     ("readviews", "paused_by", "text"),
     ("readviews", "partitions", "integer"),

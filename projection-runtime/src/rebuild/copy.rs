@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::fill::Filler;
 use crate::error::{Error, Refusal};
 use crate::events_at::EventsAt;
+use crate::lookups::{self, Generations};
 use crate::manager::ManagerOptions;
 use crate::projection::{AnyProjection, Definition};
 use crate::read_model::RowTable;
@@ -25,6 +26,8 @@ pub(super) struct Copy {
     guard: Transaction<'static, Postgres>,
     pub(super) filler: Filler,
     pub(super) beside: Beside,
+    /// What its handlers look up is of these generations, or newer.
+    pub(super) built_on: Generations,
 }
 
 /// A schema with tables that are called like the live ones.
@@ -107,6 +110,7 @@ impl Copy {
         if !guard_rebuild(&mut guard, definition).await.map_err(doing())? {
             return Err(Error::RebuildUnderWay { projection: definition.name });
         }
+        let built_on = lookups::generations(&mut guard, definition).await.map_err(doing())?;
         let refusals: Vec<Refusal> = sqlx::query_as(include_str!("refusals.sql"))
             .bind(definition.tables)
             .fetch_all(&mut *guard)
@@ -121,7 +125,7 @@ impl Copy {
         let beginning = transaction::beginning_in_schema(&mut tx, &beside.schema).await.map_err(doing())?;
         tx.commit().await.map_err(doing())?;
         let filler = Filler::new(pool.clone(), events_at, (pool_of_copy.clone(), beginning), projection, options);
-        Ok(Copy { pool: pool_of_copy, guard, filler, beside })
+        Ok(Copy { pool: pool_of_copy, guard, filler, beside, built_on })
     }
 
     /// An error if the locks are lost, because the server has ended the session that holds them.

@@ -57,7 +57,8 @@ pub(super) async fn restore(tx: &mut PgConnection, kept: &Beside) -> sqlx::Resul
         "DO $$
          BEGIN
              EXECUTE format(
-                 'UPDATE readviews r SET position = k.position, partitions = k.partitions, made_by = k.made_by
+                 'UPDATE readviews r SET position = k.position, partitions = k.partitions, made_by = k.made_by,
+                         built_on = k.built_on
                   FROM %I.readviews k WHERE r.name = k.name AND r.name = $1',
                  current_setting('rebuild.schema')) USING current_setting('rebuild.name');
              DELETE FROM readviews WHERE partition_of = current_setting('rebuild.name');

@@ -34,6 +34,7 @@ pub use difference::{ColumnDifference, Difference, KeyColumn, RowDifference, Sid
 use crate::error::Error;
 use crate::events_at::EventsAt;
 use crate::fingerprint;
+use crate::lookups;
 use crate::manager::ManagerOptions;
 use crate::passing::Backoff;
 use crate::position;
@@ -160,7 +161,7 @@ impl Rebuild<'_> {
         let Copy { pool, filler, beside, .. } = copy;
         let doing = || Error::database(format!("verifying `{}`", beside.name()));
         // The live position is held for the moment that the last events and a snapshot take; then it moves on.
-        let mut hold = begin(pool).await.map_err(doing())?;
+        let mut hold = hold_looked_up(pool, beside.definition).await.map_err(doing())?;
         let live = hold_positions(&mut hold, beside.definition).await.map_err(doing())?;
         let Some(positions) = &live.partitions else {
             return Err(Error::OtherPartitions { projection: beside.name() });
@@ -179,7 +180,7 @@ impl Rebuild<'_> {
     }
 
     async fn rebuild(&mut self, copy: &mut Copy, options: RebuildOptions) -> Result<Difference, Error> {
-        let Copy { pool, filler, beside, .. } = &mut *copy;
+        let Copy { pool, filler, beside, built_on, .. } = &mut *copy;
         let Definition { name, partitions: ours, .. } = *beside.definition;
         let doing = || Error::database(doing(name));
         let mut tx = begin(pool).await.map_err(doing())?;
@@ -209,6 +210,10 @@ impl Rebuild<'_> {
             position::record_skip(&mut tx, beside.name(), failed).await.map_err(doing())?;
         }
         fingerprint::record(&mut tx, beside.definition).await.map_err(doing())?;
+        lookups::record(&mut tx, beside.definition, built_on).await.map_err(doing())?;
+        if !difference.is_none() {
+            lookups::count_replacement(&mut tx, name).await.map_err(doing())?;
+        }
         if !goes_on {
             // Nobody that comes after this projection can pass an event in between: there is none, or it is applied again.
             position::restart(&mut tx, name, ours, position).await.map_err(doing())?;
@@ -266,6 +271,78 @@ async fn until_there(copy: &mut Copy, patience: Duration) -> Result<(), Error> {
     }
 }
 
+/// How long a verification tries to find the projections that are looked up, and the one that looks, at one position.
+const ALIGNMENT: Duration = Duration::from_secs(10);
+/// For how long it stops the former at a time.
+const STOPPED: Duration = Duration::from_secs(1);
+
+/// Starts the transaction of a verification. If the projection looks things up in others' tables, they are stopped until the
+/// transaction ends, all at one position, to which this one has come as well.
+///
+/// Otherwise the look-ups of the shadow tables could find rows of events that the live projection has not passed yet, and
+/// handles later: a difference that the next events remove. This way each look-up has seen nothing that lies behind the
+/// position of the comparison. What stays is a difference that lasts: a row that was looked up, and has changed since, if no
+/// event of this projection says so.
+async fn hold_looked_up(pool: &PgPool, definition: &Definition) -> sqlx::Result<Transaction<'static, Postgres>> {
+    let started = Instant::now();
+    loop {
+        let mut tx = begin(pool).await?;
+        if definition.after.is_empty() {
+            return Ok(tx);
+        }
+        sqlx::query("SET LOCAL lock_timeout = '10s'").execute(&mut *tx).await?;
+        let mut names = definition.after.to_vec();
+        names.sort_unstable();
+        for name in &names {
+            position::alone(&mut tx, name).await?;
+            position::hold(&mut tx, name).await?;
+        }
+        let Some((first, last)) = position::range(&mut tx, &names).await? else { return Ok(tx) };
+        let arrived = if first == last { arrives(&mut tx, definition.name, last).await? } else { Arrival::Moves };
+        match arrived {
+            Arrival::There => return Ok(tx),
+            Arrival::Moves if started.elapsed() < ALIGNMENT => {}
+            Arrival::Moves | Arrival::Stands => {
+                tracing::warn!(
+                    projection = definition.name,
+                    after = names.join(", "),
+                    "compared while the projections that it comes after are ahead of it: a difference may be one that its \
+                     next events remove"
+                );
+                return Ok(tx);
+            }
+        }
+        tx.rollback().await?;
+        for name in &names {
+            wake(&mut *pool.acquire().await?, name).await?;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// What a projection does whose position is waited for.
+enum Arrival {
+    There,
+    Moves,
+    /// No process applies its events.
+    Stands,
+}
+
+/// Waits for a moment until the projection, or each of its partitions, has come to the position.
+async fn arrives(tx: &mut PgConnection, name: &str, position: i64) -> sqlx::Result<Arrival> {
+    let (started, before) = (Instant::now(), position::range(tx, &[name]).await?);
+    loop {
+        let now = position::range(tx, &[name]).await?;
+        if now.is_some_and(|(first, _)| first >= position) {
+            return Ok(Arrival::There);
+        }
+        if started.elapsed() > STOPPED {
+            return Ok(if now == before { Arrival::Stands } else { Arrival::Moves });
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 /// Says that someone is at it, also while a statement takes long.
 async fn beat(pool: &PgPool, name: &str) -> std::convert::Infallible {
     loop {
@@ -299,6 +376,7 @@ pub(crate) async fn undo(pool: &PgPool, definition: &'static Definition) -> Resu
     let difference = compare(&mut tx, &kept, position, true).await.map_err(doing())?;
     apply(&mut tx, &kept).await.map_err(doing())?;
     kept::restore(&mut tx, &kept).await.map_err(doing())?;
+    lookups::count_replacement(&mut tx, definition.name).await.map_err(doing())?;
     // It may lie behind the position now, with others before it that are to be applied first.
     position::clear_failure(&mut tx, definition.name).await.map_err(doing())?;
     wake(&mut tx, definition.name).await.map_err(doing())?;

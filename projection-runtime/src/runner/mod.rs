@@ -36,6 +36,7 @@ use crate::error::{ApplyError, RunError};
 use crate::event::StoredEvent;
 use crate::events_at::{self, EventsAt, Look, Passed};
 use crate::fingerprint;
+use crate::lookups;
 use crate::manager::ManagerOptions;
 use crate::metrics::{Meter, Metrics, Source};
 use crate::passing::{Backoff, is_passing};
@@ -358,6 +359,9 @@ impl Runner {
         }
         if place.of_another && !fingerprint::tell(&mut tx, self.definition, place.position, None).await? {
             return Ok(Step::Later(share::YIELD));
+        }
+        if place.position == 0 && self.partition_of.is_none() && self.until.is_none() {
+            lookups::record_now(&mut tx, self.definition).await?;
         }
         let most = self.options.batch.events;
         let size = self.plan.bound.unwrap_or(self.plan.events).min(most);

@@ -495,6 +495,12 @@ pub(super) async fn reset(service: &Service, database: &Database, names: &[Strin
     Ok(())
 }
 
+/// The projections, and those that come after one of them, in the order of their rebuilds.
+pub(super) fn with_dependents(service: &Service, names: &[String]) -> Result<Vec<String>, Error> {
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    Ok(service.projections.with_dependents(&names)?.into_iter().map(str::to_owned).collect())
+}
+
 pub(super) async fn rebuild(
     service: &Service,
     database: &Database,

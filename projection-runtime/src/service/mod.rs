@@ -180,7 +180,8 @@ impl Service {
                 commands::reset(&self, &database, &names).await
             }
             Command::Rebuild { names, undo: true, json, .. } => commands::undo(&self, &database, &names, json).await,
-            Command::Rebuild { names, keep_old, on_error, json, .. } => {
+            Command::Rebuild { names, with_dependents, keep_old, on_error, json, .. } => {
+                let names = if with_dependents { commands::with_dependents(&self, &names)? } else { names };
                 commands::rebuild(&self, &database, &names, keep_old, on_error, json).await
             }
             Command::Verify { names, repair, json } => commands::verify(&self, &database, &names, repair, json).await,
@@ -484,6 +485,9 @@ enum Command {
         /// The projections
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
+        /// Rebuild those that come after them as well, directly or not, each behind those that it comes after
+        #[arg(long, conflicts_with_all = ["undo", "in_place"])]
+        with_dependents: bool,
         /// Keep the rows before, for `--undo`
         #[arg(long)]
         keep_old: bool,

@@ -16,6 +16,7 @@ mod hostile;
 mod http;
 mod import;
 mod lock_holder;
+mod lookups;
 mod memory;
 
 mod metrics;

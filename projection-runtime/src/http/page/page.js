@@ -37,7 +37,7 @@ const command = (...words) => [sources.service.data?.service, ...words].filter(B
 const upTo = ({ events_behind_capped }) => (events_behind_capped ? "more than " : "");
 const eventsBehind = (view) => `${upTo(view)}${plural(view.events_behind, "event")} behind`;
 
-function staleText({ handlers, other_code, tables, partitions }) {
+function staleText({ handlers, other_code, tables, lookups, partitions }) {
   const changes = { changed: "has changed", added: "is new", removed: "is gone",
     version: "takes another version of its event, or by other upcasts" };
   const parts = handlers.map(({ event, handler, change, behind }) => {
@@ -46,6 +46,7 @@ function staleText({ handlers, other_code, tables, partitions }) {
   });
   if (other_code) parts.push("code beside its handlers has changed");
   if (tables) parts.push("its tables have changed");
+  for (const name of lookups ?? []) parts.push(`it is built on rows of ${name} that have been rebuilt since`);
   if (partitions) {
     const then = plural(partitions, "partition");
     const until = "until a rebuild, programs with that number apply none of its events";
@@ -54,7 +55,8 @@ function staleText({ handlers, other_code, tables, partitions }) {
   return parts.join("; ");
 }
 
-const staleMatters = ({ handlers, other_code, tables, partitions }) =>
+const staleMatters = ({ handlers, other_code, tables, lookups, partitions }) =>
+  lookups?.length > 0 ||
   other_code || tables || partitions || handlers.some(({ behind }) => behind);
 
 const isLost = ({ seconds_since_seen }) => seconds_since_seen > LOST_SECONDS;

@@ -1,0 +1,88 @@
+//! Which rows of other projections the rows of a projection are built on.
+//!
+//! A projection that comes `after` others looks things up in their tables. If their rows are replaced, by a rebuild, an undo
+//! or a reset, its own rows may be stale. So each replacement counts up the projection's generation, in the transaction that
+//! replaces the rows, and each projection keeps the generations that its own rows are built on. Nobody has to know who comes
+//! after whom when rows are replaced.
+
+use std::collections::BTreeMap;
+
+use sqlx::PgConnection;
+use sqlx::types::Json;
+
+use crate::projection::{Definition, ProjectionSet};
+
+/// The generation of each projection that another one comes after.
+pub(crate) type Generations = BTreeMap<String, i64>;
+
+/// The generations of the projections that this one comes after, as they are.
+pub(crate) async fn generations(connection: &mut PgConnection, definition: &Definition) -> sqlx::Result<Generations> {
+    let sql =
+        "SELECT name, COALESCE(generation, 0) FROM UNNEST($1::text[]) AS after (name) LEFT JOIN readviews USING (name)";
+    let found: Vec<(String, i64)> = sqlx::query_as(sql).bind(definition.after).fetch_all(connection).await?;
+    Ok(found.into_iter().collect())
+}
+
+/// Records that the rows are built on these generations.
+pub(crate) async fn record(
+    tx: &mut PgConnection,
+    definition: &Definition,
+    generations: &Generations,
+) -> sqlx::Result<()> {
+    let sql = "UPDATE readviews SET built_on = $2 WHERE name = $1";
+    sqlx::query(sql).bind(definition.name).bind(Json(generations)).execute(tx).await.map(drop)
+}
+
+/// Records that the rows are, or will be, built on the rows of the other projections as they are.
+pub(crate) async fn record_now(tx: &mut PgConnection, definition: &Definition) -> sqlx::Result<()> {
+    if definition.after.is_empty() {
+        return Ok(());
+    }
+    let generations = generations(tx, definition).await?;
+    record(tx, definition, &generations).await
+}
+
+/// The same, at a start, if the projection has no rows yet, or nothing is recorded.
+pub(crate) async fn record_first(tx: &mut PgConnection, definition: &Definition) -> sqlx::Result<()> {
+    let sql = "SELECT position = 0 OR built_on IS NULL FROM readviews WHERE name = $1";
+    if sqlx::query_scalar(sql).bind(definition.name).fetch_one(&mut *tx).await? {
+        record_now(tx, definition).await?;
+    }
+    Ok(())
+}
+
+/// Records that rows of the projection were replaced.
+pub(crate) async fn count_replacement(tx: &mut PgConnection, name: &str) -> sqlx::Result<()> {
+    let sql = "UPDATE readviews SET generation = generation + 1 WHERE name = $1";
+    sqlx::query(sql).bind(name).execute(tx).await.map(drop)
+}
+
+/// The projections with rows that are built on rows which were replaced since, each with the projections whose rows those
+/// are: rows were replaced there, or are themselves built on such rows.
+pub(crate) async fn stale(
+    connection: &mut PgConnection,
+    set: &ProjectionSet,
+) -> sqlx::Result<BTreeMap<&'static str, Vec<String>>> {
+    let names: Vec<&str> = set.definitions().map(|definition| definition.name).collect();
+    let sql = "SELECT name, generation, CASE WHEN position > 0
+                   OR EXISTS (SELECT FROM readviews p WHERE p.partition_of = r.name AND p.position > 0) THEN built_on END
+               FROM readviews r WHERE name = ANY($1)";
+    let rows: Vec<(String, i64, Option<Json<Generations>>)> =
+        sqlx::query_as(sql).bind(names).fetch_all(connection).await?;
+    let mut stale: BTreeMap<&'static str, Vec<String>> = BTreeMap::new();
+    for definition in set.in_order() {
+        let built_on =
+            rows.iter().find(|(name, ..)| name == definition.name).and_then(|(.., built_on)| built_on.as_ref());
+        let Some(Json(built_on)) = built_on else { continue };
+        let is_stale = |after: &&&str| {
+            let now = rows.iter().find(|(name, ..)| name == **after).map(|(_, generation, _)| *generation);
+            let then = built_on.get(**after).copied();
+            then.zip(now).is_some_and(|(then, now)| then != now) || stale.contains_key(**after)
+        };
+        let found: Vec<String> = definition.after.iter().filter(is_stale).map(|&after| after.to_owned()).collect();
+        if !found.is_empty() {
+            stale.insert(definition.name, found);
+        }
+    }
+    Ok(stale)
+}
