@@ -5,8 +5,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use sqlx::error::{DatabaseError, ErrorKind};
+use sqlx::postgres::PgDatabaseError;
 use uuid::Uuid;
 
+use crate::classification::{self, ErrorClass, is_transient};
 use crate::store::ExpectedVersion;
 
 /// Any error, as handlers return it.
@@ -259,16 +261,14 @@ impl Error {
 
     /// Others hold a lock that was wanted, or wanted one that this held.
     pub(crate) fn is_locked(&self) -> bool {
-        let Error::Database { source, .. } = self else { return false };
-        let code = source.as_database_error().and_then(DatabaseError::code);
-        code.is_some_and(|code| ["55P03", "40P01"].contains(&&*code))
+        matches!(self, Error::Database { source, .. } if classification::is_locked(source))
     }
 
     /// Trouble that passes by itself: a lost connection, a server that restarts, a lock held by others.
     #[must_use]
     pub fn is_passing(&self) -> bool {
         match self {
-            Error::Database { source, .. } => crate::passing::is_passing(source),
+            Error::Database { source, .. } => is_transient(source),
             Error::Locked { .. } | Error::OrderingLockHeld { .. } => true,
             _ => false,
         }
@@ -305,7 +305,7 @@ pub(crate) fn shortened(text: String) -> String {
 pub(crate) fn describe(error: &sqlx::Error) -> String {
     let Some(database) = error.as_database_error() else { return error.to_string() };
     let mut text = format!("{} (SQLSTATE {})", database.message(), database.code().unwrap_or_default());
-    if let Some(database) = database.try_downcast_ref::<sqlx::postgres::PgDatabaseError>() {
+    if let Some(database) = postgres(database) {
         for (label, part) in [("detail", database.detail()), ("hint", database.hint())] {
             if let Some(part) = part {
                 text = format!("{text}; {label}: {part}");
@@ -315,6 +315,14 @@ pub(crate) fn describe(error: &sqlx::Error) -> String {
     text
 }
 
+/// The error as PostgreSQL's, also one that is shared.
+pub(crate) fn postgres<'a>(error: &'a (dyn DatabaseError + 'static)) -> Option<&'a PgDatabaseError> {
+    match error.try_downcast_ref::<SharedError>() {
+        Some(shared) => postgres(shared.database()?),
+        None => error.try_downcast_ref(),
+    }
+}
+
 /// One error of the database for several callers, each of whom gets it as if it were its own.
 #[derive(Debug, Clone)]
 pub(crate) struct SharedError(Arc<sqlx::Error>);
@@ -322,6 +330,10 @@ pub(crate) struct SharedError(Arc<sqlx::Error>);
 impl SharedError {
     pub(crate) fn new(error: sqlx::Error) -> Self {
         SharedError(Arc::new(error))
+    }
+
+    pub(crate) fn inner(&self) -> &sqlx::Error {
+        &self.0
     }
 
     pub(crate) fn again(&self) -> sqlx::Error {
@@ -511,11 +523,17 @@ pub enum ApplyError {
         /// The tables.
         tables: Vec<String>,
     },
+    /// A row handler left a column of its row without a value that must have one.
+    #[error("the handler gave a row of `{table}` no value for a column that must not be NULL: {reason}")]
+    NullColumn {
+        /// The row's table.
+        table: &'static str,
+        /// The database's message, which names the column.
+        reason: String,
+    },
     /// The handler returned `Ok`, but the transaction cannot be committed.
-    #[error(
-        "the handler returned Ok, but the transaction failed afterwards: {0}; does it ignore an error of a statement?"
-    )]
-    Commit(String),
+    #[error("the handler returned Ok, but the transaction failed afterwards: {}", describe(.0))]
+    Commit(sqlx::Error),
 }
 
 impl ApplyError {
@@ -532,7 +550,26 @@ impl ApplyError {
 
     /// As it is logged and recorded: an error's text may hold what the event held, and PostgreSQL's text holds no NUL.
     pub(crate) fn text(&self) -> String {
-        shortened(self.to_string().replace('\0', "\u{fffd}"))
+        let text = shortened(self.to_string().replace('\0', "\u{fffd}"));
+        match self.remedy() {
+            Some(remedy) => format!("{text}. The event is not to blame, so no error policy skips it: {remedy}"),
+            None => text,
+        }
+    }
+
+    /// A statement failed that may have been one for too many events.
+    pub(crate) fn may_be_of_the_size(&self) -> bool {
+        match self {
+            ApplyError::Handler(error) => classification::may_be_of_the_size(error.as_ref()),
+            ApplyError::Commit(error) => classification::may_be_of_the_size(error),
+            _ => false,
+        }
+    }
+
+    /// A statement failed for a reason that is no event's. It may pass all the same, if it was cancelled, if the
+    /// connection is out of step or has a plan from before a table was altered; or with fewer events at once.
+    pub(crate) fn is_of_the_statement(&self) -> bool {
+        matches!(self, ApplyError::Handler(_) | ApplyError::Commit(_)) && self.class() == ErrorClass::Environment
     }
 
     pub(crate) fn panic(panic: &(dyn std::any::Any + Send)) -> Self {

@@ -17,10 +17,10 @@ use sqlx::pool::PoolConnection;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool, Postgres, SqlSafeStr, SqlStr};
 use uuid::Uuid;
 
+use crate::classification::is_transient;
 use crate::durable::Durable;
 use crate::error::describe;
 use crate::event::StoredEvent;
-use crate::passing::is_passing;
 use crate::position::Row;
 use crate::transaction;
 
@@ -134,7 +134,7 @@ impl EventsAt {
         };
         Either::Right(Box::pin(async move {
             let trouble = match tokio::time::timeout(patience, question).await {
-                Ok(Err(error)) if is_passing(&error) => format!("the events' database: {}", describe(&error)),
+                Ok(Err(error)) if is_transient(&error) => format!("the events' database: {}", describe(&error)),
                 Ok(answer) => return answer,
                 Err(_) => format!("the events' database does not answer within {} s", patience.as_secs()),
             };

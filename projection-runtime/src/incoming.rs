@@ -6,6 +6,7 @@ use sqlx::types::Json;
 use sqlx::{Acquire, PgConnection, PgPool};
 use uuid::Uuid;
 
+use crate::classification::{ErrorClass, classify};
 use crate::error::describe;
 use crate::transaction;
 
@@ -44,7 +45,7 @@ pub(crate) async fn append(pool: &PgPool, events: &[&Incoming], all: bool) -> sq
             tx.commit().await?;
             return Ok(Outcome { appended, refused: Vec::new() });
         }
-        Err(error) if is_refusal(&error) => tx.rollback().await?,
+        Err(error) if classify(&error) == ErrorClass::Event => tx.rollback().await?,
         Err(error) => return Err(error),
     }
     let mut tx = transaction::begin_with(pool, BEGIN).await?;
@@ -56,7 +57,7 @@ pub(crate) async fn append(pool: &PgPool, events: &[&Incoming], all: bool) -> sq
                 savepoint.commit().await?;
                 outcome.appended += new;
             }
-            Err(error) if is_refusal(&error) => {
+            Err(error) if classify(&error) == ErrorClass::Event => {
                 savepoint.rollback().await?;
                 outcome.refused.push((place, refusal(&error, event)));
                 if all {
@@ -103,12 +104,7 @@ async fn insert(tx: &mut PgConnection, events: &[&Incoming]) -> sqlx::Result<u64
     Ok(inserted.rows_affected())
 }
 
-/// The database says no to what it was given, and will again.
-fn is_refusal(error: &sqlx::Error) -> bool {
-    error.as_database_error().is_some() && !crate::passing::is_passing(error)
-}
-
-/// Why it said no.
+/// Why the database refuses it.
 fn refusal(error: &sqlx::Error, event: &Incoming) -> String {
     let constraint = error.as_database_error().and_then(|error| error.constraint());
     match (constraint, event.sequence_no) {

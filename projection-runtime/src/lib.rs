@@ -8,7 +8,7 @@
 //! changes the rows of handlers that take rows, `columns` is for those that take runs, `runner` is the loop of one
 //! projection, `events_at` where it finds the events, `share` spreads them over processes, `manager` runs them all.
 //!
-//! Beside the way: `handler` and `contradiction` are for the compiler's messages, `passing` tells passing trouble from failure,
+//! Beside the way: `handler` and `contradiction` are for the compiler's messages, `classification` decides what an error is to blame on,
 //! `error_policy` says what is done at a failing event, `wake` wakes the loops, `rabbitmq` publishes and is woken,
 //! `schema`, `reset`, `rebuild`, `fingerprint`, `control`, `wait`, `status` and `import` are what an operator asks for,
 //! `written` sees what a transaction wrote, `pulse` whether loops are alive, `metrics` what they did, `http` tells it to
@@ -18,6 +18,8 @@
 extern crate self as projection_runtime;
 
 mod append;
+mod backoff;
+mod classification;
 mod columns;
 mod contradiction;
 mod control;
@@ -37,7 +39,6 @@ mod incoming;
 mod lookups;
 mod manager;
 mod metrics;
-mod passing;
 mod pooler;
 mod position;
 mod probe;

@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::backoff::Backoff;
 use crate::control;
 use crate::error::Error;
 use crate::error_policy::ErrorPolicy;
@@ -16,7 +17,6 @@ use crate::events_at::{self, EventsAt};
 use crate::fingerprint::{self, Stale, WhenStale};
 use crate::lookups;
 use crate::metrics::Metrics;
-use crate::passing::Backoff;
 use crate::position;
 use crate::probe::Probe;
 use crate::projection::ProjectionSet;

@@ -18,12 +18,12 @@ use std::hash::Hash;
 use std::panic::AssertUnwindSafe;
 
 use futures_util::TryStreamExt;
-use sqlx::postgres::{PgArguments, PgHasArrayType, PgRow};
+use sqlx::postgres::{PgArguments, PgDatabaseError, PgHasArrayType, PgRow};
 use sqlx::query::Query;
 use sqlx::{Decode, Encode, PgConnection, Postgres, Row, Type};
 use uuid::Uuid;
 
-use crate::error::{ApplyError, BoxError, RunError};
+use crate::error::{ApplyError, BoxError, RunError, describe, postgres};
 use crate::event::StoredEvent;
 
 /// A row of a projection's table; derive it, and write handlers that are functions of a row and an event.
@@ -438,8 +438,18 @@ async fn write<R: ReadModel>(
     }
     for (sql, rows) in [(R::UPSERT, changed), (R::INSERT, new)] {
         if !rows.is_empty() {
-            R::bind_rows(sqlx::query(sql), &rows).execute(&mut *tx).await?;
+            R::bind_rows(sqlx::query(sql), &rows).execute(&mut *tx).await.map_err(|error| null_column::<R>(error))?;
         }
     }
     Ok(())
+}
+
+/// NULL in a column that must have a value is the events' fault if the column is one that the handlers write.
+fn null_column<R: ReadModel>(error: sqlx::Error) -> RunError {
+    let column = error.as_database_error().and_then(postgres).filter(|error| error.code() == "23502");
+    let column = column.filter(|error| error.table() == Some(R::TABLE)).and_then(PgDatabaseError::column);
+    if column.is_some_and(|column| R::COLUMNS.contains(&column)) {
+        return ApplyError::NullColumn { table: R::TABLE, reason: describe(&error) }.into();
+    }
+    error.into()
 }

@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use sqlx::PgPool;
 
+use crate::backoff::Backoff;
+use crate::classification::{is_locked, is_transient};
 use crate::error::{Error, ForeignKey};
 use crate::fingerprint;
 use crate::lookups;
-use crate::passing::{Backoff, is_passing};
 use crate::position;
 use crate::projection::{AnyProjection, ProjectionSet};
 use crate::rebuild::exclude_rebuild;
@@ -33,7 +34,7 @@ pub(crate) async fn reset(
             }
             Ok(Attempt::Blocked(blocked)) => return Err(Error::ResetRefused { projection: definition.name, blocked }),
             Ok(Attempt::RebuildUnderWay) => return Err(Error::RebuildUnderWay { projection: definition.name }),
-            Err(error) if is_passing(&error) && !is_read_only(&error) && started.elapsed() < patience => {
+            Err(error) if is_transient(&error) && !is_read_only(&error) && started.elapsed() < patience => {
                 tracing::debug!(error = %error, "reset: trying again");
                 tokio::time::sleep(backoff.next()).await;
             }
@@ -43,10 +44,6 @@ pub(crate) async fn reset(
             Err(error) => return Err(Error::database(doing())(error)),
         }
     }
-}
-
-fn is_locked(error: &sqlx::Error) -> bool {
-    error.as_database_error().is_some_and(|error| error.code().is_some_and(|code| code == "55P03"))
 }
 
 /// The server became a standby: the reset must not happen by itself when it is promoted again.

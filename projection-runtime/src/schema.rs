@@ -13,9 +13,9 @@ use std::time::Duration;
 use serde::Serialize;
 use sqlx::{PgConnection, PgExecutor, PgPool};
 
+use crate::backoff::Backoff;
 use crate::error::{Error, ForeignKey};
 use crate::events_at::EventsAt;
-use crate::passing::Backoff;
 use crate::projection::{Definition, ProjectionSet};
 use crate::read_model::RowTable;
 use crate::writable;

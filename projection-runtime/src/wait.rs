@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use sqlx::PgPool;
 
+use crate::classification::is_transient;
+use crate::classification::is_transient;
 use crate::error::Error;
-use crate::passing::is_passing;
 use crate::transaction;
 
 /// Between two looks: growing, since most waits are short.
@@ -36,7 +37,7 @@ pub(crate) async fn wait_for(pool: &PgPool, names: &[&str], position: i64, timeo
             Ok(behind) if behind.is_empty() => return Ok(()),
             Ok(behind) if left.is_zero() => return Err(Error::StillBehind { behind, position, timeout }),
             Ok(_) => {}
-            Err(error) if is_passing(&error) && !left.is_zero() => {}
+            Err(error) if is_transient(&error) && !left.is_zero() => {}
             Err(error) => return Err(Error::database("waiting for projections")(error)),
         }
         tokio::time::sleep(pause.min(left)).await;

@@ -10,9 +10,9 @@ use sqlx::PgPool;
 use sqlx::postgres::PgListener;
 use tokio::sync::watch;
 
+use crate::backoff::Backoff;
 use crate::events_at::EventsAt;
 use crate::metrics::{Metrics, Source};
-use crate::passing::Backoff;
 use crate::position;
 use crate::share::Share;
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use sqlx::PgPool;
 use tokio::time::Instant;
 
-use crate::passing::Backoff;
+use crate::backoff::Backoff;
 
 /// So long after the last append of this process.
 const LATER: Duration = Duration::from_millis(5);

@@ -26,9 +26,9 @@ use uuid::Uuid;
 use self::bell::Bell;
 use self::call::Called;
 use self::kept::Kept;
+use crate::classification::{ErrorClass, classify};
 use crate::error::{Error, SharedError};
 use crate::event::NewEvent;
-use crate::passing;
 use crate::store::{self, Appended, ExpectedVersion};
 
 /// The second one sends its events while those of the first are under the lock.
@@ -360,11 +360,8 @@ fn fail(group: Vec<Waiting>, error: sqlx::Error) {
     }
 }
 
-/// The database says no to something of the group, and has stored nothing of it. Not so where it was told to stop
-/// (57), which it may also be after the events are stored, or where its queue of notifications is full (54000, which JSON
-/// of too many levels is not); and what it says of the call itself (42) is the same for each.
+/// The database refuses something of the group, and has stored nothing of it: what is of an event comes before the events are
+/// committed. What else there is may come later, in the NOTIFY or while the flush is waited for, and is the same for each.
 fn is_refusal(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
-    code.is_some_and(|code| !["42", "54000", "57"].iter().any(|class| code.starts_with(class)))
-        && !passing::is_passing(error)
+    error.as_database_error().is_some() && classify(error) == ErrorClass::Event
 }

@@ -24,8 +24,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{ConnectionStatus, RabbitMqOptions, RabbitMqStatus, Trouble};
+use crate::backoff::Backoff;
 use crate::error::BoxError;
-use crate::passing::Backoff;
 
 /// How long the broker may take to answer a new connection, and to say good-bye.
 const CONNECT: Duration = Duration::from_secs(10);

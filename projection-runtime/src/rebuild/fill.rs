@@ -9,10 +9,11 @@ use sqlx::error::DatabaseError;
 use sqlx::{PgPool, Postgres, SqlStr, Transaction};
 
 use super::{RebuildProgress, RebuildStage};
+use crate::backoff::Backoff;
+use crate::classification::is_transient;
 use crate::error::Error;
 use crate::events_at::EventsAt;
 use crate::manager::ManagerOptions;
-use crate::passing::{Backoff, is_passing};
 use crate::position::{self, FailedEvent};
 use crate::projection::{AnyProjection, Definition};
 use crate::runner::{Runner, Step};
@@ -146,7 +147,7 @@ impl Filler {
                 }
                 Ok(Step::Later(wait)) => wait,
                 Ok(Step::Elsewhere) => Duration::from_millis(50),
-                Err(error) if is_passing(&error) && since.elapsed() < self.patience => backoff.next(),
+                Err(error) if is_transient(&error) && since.elapsed() < self.patience => backoff.next(),
                 Err(error) => return Err(self.failed(error).await),
             };
             turns.push(turn(runner, wait));

@@ -31,12 +31,12 @@ use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 pub(crate) use copy::{exclude_rebuild, sweep, sweep_at_start};
 pub use difference::{ColumnDifference, Difference, KeyColumn, RowDifference, Side, TableDifference};
 
+use crate::backoff::Backoff;
 use crate::error::Error;
 use crate::events_at::EventsAt;
 use crate::fingerprint;
 use crate::lookups;
 use crate::manager::ManagerOptions;
-use crate::passing::Backoff;
 use crate::position;
 use crate::probe::{Moment, Probe};
 use crate::projection::{AnyProjection, Definition};

@@ -4,21 +4,27 @@ use sqlx::{Postgres, Transaction};
 use uuid::Uuid;
 
 use super::{Plan, Runner, Step};
+use crate::backoff::Backoff;
+use crate::classification::ErrorClass;
 use crate::error::ApplyError;
 use crate::event::StoredEvent;
 use crate::events_at::Passed;
 use crate::fingerprint;
-use crate::passing::Backoff;
 use crate::position::{self, FailedEvent, Place};
 use crate::share;
 
 /// The most events that a rebuild passes by: they are kept in memory until its rows are in place.
 const MOST_PASSED_BY: usize = 10_000;
+/// Retries, whatever the policy, of an event whose statement failed for a reason that is no event's.
+const RETRIES: u32 = 2;
 
 /// An event that failed.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Suspect {
     id: Uuid,
+    pub(super) tstamp: i64,
+    /// The statement may have been one for too many events.
+    pub(super) of_size: bool,
     /// In how many transactions.
     attempts: i32,
     /// How often it was tried again, as the error policy says.
@@ -37,22 +43,22 @@ impl Runner {
     ) -> sqlx::Result<Step> {
         let event = &events[at];
         let mut suspect = match self.plan.suspect {
-            Some(Suspect { id, attempts, retries }) if id == event.id => {
-                Suspect { id, attempts: attempts + 1, retries }
-            }
-            _ => Suspect { id: event.id, attempts: 1, retries: 0 },
+            Some(suspect) if suspect.id == event.id => Suspect { attempts: suspect.attempts + 1, ..suspect },
+            _ => Suspect { id: event.id, tstamp: event.tstamp, of_size: false, attempts: 1, retries: 0 },
         };
+        suspect.of_size = error.may_be_of_the_size();
         let policies = self.options.error_policy;
         let policy = if self.until.is_some() { policies.rebuild } else { policies.live };
+        let retries = if error.is_of_the_statement() { policy.retries.max(RETRIES) } else { policy.retries };
         // What a handler has committed itself, another try would bring once more.
-        let tried_again = suspect.retries < policy.retries && !matches!(error, ApplyError::TransactionEnded);
+        let tried_again = suspect.retries < retries && !matches!(error, ApplyError::TransactionEnded);
         let step = if at > 0 {
             Some(Step::Again)
         } else if tried_again {
             let wait = Backoff::after(suspect.retries);
             suspect.retries += 1;
             self.meter.retries.inc();
-            let retry = format!("{} of {}", suspect.retries, policy.retries);
+            let retry = format!("{} of {retries}", suspect.retries);
             tracing::warn!(
                 projection = self.place,
                 event_name = &*event.name,
@@ -86,7 +92,7 @@ impl Runner {
             self.plan = Plan::default();
             return Ok(Step::Again);
         }
-        let skips = policy.skip && error.is_of_the_event() && self.passed_by.len() < MOST_PASSED_BY;
+        let skips = policy.skip && error.class() == ErrorClass::Event && self.passed_by.len() < MOST_PASSED_BY;
         let before = self.events_at.stands(&mut tx, event.tstamp - 1).await?.max(from);
         let to = if skips { None } else { Some(before) };
         if place.of_another && !fingerprint::tell(&mut tx, self.definition, from, to).await? {

@@ -6,7 +6,7 @@
 //!     meanwhile:         read what follows that
 //!     nothing to do?     wait for a wake-up
 //!     an event failed?   roll back; go again with only the events before it; alone at last, record it and stop
-//!     passing trouble?   roll back; wait, longer each time; go again
+//!     transient error?   roll back; wait, longer each time; go again
 //! }
 //! ```
 //!
@@ -28,10 +28,12 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::future::{Either, select};
-use sqlx::{PgConnection, PgPool, Postgres, SqlStr, Transaction};
+use sqlx::{Connection, PgConnection, PgPool, Postgres, SqlStr, Transaction};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
+use crate::backoff::Backoff;
+use crate::classification::{ErrorClass, is_transient};
 use crate::error::{ApplyError, RunError};
 use crate::event::StoredEvent;
 use crate::events_at::{self, EventsAt, Look, Passed};
@@ -39,7 +41,6 @@ use crate::fingerprint;
 use crate::lookups;
 use crate::manager::ManagerOptions;
 use crate::metrics::{Meter, Metrics, Source};
-use crate::passing::{Backoff, is_passing};
 use crate::position::{self, FailedEvent, Mode, Place};
 use crate::probe::{Moment, Probe};
 use crate::projection::{AnyProjection, Definition, Form, Order};
@@ -325,7 +326,7 @@ impl Runner {
         }
     }
 
-    /// One transaction. An error is passing trouble, or trouble with the database that no event is to blame for.
+    /// One transaction. An error is transient, or one of the database that no event is to blame for.
     pub(crate) async fn step(&mut self) -> sqlx::Result<Step> {
         let ahead = self.plan.ahead.take();
         // Not kept where there is nothing to read.
@@ -407,7 +408,17 @@ impl Runner {
             Applied::Committed(events) => {
                 self.applied += events as u64;
                 self.meter.batch(events, took);
-                if let Some(bound) = self.plan.bound {
+                let last = page.events[..events].last().map(|event| event.tstamp);
+                if let Some((bound, suspect)) = self.plan.bound.zip(self.plan.suspect.filter(|suspect| suspect.of_size))
+                {
+                    // The event failed among more events, and not among so many: more are never tried again.
+                    if last >= Some(suspect.tstamp) {
+                        self.options.batch.events = bound;
+                    }
+                    if last.max(Some(place.position)) >= Some(suspect.tstamp) {
+                        self.plan = Plan { events: self.plan.events, ..Plan::default() };
+                    }
+                } else if let Some(bound) = self.plan.bound {
                     // Growing again, not all at once: what could not be told apart may lie just ahead.
                     self.plan.bound = Some(bound * 2).filter(|bound| *bound < self.plan.events);
                 } else if took > self.options.batch_time {
@@ -457,11 +468,16 @@ impl Runner {
                 break;
             }
             if let Err(RunError { at, error }) = apply(&*self.projection, &run, &mut tx).await {
-                if error.is_passing() {
-                    return Err(passing(error));
+                match error.class() {
+                    ErrorClass::Transient => return Err(transient(error)),
+                    // If the connection is gone as well, that is the trouble, whatever the handler made of it.
+                    ErrorClass::Event => tx.rollback().await?,
+                    ErrorClass::Environment => {
+                        // The connection may be what is wrong; and its statements have plans from before a table was altered.
+                        let _ = tx.clear_cached_statements().await;
+                        let _ = tx.rollback().await;
+                    }
                 }
-                // Where the connection is gone as well, that is the trouble, not the event.
-                tx.rollback().await?;
                 let at = match (at, &run.events[..]) {
                     (Some(at), events) => page.events.iter().position(|event| event.id == events[at].id).unwrap_or(0),
                     (None, [_]) if in_order => applied,
@@ -496,9 +512,8 @@ impl Runner {
             Ok(false) => Ok(Applied::Failed { at: 0, error: ApplyError::TransactionEnded }),
             // A deferred constraint, or a handler that returned Ok over a failed statement: one of the events is to
             // blame, and halving finds it.
-            Err(error) if applied > 0 && error.as_database_error().is_some() && !is_passing(&error) => {
-                let error = ApplyError::Commit(crate::error::describe(&error));
-                Ok(Applied::Failed { at: applied / 2, error })
+            Err(error) if applied > 0 && error.as_database_error().is_some() && !is_transient(&error) => {
+                Ok(Applied::Failed { at: applied / 2, error: ApplyError::Commit(error) })
             }
             Err(error) => Err(error),
         }
@@ -607,13 +622,13 @@ async fn apply(projection: &dyn AnyProjection, run: &Run<'_>, tx: &mut PgConnect
     done.unwrap_or_else(|panic| Err(ApplyError::panic(&*panic).into()))
 }
 
-/// The `sqlx::Error` of passing trouble.
-fn passing(error: ApplyError) -> sqlx::Error {
+/// The `sqlx::Error` of a transient error.
+fn transient(error: ApplyError) -> sqlx::Error {
     match error {
         ApplyError::Handler(error) => match error.downcast::<sqlx::Error>() {
             Ok(error) => *error,
-            Err(error) => sqlx::Error::Protocol(error.to_string()),
+            Err(error) => sqlx::Error::Io(std::io::Error::other(error)),
         },
-        other => sqlx::Error::Protocol(other.to_string()),
+        other => sqlx::Error::Io(std::io::Error::other(other)),
     }
 }

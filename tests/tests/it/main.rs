@@ -5,6 +5,7 @@ mod astray;
 mod check;
 mod control;
 mod docs;
+mod environment;
 mod error_policy;
 mod failures;
 mod fault_kit;

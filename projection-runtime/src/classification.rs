@@ -1,0 +1,351 @@
+//! What an error is to blame on: the one place that decides whether it is retried, may be skipped or dead-lettered, or
+//! stops what is under way. Handlers, commits, appends, import, ingest, resets and rebuilds ask here.
+//!
+//! | class | what happens | by |
+//! |---|---|---|
+//! | transient | retried with growing waits, never a failure | a lost connection, a server that restarts or fails over, a deadlock, a serialization failure, a lock time-out, resources that are used up |
+//! | of the event | the projection fails at the event; this event may be skipped, a line or a message refused | its values: constraints, conversions, a payload that does not fit, an error or a panic of the handler |
+//! | of the environment | the projection stops at the event, an import ends, ingest gives the messages back; nothing is skipped | tables, functions, privileges, settings, the program |
+//!
+//! What must hold: an error is of the event only if another event could pass. In doubt it is of the environment: an
+//! operator can still skip the event, but nobody can find an event again that was skipped by mistake.
+//!
+//! # By SQLSTATE
+//!
+//! <https://www.postgresql.org/docs/current/errcodes-appendix.html>
+//!
+//! | SQLSTATE | class | reason |
+//! |---|---|---|
+//! | 08 | transient | a connection, also one of `postgres_fdw` or `dblink`, was refused or lost |
+//! | 08P01 | environment | bound values that do not match the statement; but transient if the session ends with it (`FATAL`): that is how PgBouncer reports a lost server |
+//! | 20000, 21000 | event | `CASE` without a branch for the value, a look-up that finds more than one row |
+//! | 22 | event | a value is too long, out of range, or of no form that the type knows |
+//! | 22P03, 2200H | environment | the program's binary form of a type is not the server's; a sequence is exhausted |
+//! | 23, 44 | event | a constraint refuses the row |
+//! | 23502 | environment | NULL in a column that is mostly one that no handler writes; `read_model` knows its columns, and makes it an error of the event for these |
+//! | 25006, 25P03 | transient | read-only during a fail-over; the session was ended because it was idle |
+//! | 38000, P0001 to P0004 | event | a function of the database refuses what it was given |
+//! | 40 | transient | deadlock, serialization failure |
+//! | 40002 | event | as 23, at the commit |
+//! | 42 | environment | a missing table, column, function or privilege |
+//! | 53 | transient | the disk, the memory or the connections are used up |
+//! | 53400 | environment | a limit of the configuration, like `temp_file_limit`: the statement reaches it again |
+//! | 54000, 54001 | event | a value is too large for an index, JSON is too deep; but transient if the queue of NOTIFY is full |
+//! | 55P03 | transient | lock time-out |
+//! | 57P01 to 57P03, 57P05 | transient | the server is shut down, starts, or ends an idle session |
+//! | 57014 | environment | statement time-out: the statement takes as long the next time |
+//! | 58030, 72000, HV00N | transient | input/output error, snapshot too old, no connection to a foreign server |
+//! | classes 5 to 9 and I to Z that PostgreSQL does not define | event | an error that a function of the database raises on purpose, as P0001 |
+//! | all others | environment | nothing that depends on a value |
+
+use std::borrow::Cow;
+use std::error::Error as StdError;
+
+use sqlx::postgres::{PgDatabaseError, PgSeverity};
+
+use crate::error::{ApplyError, SharedError, chain, postgres};
+
+/// What an error is to blame on. The lesser of two is what may be done less with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum ErrorClass {
+    /// It passes by itself.
+    Transient,
+    /// The tables, the server or the program, whatever the event.
+    Environment,
+    /// The event.
+    Event,
+}
+
+use ErrorClass::{Environment, Event, Transient};
+
+/// What the error is to blame on, through whatever wraps it. An error of neither PostgreSQL nor sqlx is a handler's own:
+/// of the event.
+pub(crate) fn classify(error: &(dyn StdError + 'static)) -> ErrorClass {
+    sources(error).filter_map(of_one).min().unwrap_or(Event)
+}
+
+pub(crate) fn is_transient(error: &sqlx::Error) -> bool {
+    classify(error) == Transient
+}
+
+/// Others hold a lock that was wanted, or wanted one that this transaction held.
+pub(crate) fn is_locked(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.is_some_and(|code| ["55P03", "40P01"].contains(&&*code))
+}
+
+/// What the error says by itself, without its sources.
+fn of_one(error: &(dyn StdError + 'static)) -> Option<ErrorClass> {
+    if let Some(error) = error.downcast_ref::<sqlx::Error>() {
+        return Some(of_sqlx(error));
+    }
+    if let Some(error) = error.downcast_ref::<PgDatabaseError>() {
+        return Some(of_postgres(error));
+    }
+    if let Some(error) = error.downcast_ref::<SharedError>() {
+        return Some(of_sqlx(error.inner()));
+    }
+    of_text(&error.to_string())
+}
+
+fn of_sqlx(error: &sqlx::Error) -> ErrorClass {
+    match error {
+        sqlx::Error::Database(error) => match postgres(&**error) {
+            Some(error) => of_postgres(error),
+            None => error.code().map_or(Environment, |code| of_state(&code)),
+        },
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed => Transient,
+        // Of a connection that ends while it is made, sqlx 0.9 reads an answer of 0.
+        sqlx::Error::Protocol(text) if text.starts_with("unexpected response from SSLRequest: 0x00") => Transient,
+        // A value that the event brought has no form in PostgreSQL; a look-up found nothing.
+        sqlx::Error::Encode(_) | sqlx::Error::RowNotFound => Event,
+        // Usage: too many bound values, a column of another name or type, a wrong configuration.
+        _ => Environment,
+    }
+}
+
+fn of_postgres(error: &PgDatabaseError) -> ErrorClass {
+    match error.code() {
+        "08P01" if matches!(error.severity(), PgSeverity::Fatal | PgSeverity::Panic) => Transient,
+        "54000" if error.routine() == Some("PreCommit_Notify") => Transient,
+        code => of_state(code),
+    }
+}
+
+fn of_state(code: &str) -> ErrorClass {
+    match code {
+        "08P01" | "22P03" | "2200H" | "23502" | "53400" => Environment,
+        "25006" | "25P03" | "55P03" | "57P01" | "57P02" | "57P03" | "57P05" | "58030" | "72000" | "HV00N" => Transient,
+        "20000" | "21000" | "38000" | "40002" | "54000" | "54001" | "P0001" | "P0002" | "P0003" | "P0004" => Event,
+        _ => match code.get(..2).unwrap_or_default() {
+            "08" | "40" | "53" => Transient,
+            "22" | "23" | "44" => Event,
+            "54" | "55" | "57" | "58" | "72" | "P0" | "XX" => Environment,
+            // The standard leaves these to implementations.
+            own if own.starts_with(|first: char| matches!(first, '5'..='9' | 'I'..='Z')) => Event,
+            _ => Environment,
+        },
+    }
+}
+
+/// Errors of sqlx that show neither themselves nor a source of their own through a wrapper that is transparent: one of
+/// `thiserror`, or an `anyhow::Error` that was made a boxed error. Each with the mark in the place of what varies.
+fn samples() -> [sqlx::Error; 13] {
+    let mark = || MARK.to_owned();
+    [
+        sqlx::Error::Io(std::io::Error::other(MARK)),
+        sqlx::Error::Tls(MARK.into()),
+        sqlx::Error::PoolTimedOut,
+        sqlx::Error::PoolClosed,
+        sqlx::Error::WorkerCrashed,
+        sqlx::Error::Protocol(mark()),
+        sqlx::Error::Configuration(MARK.into()),
+        sqlx::Error::TypeNotFound { type_name: mark() },
+        sqlx::Error::ColumnIndexOutOfBounds { index: usize::MAX, len: usize::MAX },
+        sqlx::Error::ColumnNotFound(mark()),
+        sqlx::Error::ColumnDecode { index: mark(), source: MARK.into() },
+        sqlx::Error::Decode(MARK.into()),
+        sqlx::Error::BeginFailed,
+    ]
+}
+
+const MARK: &str = "<mark>";
+
+/// What the text of an error says, if it is that of an error of sqlx.
+fn of_text(text: &str) -> Option<ErrorClass> {
+    let beginning = |sample: &sqlx::Error| {
+        let sample = sample.to_string().replace(&usize::MAX.to_string(), MARK);
+        sample.split(MARK).next().unwrap_or_default().to_owned()
+    };
+    samples().iter().find(|sample| text.starts_with(&beginning(sample))).map(of_sqlx)
+}
+
+/// What the text of a panic says: `unwrap` shows the error's `Debug`.
+fn of_panic(text: &str) -> ErrorClass {
+    let database = "Database(PgDatabaseError".to_owned();
+    let beginning = |sample: &sqlx::Error| format!("{sample:?}").split(MARK).next().unwrap_or_default().to_owned();
+    // Which error of the database it was, is not looked for: it is no event's for sure.
+    let of_sqlx = samples().iter().map(beginning).chain([database]).any(|beginning| text.contains(&beginning));
+    if of_sqlx { Environment } else { Event }
+}
+
+impl ApplyError {
+    /// What the error is to blame on.
+    pub(crate) fn class(&self) -> ErrorClass {
+        match self {
+            ApplyError::Payload { .. }
+            | ApplyError::Unreadable { .. }
+            | ApplyError::Upcast { .. }
+            | ApplyError::NullColumn { .. } => Event,
+            ApplyError::Handler(error) => classify(error.as_ref()),
+            ApplyError::Commit(error) => classify(error),
+            ApplyError::Panic(text) => of_panic(text),
+            // The program is too old or wrong, or a table is not what it should be.
+            ApplyError::NewerVersion { .. }
+            | ApplyError::NotHandled { .. }
+            | ApplyError::TransactionEnded
+            | ApplyError::OtherKey { .. }
+            | ApplyError::Untimely { .. }
+            | ApplyError::UnlikeKey { .. }
+            | ApplyError::NotItsTables { .. } => Environment,
+        }
+    }
+
+    /// What to do about an error that is not the event's, if the error's own text does not say it.
+    pub(crate) fn remedy(&self) -> Option<&'static str> {
+        match self {
+            ApplyError::Handler(error) => remedy(error.as_ref()),
+            ApplyError::Commit(error) => remedy(error),
+            ApplyError::Panic(text) if of_panic(text) == Environment => {
+                Some("return the error instead of unwrapping it, so that it says what to do")
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The error and its sources.
+fn sources<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |&error| error.source())
+}
+
+/// The SQLSTATE.
+fn state(error: &(dyn StdError + 'static)) -> Option<String> {
+    sources(error).find_map(|error| match error.downcast_ref::<sqlx::Error>() {
+        Some(error) => error.as_database_error()?.code().map(Cow::into_owned),
+        None => error.downcast_ref::<PgDatabaseError>().map(|error| error.code().to_owned()),
+    })
+}
+
+/// Of an error of sqlx.
+const TOO_MANY: &str = "too many arguments for query";
+
+/// The same statement for fewer events may pass: it had too many values, took too long or needed too much.
+pub(crate) fn may_be_of_the_size(error: &(dyn StdError + 'static)) -> bool {
+    match state(error) {
+        Some(code) => ["25P04", "53400", "54011", "54023", "57014"].contains(&&*code),
+        None => chain(error).contains(TOO_MANY),
+    }
+}
+
+/// What to do about an error of the environment.
+pub(crate) fn remedy(error: &(dyn StdError + 'static)) -> Option<&'static str> {
+    if classify(error) != Environment {
+        return None;
+    }
+    if let Some(code) = state(error) {
+        return Some(remedy_of_state(&code));
+    }
+    let text = chain(error);
+    let says = |part: &str| text.contains(part);
+    Some(if says(TOO_MANY) {
+        "a statement takes at most 65,535 bound values: bind an array for each column, and UNNEST them"
+    } else if says("decoding column") || says("no column found") || says("column index out of bounds") {
+        "the handler reads a column of another name or type than the table has: compare them, `check` helps"
+    } else {
+        "look at the handler, and at what it talks to"
+    })
+}
+
+fn remedy_of_state(code: &str) -> &'static str {
+    match code {
+        "08P01" => "bind a value for each parameter of the statement",
+        "23502" => {
+            "if the handler does not write the column, give the column a default or let it be NULL; if the handler writes \
+             it, this event has no value for it, and `skip` passes over the event"
+        }
+        "25P02" => "the handler ignores an error of an earlier statement: let it return the error",
+        "25P04" => "raise `transaction_timeout` for the service's role",
+        "42501" => "grant the privilege to the role that the service connects as",
+        "42P10" => "give the table the unique key that ON CONFLICT names",
+        "53400" => "raise the limit of the server's configuration that the message names",
+        "57014" => {
+            "`statement_timeout` or an operator cancelled the statement: raise the time-out for the service's role, or \
+             make the statement faster, with an index for instance"
+        }
+        "0A000" | "55000" => {
+            "the table does not allow the statement: a rule, a deferrable key or the like; `check` names what handlers \
+             cannot work with"
+        }
+        "3F000" | "42703" | "42704" | "42883" | "42P01" => {
+            "create what is missing: `migrate` applies the service's migrations, `check` compares tables and handlers"
+        }
+        code if code.starts_with("42") => "compare the statement and the table: `check` helps",
+        code if code.starts_with("28") || code.starts_with("3D") => "look at the role and the database of the URL",
+        code if code.starts_with("XX") => "look at the server's log: the server reports an error of its own",
+        _ => "mend what the message names",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("while saving")]
+    struct Wrapped(#[source] sqlx::Error);
+
+    #[derive(Debug, thiserror::Error)]
+    #[error(transparent)]
+    struct Transparent(sqlx::Error);
+
+    fn lost() -> sqlx::Error {
+        sqlx::Error::Io(std::io::ErrorKind::ConnectionReset.into())
+    }
+
+    #[test]
+    fn an_error_is_found_behind_wrappers() {
+        assert_eq!(classify(&lost()), Transient);
+        assert_eq!(classify(&Wrapped(lost())), Transient);
+        assert_eq!(classify(&Wrapped(sqlx::Error::RowNotFound)), Event);
+        let error: Box<dyn StdError + Send + Sync> = "this event is bad".into();
+        assert_eq!(classify(error.as_ref()), Event);
+    }
+
+    /// Each of the samples, with something in the place of the mark.
+    #[test]
+    fn an_error_is_found_behind_a_transparent_wrapper() {
+        for sample in samples() {
+            let class = of_sqlx(&sample);
+            assert_eq!(classify(&Transparent(sample)), class);
+        }
+        let index = sqlx::Error::ColumnIndexOutOfBounds { index: 3, len: 2 };
+        assert_eq!(classify(&Transparent(index)), Environment);
+        assert_eq!(classify(&Transparent(sqlx::Error::RowNotFound)), Event);
+    }
+
+    #[test]
+    fn an_error_that_was_unwrapped_is_no_event_s() {
+        let error: sqlx::Result<()> = Err(sqlx::Error::ColumnNotFound("name".into()));
+        let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| error.unwrap())).unwrap_err();
+        assert_eq!(ApplyError::panic(&*panic).class(), Environment);
+        assert_eq!(ApplyError::Panic("index out of bounds".into()).class(), Event);
+    }
+
+    #[test]
+    fn codes_that_postgresql_does_not_define() {
+        assert_eq!([of_state("MY001"), of_state("90001")], [Event, Event]);
+        assert_eq!([of_state("AB001"), of_state("10608"), of_state("")], [Environment; 3]);
+    }
+
+    /// A server, or what stands before it, that goes away while a connection is made.
+    #[tokio::test]
+    async fn a_connection_that_ends_while_it_is_made() {
+        use tokio::io::AsyncReadExt;
+
+        let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let options = sqlx::postgres::PgConnectOptions::new().host("127.0.0.1");
+        let options = options.port(server.local_addr().unwrap().port());
+        let accept = async {
+            let mut request = [0; 8];
+            server.accept().await.unwrap().0.read_exact(&mut request).await.unwrap();
+        };
+        let (connected, ()) = tokio::join!(<sqlx::PgConnection as sqlx::Connection>::connect_with(&options), accept);
+        let error = connected.unwrap_err();
+        assert!(is_transient(&error), "{error:?}");
+    }
+}
