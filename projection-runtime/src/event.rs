@@ -13,6 +13,7 @@ use sqlx::{FromRow, Row};
 use uuid::Uuid;
 
 use crate::error::{ApplyError, Error};
+use crate::incoming::Incoming;
 use crate::versions;
 
 /// The payload of an event; derive it.
@@ -378,6 +379,23 @@ impl StoredEvent {
             texts: Arc::new([data, metadata].concat()),
             data: 0..data.len(),
             metadata: data.len()..data.len() + metadata.len(),
+        }
+    }
+
+    /// One that is not in the store yet, for its payload to be read.
+    pub(crate) fn incoming(event: &Incoming) -> Self {
+        StoredEvent {
+            id: event.id,
+            tstamp: 0,
+            aggregate_id: event.aggregate_id,
+            aggregate_name: event.aggregate_name.as_str().into(),
+            sequence_no: event.sequence_no.unwrap_or_default(),
+            name: event.name.as_str().into(),
+            version: event.version(),
+            recorded_at: event.recorded_at,
+            texts: Arc::new(event.data.get().to_owned()),
+            data: 0..event.data.get().len(),
+            metadata: 0..0,
         }
     }
 

@@ -67,7 +67,7 @@ impl Messages {
     #[must_use]
     pub fn of(projections: &ProjectionSet) -> Self {
         let events = projections.definitions().flat_map(|definition| definition.events).collect();
-        Messages(Ingest { pool: nowhere(), events, dead_letters: String::new() })
+        Messages(Ingest { pool: nowhere(), events, dead_letters: String::new(), unchecked: true })
     }
 
     /// The event of a message, or the properties of the dead letter that it becomes.
@@ -87,7 +87,7 @@ pub async fn import(
 ) -> std::io::Result<(u64, u64)> {
     let mut lines = Lines::new(source);
     while let Some(text) = lines.next().await? {
-        match text.map_err(str::to_owned).and_then(|text| parse(text, projections)) {
+        match text.map_err(str::to_owned).and_then(|text| parse(text, projections, true)) {
             Ok(None) => {}
             Ok(Some(parsed)) => event(Ok(parsed.incoming.data.get().to_owned())),
             Err(reason) => event(Err(reason)),

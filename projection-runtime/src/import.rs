@@ -16,8 +16,10 @@ use sqlx::PgPool;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
 use uuid::Uuid;
 
+use crate::backoff::Backoff;
+use crate::classification::{ErrorClass, classify, is_transient, remedy};
 use crate::durable::Durable;
-use crate::error::{Error, shortened};
+use crate::error::{Error, describe, shortened};
 use crate::event::{NUL, has_nul};
 use crate::incoming::{self, Incoming};
 use crate::projection::ProjectionSet;
@@ -28,6 +30,8 @@ const LONGEST_LINE: usize = if cfg!(fuzzing) { 1 << 10 } else { 16 << 20 };
 /// A batch is appended when it has so many events, or so many bytes.
 const BATCH_EVENTS: usize = 1000;
 const BATCH_BYTES: usize = 1 << 20;
+/// Tries of a batch at a transient error: about half a minute.
+const TRIES: u32 = 12;
 /// So many invalid lines are told one by one.
 const TOLD: usize = 20;
 
@@ -36,6 +40,9 @@ const TOLD: usize = 20;
 pub struct ImportOptions {
     /// Count and tell invalid lines, and go on; otherwise the first one ends the import.
     pub skip_invalid: bool,
+    /// Take payloads as they are. Otherwise a line is invalid that the program's own type of the event cannot read, or that
+    /// is of another aggregate type than the event.
+    pub unchecked: bool,
 }
 
 /// What an import came to.
@@ -89,6 +96,20 @@ pub enum ImportError {
         /// The first line of the batch.
         unwritten: u64,
     },
+    /// The database does not take the events, for a reason that no line is to blame for.
+    #[error(
+        "{file}: the database does not take the events: {}. No line is to blame, so none is skipped; lines before line \
+         {unwritten} are imported. Remedy: {}. Then import again (what is there is not appended twice)",
+        describe(source), remedy(source).unwrap_or("mend what the message names")
+    )]
+    Environment {
+        /// The file's name, or `-`.
+        file: String,
+        /// The first line that is not imported.
+        unwritten: u64,
+        /// The database's answer.
+        source: sqlx::Error,
+    },
     /// The file could not be read.
     #[error("{file} cannot be read after line {line}: {source}")]
     Read {
@@ -117,7 +138,9 @@ pub async fn import(
     let imported = import_lines(pool, projections, source, file, options, progress).await;
     // Also after an invalid line: the message says which lines are imported.
     if !matches!(imported, Err(Error::Database { .. })) {
-        Durable::flush(pool).await.map_err(Error::database(format!("importing {file}")))?;
+        let flushed = retried(async || Durable::flush(pool).await).await;
+        let flushed = flushed.map_err(Error::database(format!("importing {file}")));
+        return imported.and_then(|imported| flushed.map(|()| imported));
     }
     imported
 }
@@ -138,7 +161,7 @@ async fn import_lines(
         let read = lines.next().await;
         let read = read.map_err(|source| ImportError::Read { file: file.to_owned(), line, source })?;
         let Some(text) = read else { break };
-        let event = text.map_err(str::to_owned).and_then(|text| parse(text, projections));
+        let event = text.map_err(str::to_owned).and_then(|text| parse(text, projections, options.unchecked));
         match event {
             Ok(None) => {}
             Ok(Some(event)) => batch.push(lines.line, event),
@@ -261,7 +284,7 @@ pub(crate) struct Event {
 }
 
 /// The event of a line; `None` for an empty line.
-pub(crate) fn parse(text: &str, projections: &ProjectionSet) -> Result<Option<Event>, String> {
+pub(crate) fn parse(text: &str, projections: &ProjectionSet, unchecked: bool) -> Result<Option<Event>, String> {
     if text.is_empty() {
         return Ok(None);
     }
@@ -275,9 +298,10 @@ pub(crate) fn parse(text: &str, projections: &ProjectionSet) -> Result<Option<Ev
     })?;
     json.end().map_err(|_| "something follows the JSON object".to_owned())?;
 
+    let known = projections.event_type(&line.name);
     let aggregate_name = match line.aggregate_name.take() {
         Some(name) => name,
-        None => projections.aggregate(&line.name).map(str::to_owned).ok_or_else(|| {
+        None => known.map(|known| known.aggregate.to_owned()).ok_or_else(|| {
             format!("no projection knows the event `{}`, so `aggregate_name` must say which kind it is of", line.name)
         })?,
     };
@@ -293,6 +317,9 @@ pub(crate) fn parse(text: &str, projections: &ProjectionSet) -> Result<Option<Ev
     }
     let incoming =
         Incoming { id, aggregate_id, aggregate_name, sequence_no, name, version, recorded_at, data, metadata };
+    if let Some(known) = known.filter(|_| !unchecked) {
+        incoming.check(known, false).map_err(|reason| format!("{reason} (--unchecked takes it as it is)"))?;
+    }
     Ok(Some(Event { identity, size: text.len(), incoming }))
 }
 
@@ -320,14 +347,20 @@ async fn append(
     options: ImportOptions,
     file: &str,
 ) -> Result<(), Error> {
-    let doing = || Error::database(format!("importing {file}"));
     let Batch { events, lines, .. } = std::mem::take(batch);
     let mut refused = HashSet::new();
     if events.is_empty() {
         return Ok(());
     }
     let all: Vec<&Incoming> = events.iter().map(|event| &event.incoming).collect();
-    let outcome = incoming::append(pool, &all, !options.skip_invalid).await.map_err(doing())?;
+    // The events have their ids by now, so a batch that was committed unseen is not appended twice.
+    let outcome = retried(async || incoming::append(pool, &all, !options.skip_invalid).await).await;
+    let outcome = outcome.map_err(|source| match classify(&source) {
+        ErrorClass::Environment => {
+            ImportError::Environment { file: file.to_owned(), unwritten: lines[0], source }.into()
+        }
+        _ => Error::Database { doing: format!("importing {file}"), source },
+    })?;
     for (place, reason) in outcome.refused {
         let invalid = InvalidLine { line: lines[place], reason };
         imported.invalid(invalid, options, file, lines[0])?;
@@ -338,4 +371,18 @@ async fn append(
     imported.already_there += (events.len() - refused.len()) as u64 - outcome.appended;
     imported.without_identity += valid.filter(|(_, event)| !event.identity).count() as u64;
     Ok(())
+}
+
+/// Does it again while it fails for a reason that passes by itself.
+async fn retried<T>(attempt: impl AsyncFn() -> sqlx::Result<T>) -> sqlx::Result<T> {
+    let mut backoff = Backoff::default();
+    loop {
+        match attempt().await {
+            Err(error) if is_transient(&error) && backoff.tries() < TRIES => {
+                tracing::debug!(error = describe(&error), "import: trying again");
+                tokio::time::sleep(backoff.next()).await;
+            }
+            done => return done,
+        }
+    }
 }

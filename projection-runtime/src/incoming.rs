@@ -8,6 +8,8 @@ use uuid::Uuid;
 
 use crate::classification::{ErrorClass, classify};
 use crate::error::describe;
+use crate::event::StoredEvent;
+use crate::projection::EventType;
 use crate::transaction;
 
 /// An event that comes from outside. What it leaves out, the store fills in.
@@ -23,6 +25,32 @@ pub(crate) struct Incoming {
     pub(crate) metadata: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
+impl Incoming {
+    pub(crate) fn version(&self) -> i32 {
+        self.version.unwrap_or(1)
+    }
+
+    /// Why the event is not one of its type as the program knows it: nothing can be removed from the store, and a projection
+    /// would stop at it.
+    ///
+    /// `newer`: one of a newer version than the program's is accepted unread. Programs of two versions run side by side
+    /// during a deployment, and the newer one can read it.
+    pub(crate) fn check(&self, known: &EventType, newer: bool) -> Result<(), String> {
+        let EventType { name, aggregate, version, .. } = *known;
+        if self.aggregate_name != aggregate {
+            let found = &self.aggregate_name;
+            return Err(format!("{name} is an event of the aggregate type `{aggregate}`, not of `{found}`"));
+        }
+        if newer && self.version() > version {
+            return Ok(());
+        }
+        known.payload.check(&StoredEvent::incoming(self)).map_err(|error| {
+            // The payload is one line of its own.
+            format!("{name}: {}", error.text().replace(" at line 1 column ", " at column "))
+        })
+    }
+}
+
 /// What became of events that were to be appended.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
@@ -33,7 +61,8 @@ pub(crate) struct Outcome {
 }
 
 /// Appends the events whose id is not there, in this order and in one transaction: those that the database doesn't
-/// refuse, or none where it refuses one and `all` is said.
+/// refuse, or none where it refuses one and `all` is said. An error that no event is to blame for refuses none of them: it is
+/// returned, and nothing is appended.
 ///
 /// The transaction doesn't wait for its flush, so that nobody waits for the disk under the lock. Before anyone is told
 /// of it: [`Durable::flush`](crate::durable::Durable::flush).

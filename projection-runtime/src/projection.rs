@@ -1,6 +1,7 @@
 //! What `#[projection(..)]` implements, and the set of projections that a service runs.
 
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -108,7 +109,31 @@ pub struct EventType {
     pub form: Form,
     /// A number that changes with the function's code: not with comments, formatting or documentation.
     pub fingerprint: u64,
+    /// Whether the program can read a payload.
+    pub(crate) payload: PayloadCheck,
 }
+
+/// Reads the payload of an event as the event's type.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PayloadCheck(fn(&StoredEvent) -> Result<(), ApplyError>);
+
+impl PayloadCheck {
+    /// Why it cannot be read, or that it can.
+    pub(crate) fn check(self, event: &StoredEvent) -> Result<(), ApplyError> {
+        // The type's own code runs here, in no transaction.
+        let read = std::panic::catch_unwind(AssertUnwindSafe(|| self.0(event)));
+        read.unwrap_or_else(|panic| Err(ApplyError::panic(&*panic)))
+    }
+}
+
+/// The type is what `EventType::ty` says; the address of a function says nothing.
+impl PartialEq for PayloadCheck {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for PayloadCheck {}
 
 /// What a handler takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,6 +161,7 @@ impl EventType {
             handler,
             form,
             fingerprint,
+            payload: PayloadCheck(|event| E::payload(event).map(drop)),
         }
     }
 }
@@ -199,12 +225,9 @@ impl ProjectionSet {
         })
     }
 
-    /// The aggregate's kind of an event name that a projection of the set handles.
-    pub(crate) fn aggregate(&self, event: &str) -> Option<&'static str> {
-        self.definitions()
-            .flat_map(|definition| definition.events)
-            .find(|known| known.name == event)
-            .map(|e| e.aggregate)
+    /// The event of that name, if a projection of the set handles it.
+    pub(crate) fn event_type(&self, event: &str) -> Option<&'static EventType> {
+        self.definitions().find_map(|definition| definition.event(event))
     }
 
     /// Whether a projection of the set handles or ignores the event of that name.

@@ -8,6 +8,7 @@ pub mod journal;
 pub mod pgbouncer;
 pub mod rabbitmq_server;
 pub mod role;
+pub mod sqlstate;
 
 use std::time::{Duration, Instant};
 

@@ -212,7 +212,12 @@ pub(super) async fn keep<W: Work>(
             // Once when it begins, and now and then while it lasts.
             if backoff.tries() % 20 == 0 {
                 let (broker, tries) = (options.broker(), backoff.tries() + 1);
-                tracing::warn!(broker, error, tries, "no connection to RabbitMQ; trying again until there is one");
+                tracing::warn!(
+                    broker,
+                    error,
+                    tries,
+                    "the work with RabbitMQ was interrupted; trying again until it goes on"
+                );
             }
             tokio::select! {
                 () = tokio::time::sleep(backoff.next()) => {}

@@ -47,7 +47,12 @@ pub(super) async fn run(
     let broker = rabbitmq.options.clone();
     let bindings = events.iter().map(|event| event.routing_key).collect();
     let dead_letters = broker.dead_letter_queue();
-    let ingest = broker.ingest.then(|| Ingest { pool: events_at.pool(&pool).clone(), events, dead_letters });
+    let ingest = broker.ingest.then(|| Ingest {
+        pool: events_at.pool(&pool).clone(),
+        events,
+        dead_letters,
+        unchecked: broker.unchecked,
+    });
     let intake = Intake {
         rabbitmq,
         pool,

@@ -2,7 +2,8 @@
 //!
 //! What must hold: a message is acknowledged only after its event is committed and flushed, and the same message makes one event,
 //! however often it comes. One that is no event goes to the dead-letter queue with the reason, and stops nothing.
-//! Trouble with the database makes no dead letter: the connection is given up, and the broker delivers again.
+//! An error of the database that no message is to blame for makes no dead letter: the connection is given up, and the broker
+//! delivers again.
 
 use std::collections::BTreeMap;
 
@@ -15,8 +16,9 @@ use serde_json::value::RawValue;
 use sqlx::PgPool;
 use uuid::Uuid;
 
+use crate::classification::remedy;
 use crate::durable::Durable;
-use crate::error::{BoxError, shortened};
+use crate::error::{BoxError, describe, shortened};
 use crate::event::{NUL, has_nul};
 use crate::incoming::{self, Incoming};
 use crate::projection::EventType;
@@ -31,6 +33,8 @@ pub(crate) struct Ingest {
     pub(crate) events: Vec<&'static EventType>,
     /// The dead-letter queue.
     pub(crate) dead_letters: String,
+    /// Payloads are taken as they are.
+    pub(crate) unchecked: bool,
 }
 
 /// What became of a burst of messages.
@@ -83,12 +87,12 @@ impl Ingest {
         &self,
         events: &[(&'a Delivery, Incoming)],
         dead: &mut Vec<(&'a Delivery, String)>,
-    ) -> sqlx::Result<u64> {
+    ) -> Result<u64, BoxError> {
         if events.is_empty() {
             return Ok(0);
         }
         let all: Vec<&Incoming> = events.iter().map(|(_, event)| event).collect();
-        let outcome = incoming::append(&self.pool, &all, false).await?;
+        let outcome = incoming::append(&self.pool, &all, false).await.map_err(not_taken)?;
         Durable::flush(&self.pool).await?;
         dead.extend(outcome.refused.into_iter().map(|(place, reason)| (events[place].0, reason)));
         Ok(outcome.appended)
@@ -136,7 +140,7 @@ impl Ingest {
         };
         let metadata = headers.text("metadata").map(|text| serde_json::from_str(&text)).transpose();
         let version = headers.number("version")?.map(i32::try_from).transpose();
-        Ok(Incoming {
+        let event = Incoming {
             id: id(message),
             aggregate_id,
             aggregate_name,
@@ -146,7 +150,23 @@ impl Ingest {
             recorded_at,
             data: RawValue::from_string(text.to_owned()).map_err(|error| error.to_string())?,
             metadata: metadata.map_err(|error| format!("the header `metadata` is no JSON object: {error}"))?,
-        })
+        };
+        if let Some(known) = known.filter(|_| !self.unchecked) {
+            event.check(known, true)?;
+        }
+        Ok(event)
+    }
+}
+
+/// What is said while the messages wait in the queue.
+fn not_taken(error: sqlx::Error) -> BoxError {
+    match remedy(&error) {
+        None => error.into(),
+        Some(remedy) => {
+            let error = describe(&error);
+            format!("the database does not take the messages, so they wait in the queue: {error}. Remedy: {remedy}")
+                .into()
+        }
     }
 }
 

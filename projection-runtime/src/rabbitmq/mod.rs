@@ -60,6 +60,9 @@ pub struct RabbitMqOptions {
     /// Append the messages to the store, which has no other source. Then nothing is relayed: events would go round and
     /// round.
     pub ingest: bool,
+    /// With `ingest`: take payloads as they are. Otherwise a message becomes a dead letter that the program's own type of the
+    /// event cannot read, or that is of another aggregate type than the event.
+    pub unchecked: bool,
     /// How many messages may be on their way to this process. It holds no more, each of whatever size the broker allows.
     pub prefetch: u16,
 }
@@ -73,6 +76,7 @@ impl std::fmt::Debug for RabbitMqOptions {
             .field("exchange", &self.exchange)
             .field("relay", &self.relay)
             .field("ingest", &self.ingest)
+            .field("unchecked", &self.unchecked)
             .field("prefetch", &self.prefetch)
             .finish_non_exhaustive()
     }
@@ -96,7 +100,16 @@ impl RabbitMqOptions {
         // Seconds. The broker's own 60 would have a dead connection noticed after two minutes.
         uri.query.heartbeat.get_or_insert(10);
         let (service, exchange) = (service.into(), EXCHANGE.to_owned());
-        Ok(RabbitMqOptions { uri, ca: None, service, exchange, relay: true, ingest: false, prefetch: 64 })
+        Ok(RabbitMqOptions {
+            uri,
+            ca: None,
+            service,
+            exchange,
+            relay: true,
+            ingest: false,
+            unchecked: false,
+            prefetch: 64,
+        })
     }
 
     /// Trusts the certificates of this PEM file as well, for `amqps://`.

@@ -228,6 +228,7 @@ pub(super) async fn run(
         options.exchange.clone_from(&broker.amqp_exchange);
         options.relay = !broker.no_relay;
         options.ingest = broker.ingest;
+        options.unchecked = broker.unchecked;
         manager = manager.with_rabbitmq(options);
     }
     manager = with_policies(manager, policies, options)?;
@@ -454,7 +455,7 @@ pub(super) async fn import(
     service: &Service,
     database: &Database,
     file: &Path,
-    skip_invalid: bool,
+    options: ImportOptions,
     json: bool,
 ) -> Result<(), BoxError> {
     let manager = service.reached(database).await?;
@@ -472,7 +473,7 @@ pub(super) async fn import(
         manager.projections(),
         tokio::io::BufReader::with_capacity(1 << 16, source),
         &name,
-        ImportOptions { skip_invalid },
+        options,
         |done| progress.set(done.bytes, format!("{} lines", terminal::count(done.lines))),
     )
     .await?;

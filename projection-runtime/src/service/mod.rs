@@ -22,6 +22,7 @@ use sqlx::migrate::Migrator;
 use crate::BoxError;
 use crate::error_policy::OnError;
 use crate::fingerprint::WhenStale;
+use crate::import::ImportOptions;
 use crate::manager::ManagerOptions;
 use crate::projection::ProjectionSet;
 use telemetry::LogFormat;
@@ -173,8 +174,8 @@ impl Service {
                 Ok(())
             }
             Command::Check { json } => commands::check(&self, &database, json).await,
-            Command::Import { file, skip_invalid, json } => {
-                commands::import(&self, &database, &file, skip_invalid, json).await
+            Command::Import { file, skip_invalid, unchecked, json } => {
+                commands::import(&self, &database, &file, ImportOptions { skip_invalid, unchecked }, json).await
             }
             Command::Reset { names } | Command::Rebuild { names, in_place: true, .. } => {
                 commands::reset(&self, &database, &names).await
@@ -279,6 +280,9 @@ struct Broker {
     /// Append the messages to the event store, where that has no other source; needs `--no-relay`
     #[arg(long, requires = "amqp_url")]
     ingest: bool,
+    /// With `--ingest`: append also messages whose payload this program cannot read, instead of dead-lettering them
+    #[arg(long, requires = "ingest")]
+    unchecked: bool,
 }
 
 #[derive(Debug, Args)]
@@ -468,6 +472,9 @@ enum Command {
         /// Count and tell invalid lines and go on, instead of stopping at the first
         #[arg(long)]
         skip_invalid: bool,
+        /// Append also payloads that this program cannot read, and events under another aggregate type than their own
+        #[arg(long)]
+        unchecked: bool,
         /// The result for a program
         #[arg(long)]
         json: bool,

@@ -153,7 +153,7 @@ pub async fn insert(pool: &PgPool, aggregate_name: &str, name: &str, data: &str,
 }
 
 async fn imported(pool: &PgPool, lines: &[u8]) -> Imported {
-    let options = ImportOptions { skip_invalid: true };
+    let options = ImportOptions { skip_invalid: true, unchecked: true };
     import(pool, &projections(), lines, "events.jsonl", options, |_| {}).await.unwrap()
 }
 

@@ -3,6 +3,7 @@
 mod append;
 mod astray;
 mod check;
+mod classification;
 mod control;
 mod docs;
 mod environment;
@@ -16,6 +17,7 @@ mod handlers;
 mod hostile;
 mod http;
 mod import;
+mod import_refusals;
 mod lock_holder;
 mod lookups;
 mod memory;

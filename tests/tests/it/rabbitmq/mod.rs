@@ -4,6 +4,7 @@ mod consumer;
 mod faults;
 mod hostile;
 mod ingest;
+mod ingest_refusals;
 mod relay;
 mod secrets;
 mod two_databases;
@@ -200,7 +201,11 @@ struct Running {
 
 impl Running {
     fn start(db: &TestDatabase, set: ProjectionSet, options: ManagerOptions, rabbitmq: RabbitMqOptions) -> Self {
-        let manager = ProjectionManager::new(db.pool.clone(), set).unwrap();
+        Running::over(db.pool.clone(), set, options, rabbitmq)
+    }
+
+    fn over(pool: PgPool, set: ProjectionSet, options: ManagerOptions, rabbitmq: RabbitMqOptions) -> Self {
+        let manager = ProjectionManager::new(pool, set).unwrap();
         let manager = manager.with_options(options).with_rabbitmq(rabbitmq);
         let stop = CancellationToken::new();
         let (running, stopped) = (manager.clone(), stop.clone());
