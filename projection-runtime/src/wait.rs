@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use sqlx::PgPool;
 
 use crate::classification::is_transient;
-use crate::classification::is_transient;
 use crate::error::Error;
 use crate::transaction;
 
