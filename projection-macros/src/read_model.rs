@@ -125,6 +125,7 @@ fn stand_in(ident: &Ident, Model { columns, .. }: &Model) -> TokenStream {
                 const TABLE: &'static str = "";
                 const KEY: &'static [&'static str] = &[];
                 const COLUMNS: &'static [&'static str] = &[];
+                const TYPES: &'static [#private::FieldType] = &[];
                 const SELECT: &'static str = "";
                 const INSERT: &'static str = "";
                 const UPSERT: &'static str = "";
@@ -180,7 +181,13 @@ fn implementation(ident: &Ident, Model { table, columns }: &Model) -> TokenStrea
     let field = |i: usize| quote!(<#ident as #private::Field<#i>>);
     let bounds = columns.iter().enumerate().map(|(i, Column { ty, .. })| {
         let head = moved(ends(ty), quote!(impl #private::Field<#i> for #ident));
-        quote!(#head { type Type = #ty; })
+        let own = field(i);
+        quote! {
+            #head {
+                type Type = #ty;
+                const IS_OPTION: bool = #private::IsOption::<#own::Type>::YES;
+            }
+        }
     });
     let position = |key: &Column| columns.iter().position(|column| column.field == key.field).unwrap_or(0);
     let key_fields: Vec<TokenStream> = keys.iter().map(|key| field(position(key))).collect();
@@ -194,6 +201,10 @@ fn implementation(ident: &Ident, Model { table, columns }: &Model) -> TokenStrea
         let part = syn::Index::from(i);
         let part = if key_fields.len() == 1 { quote!(*key) } else { quote!(&key.#part) };
         quote!(let query = #field::bind(query, keys.iter().map(|key| #part));)
+    });
+    let types = (0..columns.len()).map(|i| {
+        let field = field(i);
+        quote!(#field::TYPE)
     });
     let fields = columns.iter().map(|column| &column.field);
     let reads = fields.clone().enumerate().map(|(i, name)| {
@@ -211,6 +222,8 @@ fn implementation(ident: &Ident, Model { table, columns }: &Model) -> TokenStrea
     quote! {
         const _: () = {
             use #runtime::__private;
+            #[allow(unused_imports)] // where each field is an `Option`
+            use #runtime::__private::AnyType as _;
 
             #(#bounds)*
 
@@ -219,6 +232,7 @@ fn implementation(ident: &Ident, Model { table, columns }: &Model) -> TokenStrea
                 const TABLE: &'static str = #table;
                 const KEY: &'static [&'static str] = &[#(#key_names),*];
                 const COLUMNS: &'static [&'static str] = &[#(#names),*];
+                const TYPES: &'static [#private::FieldType] = &[#(#types),*];
                 const SELECT: &'static str = #select;
                 const INSERT: &'static str = #insert;
                 const UPSERT: &'static str = #upsert;

@@ -318,7 +318,7 @@ pub use projection_macros::{DomainEvent, ReadModel};
 pub use rabbitmq::{
     ConnectionStatus, ConsumerStatus, EXCHANGE, RabbitMqOptions, RabbitMqProcess, RabbitMqStatus, RelayStatus, Trouble,
 };
-pub use read_model::{ReadModel, RowTable};
+pub use read_model::{FieldType, ReadModel, RowTable};
 pub use rebuild::{
     ColumnDifference, Difference, KeyColumn, RebuildOptions, RebuildProgress, RebuildStage, RowDifference, Side,
     TableDifference,
@@ -344,7 +344,8 @@ pub mod __private {
     pub use crate::handler::{Handler, argument, outcome, run, run_name, send};
     pub use crate::projection::{Form, execute, not_handled, run_not_handled, stand_in};
     pub use crate::read_model::{
-        AggregateKey, Changes, Column, Field, PgQuery, RowOf, aggregate_key, is_first, key, key_part, row_outcome,
+        AggregateKey, AnyType, Changes, Column, Field, FieldType, IsOption, PgQuery, RowOf, aggregate_key, is_first,
+        key, key_part, row_outcome,
     };
     pub use crate::versions::{newest, oldest, upcast};
     pub use core::result::Result;

@@ -15,10 +15,11 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::Hash;
+use std::marker::PhantomData;
 use std::panic::AssertUnwindSafe;
 
 use futures_util::TryStreamExt;
-use sqlx::postgres::{PgArguments, PgDatabaseError, PgHasArrayType, PgRow};
+use sqlx::postgres::{PgArguments, PgDatabaseError, PgHasArrayType, PgRow, PgTypeInfo};
 use sqlx::query::Query;
 use sqlx::{Decode, Encode, PgConnection, Postgres, Row, Type};
 use uuid::Uuid;
@@ -132,6 +133,8 @@ pub trait ReadModel: Send + Sized + 'static {
     const KEY: &'static [&'static str];
     /// All columns.
     const COLUMNS: &'static [&'static str];
+    /// The type of each column's field, in the order of [`COLUMNS`](Self::COLUMNS).
+    const TYPES: &'static [FieldType];
     /// Reads the rows of the bound keys.
     const SELECT: &'static str;
     /// Writes the bound rows, which are new.
@@ -183,6 +186,10 @@ pub trait Column: Send + Sync + Sized + 'static {
     fn is_same(&self, other: &Self) -> bool;
     /// Binds the values of many rows.
     fn bind<'q>(query: PgQuery<'q>, values: Vec<&'q Self>) -> PgQuery<'q>;
+    /// The PostgreSQL type that a value is sent as.
+    fn type_info() -> PgTypeInfo;
+    /// Whether a value can be read from a column of that type.
+    fn reads(column: &PgTypeInfo) -> bool;
 }
 
 #[diagnostic::do_not_recommend]
@@ -208,12 +215,25 @@ where
     fn bind<'q>(query: PgQuery<'q>, values: Vec<&'q Self>) -> PgQuery<'q> {
         query.bind(values)
     }
+
+    fn type_info() -> PgTypeInfo {
+        <T as Type<Postgres>>::type_info()
+    }
+
+    fn reads(column: &PgTypeInfo) -> bool {
+        <T as Type<Postgres>>::compatible(column)
+    }
 }
 
 /// Field `I` of a row: the bound is the one place where rustc finds that a type is no column.
 pub trait Field<const I: usize> {
     /// The field's type.
     type Type: Column;
+    /// Whether the field is an `Option`.
+    const IS_OPTION: bool;
+    /// What [`ReadModel::TYPES`] has of the field.
+    const TYPE: FieldType =
+        FieldType { is_option: Self::IS_OPTION, type_info: Self::Type::type_info, reads: Self::Type::reads };
 
     /// The value in a row that was read.
     fn read(row: &PgRow) -> sqlx::Result<Self::Type> {
@@ -231,6 +251,59 @@ pub trait Field<const I: usize> {
     }
 }
 
+/// The type of a field, for the comparison with its column.
+#[derive(Debug, Clone, Copy)]
+pub struct FieldType {
+    is_option: bool,
+    type_info: fn() -> PgTypeInfo,
+    reads: fn(&PgTypeInfo) -> bool,
+}
+
+impl FieldType {
+    /// Whether the field is an `Option`, which holds NULL as `None`.
+    #[must_use]
+    pub fn is_option(&self) -> bool {
+        self.is_option
+    }
+
+    /// The PostgreSQL type that a value of the field is sent as.
+    #[must_use]
+    pub fn type_info(&self) -> PgTypeInfo {
+        (self.type_info)()
+    }
+
+    /// Whether a value of the field can be read from a column of that type.
+    #[must_use]
+    pub fn reads(&self, column: &PgTypeInfo) -> bool {
+        (self.reads)(column)
+    }
+}
+
+impl PartialEq for FieldType {
+    // Functions have no dependable address.
+    fn eq(&self, other: &Self) -> bool {
+        self.is_option == other.is_option && self.type_info() == other.type_info()
+    }
+}
+
+impl Eq for FieldType {}
+
+/// `IsOption::<T>::YES`: an `Option` has the inherent constant, which comes before that of the trait.
+pub struct IsOption<T>(PhantomData<T>);
+
+impl<T> IsOption<Option<T>> {
+    /// It is one.
+    pub const YES: bool = true;
+}
+
+/// What `IsOption` has of every type.
+pub trait AnyType {
+    /// It is none.
+    const YES: bool = false;
+}
+
+impl<T> AnyType for IsOption<T> {}
+
 /// The row of a handler: the bound is the one place where rustc finds that a type is no row.
 pub trait RowOf<Alias> {
     /// The row's type.
@@ -240,6 +313,7 @@ pub trait RowOf<Alias> {
         table: <Self::Row as ReadModel>::TABLE,
         key: <Self::Row as ReadModel>::KEY,
         columns: <Self::Row as ReadModel>::COLUMNS,
+        types: <Self::Row as ReadModel>::TYPES,
     };
 
     /// For a batch of so many events.
@@ -258,6 +332,8 @@ pub struct RowTable {
     pub key: &'static [&'static str],
     /// The columns that are read and written.
     pub columns: &'static [&'static str],
+    /// The type of each column's field, in the same order.
+    pub types: &'static [FieldType],
 }
 
 /// The aggregate's id as a row's key.

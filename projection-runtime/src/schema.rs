@@ -7,6 +7,8 @@
 //! What is wrong is told all at once, each with the statement that cures it. An event that no projection knows is no
 //! problem, but worth a word: [`warn_of_unknown_events`].
 
+mod read_models;
+
 use std::collections::HashSet;
 use std::time::Duration;
 
@@ -17,7 +19,6 @@ use crate::backoff::Backoff;
 use crate::error::{Error, ForeignKey};
 use crate::events_at::EventsAt;
 use crate::projection::{Definition, ProjectionSet};
-use crate::read_model::RowTable;
 use crate::writable;
 
 /// What a check of the database found.
@@ -25,6 +26,8 @@ use crate::writable;
 pub struct Check {
     /// What keeps the projections from being run.
     pub problems: Vec<Problem>,
+    /// What may stop a projection, or cost it its rows, later.
+    pub warnings: Vec<Problem>,
     /// The names of events in the store that no projection handles or ignores. Harmless, where they are not forgotten.
     pub unknown_events: Vec<String>,
 }
@@ -86,7 +89,6 @@ pub(crate) async fn check(
         }
     };
     problems.extend(tables(&mut connection, set).await.map_err(doing())?);
-    problems.extend(rows(&mut connection, set).await.map_err(doing())?);
     for definition in set.definitions() {
         let keys = foreign_keys(&mut connection, set, definition).await.map_err(doing())?;
         problems.extend(keys.into_iter().map(|key| Problem {
@@ -103,7 +105,9 @@ pub(crate) async fn check(
         None => unknown_events(&mut *connection, set).await,
         Some(events) => unknown_events(events, set).await,
     };
-    Ok(Check { problems, unknown_events: unknown.map_err(doing())? })
+    let mut check = Check { problems, warnings: Vec::new(), unknown_events: unknown.map_err(doing())? };
+    read_models::check(&mut connection, set, &mut check).await.map_err(doing())?;
+    Ok(check)
 }
 
 /// That the tables exist, are tables, and have one owner by whatever name.
@@ -604,43 +608,6 @@ async fn unique_keys(connection: &mut PgConnection, tables: &[&str]) -> sqlx::Re
     .bind(tables)
     .fetch_all(connection)
     .await
-}
-
-/// That the tables of row handlers have the columns of their rows, and a unique key of exactly the rows' key.
-async fn rows(connection: &mut PgConnection, set: &ProjectionSet) -> sqlx::Result<Vec<Problem>> {
-    let all = || set.definitions().flat_map(|definition| definition.rows.iter().map(|row| (definition.name, row)));
-    let tables: Vec<&str> = all().map(|(_, row)| row.table).collect();
-    let (columns, unique) = (columns(&mut *connection, &tables).await?, unique_keys(&mut *connection, &tables).await?);
-    let mut problems = Vec::new();
-    for (projection, RowTable { table, key, columns: fields }) in all() {
-        let mut problem = |column: &str, problem, cure| {
-            let (table, column) = ((*table).to_owned(), Some(column.to_owned()));
-            problems.push(Problem { projection: Some(projection), table, constraint: column, problem, cure });
-        };
-        let there: Vec<&str> =
-            columns.iter().filter(|(found, ..)| found == table).map(|(_, column, _)| column.as_str()).collect();
-        // A table that is not there is a problem of its own.
-        for field in fields.iter().filter(|field| !there.is_empty() && !there.contains(field)) {
-            problem(
-                field,
-                format!("table `{table}` has no column `{field}`, which its rows have"),
-                format!("add it, `ALTER TABLE {table} ADD COLUMN \"{field}\" ..;`, or take the field out of the row"),
-            );
-        }
-        let mut sorted = key.to_vec();
-        sorted.sort_unstable();
-        let has_key = unique.iter().any(|(found, columns)| found == table && *columns == sorted);
-        if !has_key && key.iter().all(|key| there.contains(key)) {
-            let quoted: Vec<String> = key.iter().map(|key| format!("\"{key}\"")).collect();
-            let key = key.join(", ");
-            problem(
-                &key,
-                format!("`{table}` has no unique key on ({key}), by which its rows are found"),
-                format!("ALTER TABLE {table} ADD UNIQUE ({});", quoted.join(", ")),
-            );
-        }
-    }
-    Ok(problems)
 }
 
 /// The names of events in the store that no projection of the set knows. The cost follows the number of names: one

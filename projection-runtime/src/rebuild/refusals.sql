@@ -13,8 +13,7 @@ UNION ALL
 -- Of whichever table: rows are removed and written by several statements, and come back under their keys.
 SELECT format('foreign key `%s` of `%s` acts on, or looks at, each statement, and several are needed',
               c.conname, c.conrelid::regclass),
-       format('ALTER TABLE %1$s DROP CONSTRAINT %2$I, ADD CONSTRAINT %2$I FOREIGN KEY .. DEFERRABLE; without ON DELETE '
-              'and ON UPDATE', c.conrelid::regclass, c.conname)
+       format('ALTER TABLE %s DROP CONSTRAINT %I;', c.conrelid::regclass, c.conname)
 FROM own
 JOIN pg_constraint c ON c.confrelid = own.oid AND c.contype = 'f'
 WHERE NOT c.condeferrable OR c.confdeltype <> 'a' OR c.confupdtype <> 'a'

@@ -341,7 +341,12 @@ async fn fits(service: &Service, manager: &ProjectionManager, listens: bool) -> 
     loop {
         usable(manager, listens).await?;
         match checked(service, manager).await {
-            Ok(check) if check.problems.is_empty() => return Ok(()),
+            Ok(check) if check.problems.is_empty() => {
+                for Problem { projection, problem, cure, .. } in check.warnings {
+                    tracing::warn!(projection, remedy = cure, "{problem}");
+                }
+                return Ok(());
+            }
             Ok(check) => {
                 let problems: Vec<String> = check.problems.iter().map(|problem| format!("- {problem}")).collect();
                 return Err(format!("the database does not fit the projections:\n{}", problems.join("\n")).into());
@@ -388,7 +393,7 @@ async fn checked(service: &Service, manager: &ProjectionManager) -> Result<Check
         }));
     }
     // The library does not know what its service is called.
-    for problem in &mut check.problems {
+    for problem in check.problems.iter_mut().chain(&mut check.warnings) {
         problem.cure = problem.cure.replace("`migrate`", &format!("`{} migrate`", service.name));
     }
     Ok(check)

@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::projection::ProjectionSet;
 use crate::rabbitmq::{ConnectionStatus, RabbitMqProcess, RabbitMqStatus, Trouble};
 use crate::rebuild::{ColumnDifference, Difference, RebuildProgress, RebuildStage, Side};
-use crate::schema::Check;
+use crate::schema::{Check, Problem};
 use crate::status::{Failure, ProjectionStatus, Rebuilding, RelayProgress, State, Status};
 use crate::warning::Warning;
 
@@ -142,18 +142,22 @@ pub(super) fn status(service: &str, status: &Status) -> String {
     text
 }
 
-/// What a check found: a line for each problem, with its cure below.
+/// What a check found: a line for each problem and each warning, with its cure below.
 pub(super) fn check(set: &ProjectionSet, check: &Check) -> String {
-    let mut text = if check.problems.is_empty() {
-        let tables: usize = set.definitions().map(|definition| definition.tables.len()).sum();
-        format!("event store: as expected\n{} projections: their {tables} tables are there", set.definitions().count())
-    } else {
-        let lines = check.problems.iter().map(|problem| {
-            let whose = problem.projection.map_or("event store".to_owned(), |name| format!("projection `{name}`"));
-            format!("{whose}: {}\n  {}", problem.problem, problem.cure)
-        });
-        lines.collect::<Vec<_>>().join("\n")
+    let line = |kind: &str, problem: &Problem| {
+        let whose = problem.projection.map_or("event store".to_owned(), |name| format!("projection `{name}`"));
+        format!("{kind}{whose}: {}\n  {}", problem.problem, problem.cure)
     };
+    let mut lines: Vec<String> = check.problems.iter().map(|problem| line("", problem)).collect();
+    if lines.is_empty() {
+        let tables: usize = set.definitions().map(|definition| definition.tables.len()).sum();
+        lines.push(format!(
+            "event store: as expected\n{} projections: their {tables} tables are there",
+            set.definitions().count()
+        ));
+    }
+    lines.extend(check.warnings.iter().map(|warning| line("warning: ", warning)));
+    let mut text = lines.join("\n");
     text.push_str(&unknown(&check.unknown_events));
     text
 }

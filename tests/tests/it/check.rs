@@ -21,7 +21,7 @@ const CASES: &[Case] = &[
         "event",
         Some("id"),
         "`event` has no unique key on (id), by which its rows are found",
-        "ALTER TABLE event ADD UNIQUE (\"id\");",
+        "ALTER TABLE event ADD UNIQUE (id);",
     ),
     (
         "ALTER TABLE ignored_city DROP CONSTRAINT ignored_city_pkey",
@@ -29,7 +29,7 @@ const CASES: &[Case] = &[
         "ignored_city",
         Some("subject, city"),
         "`ignored_city` has no unique key on (subject, city), by which its rows are found",
-        "ALTER TABLE ignored_city ADD UNIQUE (\"subject\", \"city\");",
+        "ALTER TABLE ignored_city ADD UNIQUE (subject, city);",
     ),
     (
         "ALTER TABLE origin DROP COLUMN longitude",
@@ -37,7 +37,7 @@ const CASES: &[Case] = &[
         "origin",
         Some("longitude"),
         "table `origin` has no column `longitude`, which its rows have",
-        "add it, `ALTER TABLE origin ADD COLUMN \"longitude\" ..;`, or take the field out of the row",
+        "ALTER TABLE origin ADD COLUMN \"longitude\" FLOAT8; -- then `rebuild userpreferences`",
     ),
     (
         "CREATE TABLE tour (band_id UUID CONSTRAINT tour_band REFERENCES band (id))",

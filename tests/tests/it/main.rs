@@ -3,6 +3,7 @@
 mod append;
 mod astray;
 mod check;
+mod check_read_models;
 mod classification;
 mod control;
 mod docs;

@@ -47,6 +47,15 @@ pub struct Columns {
 }
 
 #[test]
+fn each_field_has_the_type_of_its_column() {
+    let types: Vec<_> = Columns::TYPES.iter().map(|ty| (ty.is_option(), ty.type_info().to_string())).collect();
+    let types: Vec<_> = types.iter().map(|(is_option, name)| (*is_option, name.as_str())).collect();
+    let expected = [(false, "UUID"), (false, "mood"), (true, "mood"), (false, "BOOL"), (false, "INT2")];
+    assert_eq!(types[..5], expected);
+    assert_eq!((types[6], types[15]), ((true, "INT8"), (false, "JSONB")));
+}
+
+#[test]
 fn the_statements_are_literals_with_quoted_names() {
     assert_eq!(Columns::KEY, ["id", "mood"]);
     let found = |columns: &str| {
