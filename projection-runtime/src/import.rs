@@ -22,6 +22,7 @@ use crate::durable::Durable;
 use crate::error::{Error, describe, shortened};
 use crate::event::{NUL, has_nul};
 use crate::incoming::{self, Incoming};
+use crate::printable::printable;
 use crate::projection::ProjectionSet;
 use crate::writable;
 
@@ -86,7 +87,7 @@ pub enum ImportError {
     #[error(
         "{file}, line {}: {}. Lines before line {unwritten} are imported, nothing from there on. Mend the line and \
          import again (what is there is not appended twice), or pass over such lines with --skip-invalid",
-        invalid.line, invalid.reason
+        invalid.line, printable(&invalid.reason)
     )]
     Invalid {
         /// The file's name, or `-`.
@@ -207,7 +208,7 @@ impl fmt::Display for Imported {
         if self.invalid > 0 {
             write!(f, ", {} invalid lines skipped:", self.invalid)?;
             for InvalidLine { line, reason } in &self.first_invalid {
-                write!(f, "\n  line {line}: {reason}")?;
+                write!(f, "\n  line {line}: {}", printable(reason))?;
             }
             if self.invalid > TOLD as u64 {
                 write!(f, "\n  .. and {} more", self.invalid - TOLD as u64)?;

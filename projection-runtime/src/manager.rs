@@ -17,6 +17,7 @@ use crate::events_at::{self, EventsAt};
 use crate::fingerprint::{self, Stale, WhenStale};
 use crate::lookups;
 use crate::metrics::Metrics;
+use crate::pool;
 use crate::position;
 use crate::probe::Probe;
 use crate::projection::ProjectionSet;
@@ -430,12 +431,26 @@ impl ProjectionManager {
 
     /// What the database answers, or why it does not.
     pub(crate) async fn answer<T>(&self, asked: impl Future<Output = Result<T, Error>>) -> Result<T, String> {
+        let asked = async {
+            match asked.await {
+                Ok(answer) => Ok(answer),
+                Err(error) => Err(self.explained(error.to_string()).await),
+            }
+        };
         match tokio::time::timeout(Self::ANSWERS, asked).await {
             Err(_) if self.events_at.other().is_some() => {
                 Err("the read models' database does not answer within 3 s".to_owned())
             }
             Err(_) => Err("the database does not answer within 3 s".to_owned()),
-            Ok(answer) => answer.map_err(|error| error.to_string()),
+            Ok(answer) => answer,
+        }
+    }
+
+    /// The error's text, with the cause where a pool had no connection to give.
+    pub(crate) async fn explained(&self, text: String) -> String {
+        match self.events_at.other() {
+            Some(events) if text.contains("the events' database") => pool::explained(events, text).await,
+            _ => pool::explained(&self.pool, text).await,
         }
     }
 

@@ -230,9 +230,10 @@ impl ProjectionSet {
         self.definitions().find_map(|definition| definition.event(event))
     }
 
-    /// Whether a projection of the set handles or ignores the event of that name.
-    pub(crate) fn knows(&self, event: &str) -> bool {
-        self.definitions().any(|known| known.event(event).is_some() || known.ignores.contains(&event))
+    /// The names of the events that a projection of the set handles or ignores.
+    pub(crate) fn known_events(&self) -> impl Iterator<Item = &'static str> {
+        self.definitions()
+            .flat_map(|known| known.events.iter().map(|event| event.name).chain(known.ignores.iter().copied()))
     }
 
     /// The definitions, each behind those that it comes after.

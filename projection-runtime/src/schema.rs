@@ -28,8 +28,11 @@ pub struct Check {
     pub problems: Vec<Problem>,
     /// What may stop a projection, or cost it its rows, later.
     pub warnings: Vec<Problem>,
-    /// The names of events in the store that no projection handles or ignores. Harmless, where they are not forgotten.
+    /// The names of events in the store that no projection handles or ignores, the first 100 by name. Harmless, where they
+    /// are not forgotten.
     pub unknown_events: Vec<String>,
+    /// There are more of them.
+    pub unknown_events_capped: bool,
 }
 
 /// Something that keeps the projections from being run.
@@ -101,11 +104,12 @@ pub(crate) async fn check(
     }
     let store_is_there = problems.iter().all(|problem| problem.projection.is_some());
     let unknown = match events_at.other() {
-        _ if !store_is_there => Ok(Vec::new()),
+        _ if !store_is_there => Ok(UnknownEvents::default()),
         None => unknown_events(&mut *connection, set).await,
         Some(events) => unknown_events(events, set).await,
     };
-    let mut check = Check { problems, warnings: Vec::new(), unknown_events: unknown.map_err(doing())? };
+    let UnknownEvents { names: unknown_events, more: unknown_events_capped } = unknown.map_err(doing())?;
+    let mut check = Check { problems, warnings: Vec::new(), unknown_events, unknown_events_capped };
     read_models::check(&mut connection, set, &mut check).await.map_err(doing())?;
     Ok(check)
 }
@@ -610,10 +614,22 @@ async fn unique_keys(connection: &mut PgConnection, tables: &[&str]) -> sqlx::Re
     .await
 }
 
-/// The names of events in the store that no projection of the set knows. The cost follows the number of names: one
-/// step of the index for each.
-pub(crate) async fn unknown_events(database: impl PgExecutor<'_>, set: &ProjectionSet) -> sqlx::Result<Vec<String>> {
-    let names: Vec<String> = sqlx::query_scalar(
+/// The names of events in the store that no projection of the set knows.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct UnknownEvents {
+    /// The first ones by name.
+    pub(crate) names: Vec<String>,
+    /// There are more.
+    pub(crate) more: bool,
+}
+
+/// The most of them that are read: part of each status, and a writer decides how many there are.
+const MOST_UNKNOWN: usize = 100;
+
+/// The cost is bounded: one step of the index for each known name and for [`MOST_UNKNOWN`] others.
+pub(crate) async fn unknown_events(database: impl PgExecutor<'_>, set: &ProjectionSet) -> sqlx::Result<UnknownEvents> {
+    let known: Vec<&str> = set.known_events().collect();
+    let mut names: Vec<String> = sqlx::query_scalar(
         "WITH RECURSIVE names AS (
              (SELECT name FROM events ORDER BY name LIMIT 1)
              UNION ALL
@@ -621,11 +637,16 @@ pub(crate) async fn unknown_events(database: impl PgExecutor<'_>, set: &Projecti
              FROM names n
              WHERE n.name IS NOT NULL
          )
-         SELECT name FROM names WHERE name IS NOT NULL",
+         -- The recursion goes on only as long as rows are asked for.
+         SELECT name FROM names WHERE name <> ALL ($1) LIMIT $2",
     )
+    .bind(known)
+    .bind(MOST_UNKNOWN as i64 + 1)
     .fetch_all(database)
     .await?;
-    Ok(names.into_iter().filter(|name| !set.knows(name)).collect())
+    let more = names.len() > MOST_UNKNOWN;
+    names.truncate(MOST_UNKNOWN);
+    Ok(UnknownEvents { names, more })
 }
 
 /// How often it is looked for events that no projection knows.
@@ -633,15 +654,20 @@ const LOOK: Duration = Duration::from_mins(10);
 
 /// Tells of each name once, until it is dropped.
 pub(crate) async fn warn_of_unknown_events(pool: PgPool, set: ProjectionSet) {
-    let mut told = HashSet::new();
+    let (mut told, mut told_of_more) = (HashSet::new(), false);
     let mut backoff = Backoff::default();
     loop {
         let wait = match unknown_events(&pool, &set).await {
-            Ok(names) => {
+            Ok(UnknownEvents { names, more }) => {
                 for name in names {
                     if told.insert(name.clone()) {
                         tracing::warn!(event_name = name, "no projection handles or ignores this event of the store");
                     }
+                }
+                if more && !std::mem::replace(&mut told_of_more, true) {
+                    tracing::warn!(
+                        "no projection handles or ignores more than {MOST_UNKNOWN} names of events of the store"
+                    );
                 }
                 backoff.reset();
                 LOOK

@@ -8,6 +8,7 @@ use crate::fingerprint::Stale;
 use crate::position::Row;
 use crate::projection::ProjectionSet;
 use crate::rabbitmq::{RabbitMqProcess, relayed_to};
+use crate::schema::UnknownEvents;
 use crate::warning::Warning;
 
 /// All projections.
@@ -17,8 +18,10 @@ pub struct Status {
     pub latest_event: i64,
     /// In the order of the set.
     pub projections: Vec<ProjectionStatus>,
-    /// The names of events in the store that no projection handles or ignores.
+    /// The names of events in the store that no projection handles or ignores, the first 100 by name.
     pub unknown_events: Vec<String>,
+    /// There are more of them.
+    pub unknown_events_capped: bool,
     /// What stops or endangers progress beyond a projection's own state.
     pub warnings: Vec<Warning>,
     /// The projections whose rows were made by other code, or for other tables.
@@ -200,7 +203,7 @@ impl Status {
 pub(crate) fn status(
     set: &ProjectionSet,
     rows: &[Row],
-    unknown_events: Vec<String>,
+    UnknownEvents { names: unknown_events, more: unknown_events_capped }: UnknownEvents,
     rabbitmq: Vec<RabbitMqProcess>,
 ) -> Status {
     let position = |name: &str| rows.iter().find(|row| row.name == name).map_or(0, |row| row.position);
@@ -269,6 +272,7 @@ pub(crate) fn status(
         latest_event: rows.first().map_or(0, |row| row.latest_event),
         projections,
         unknown_events,
+        unknown_events_capped,
         warnings: Vec::new(),
         stale: Vec::new(),
         rebuilds: Vec::new(),

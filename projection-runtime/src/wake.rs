@@ -72,7 +72,8 @@ async fn listen_to(pool: &PgPool, channels: &[&str], wake: &Wake, share: Option<
             Ok(never) => match never {},
             Err(error) => {
                 if backoff.tries() == 0 {
-                    tracing::warn!(%error, "LISTEN lost; the projections poll until it is back");
+                    let error = crate::pool::explained(pool, crate::error::describe(&error)).await;
+                    tracing::warn!(error, "LISTEN lost; the projections poll until it is back");
                 }
                 tokio::time::sleep(backoff.next()).await;
             }
@@ -92,6 +93,7 @@ async fn follow(
     let own = own.connect_lazy_with(pool.connect_options().as_ref().clone());
     let mut listener = PgListener::connect_with(&own).await?;
     listener.listen_all(channels.iter().copied()).await?;
+    stays(&mut listener).await?;
     if let Some(share) = share {
         share.announce(&mut listener).await?;
     }
@@ -102,13 +104,22 @@ async fn follow(
     loop {
         // Also once at the start and after a lost connection: what was missed meanwhile is looked at.
         wake.all(Source::Listen);
-        if listener.try_recv().await?.is_none()
-            && let Some(share) = share
-        {
+        if listener.try_recv().await?.is_none() {
             // Another connection, by now: the lock went with the one before.
-            share.announce(&mut listener).await?;
+            stays(&mut listener).await?;
+            if let Some(share) = share {
+                share.announce(&mut listener).await?;
+            }
         }
     }
+}
+
+/// Has the server keep the connection however long nothing happens: each time it ended, other processes would take over
+/// what this one applies.
+async fn stays(listener: &mut PgListener) -> sqlx::Result<()> {
+    // PostgreSQL 14 and later.
+    let sql = "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'";
+    sqlx::query(sql).execute(listener).await.map(drop)
 }
 
 /// Asks every so often, in one query for the whole process, whether there is anything to do, and wakes the loops only

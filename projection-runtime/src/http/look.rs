@@ -32,7 +32,8 @@ impl Look {
         let pool = |pool: &PgPool| {
             PgPoolOptions::new()
                 .max_connections(CONNECTIONS)
-                .acquire_timeout(ProjectionManager::ANSWERS)
+                // Shorter than the answer may take, so that there is time left to find out why.
+                .acquire_timeout(ProjectionManager::ANSWERS / 2)
                 .connect_lazy_with(pool.connect_options().as_ref().clone())
         };
         let here = pool(manager.pool());

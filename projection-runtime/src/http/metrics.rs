@@ -135,7 +135,7 @@ fn of_projections(now: &Now, app: &App, status: &Status) {
         let found = status.warnings.iter().filter(|warning| warning.kind == kind).count();
         warnings.with_label_values(&[kind.name()]).set(number(i64::try_from(found).unwrap_or(i64::MAX)));
     }
-    let unknown = "Names of events in the store that no projection handles or ignores.";
+    let unknown = "Names of events in the store that no projection handles or ignores, counted up to 100.";
     now.gauge(
         "projection_unknown_event_names",
         unknown,

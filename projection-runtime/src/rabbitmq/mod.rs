@@ -39,6 +39,7 @@ use crate::events_at::EventsAt;
 use crate::manager::ManagerOptions;
 use crate::position::Asked;
 use crate::projection::ProjectionSet;
+use crate::url::{SPLIT, splits_password};
 use crate::wake::Wake;
 
 /// The exchange that the services of the system share.
@@ -87,8 +88,11 @@ impl RabbitMqOptions {
     ///
     /// An error never repeats the URL, which may hold a password.
     pub fn new(url: &str, service: impl Into<String>) -> Result<Self, Error> {
-        if !url.starts_with("amqp://") && !url.starts_with("amqps://") {
+        let Some(rest) = url.strip_prefix("amqp://").or_else(|| url.strip_prefix("amqps://")) else {
             return Err(Error::AmqpUrl { reason: "it begins with neither amqp:// nor amqps://".to_owned() });
+        };
+        if splits_password(rest) {
+            return Err(Error::AmqpUrl { reason: format!("it {SPLIT}") });
         }
         // The parser's own message may hold the URL: say what can be said without it.
         let mut uri: AMQPUri =

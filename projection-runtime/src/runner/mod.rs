@@ -296,7 +296,7 @@ impl Runner {
                 }
                 Err(error) => {
                     self.meter.retries.inc();
-                    let error = crate::error::describe(&error);
+                    let error = crate::pool::explained(&self.pool, crate::error::describe(&error)).await;
                     pulse.trying(error.clone(), backoff.tries() + 1);
                     // Once when it begins, and now and then while it lasts.
                     if backoff.tries() % 20 == 0 {

@@ -26,6 +26,7 @@ use crate::rebuild::{Difference, RebuildOptions, RebuildProgress};
 use crate::schema::{self, Check, Problem};
 use crate::store::EventStore;
 use crate::writable;
+use crate::url::{SPLIT, splits_password};
 
 impl Service {
     /// A pool for all that this service does; it connects when it is used.
@@ -115,6 +116,14 @@ pub(super) fn rabbitmq(service: &Service, url: &str, ca: Option<&Path>) -> Resul
     })
 }
 
+/// The error, with the cause where it is that a pool had no connection to give.
+pub(super) async fn explained(service: &Service, database: &Database, error: BoxError) -> BoxError {
+    let text = error.to_string();
+    let Ok(manager) = service.manager(database) else { return error };
+    let explained = manager.explained(text.clone()).await;
+    if explained == text { error } else { explained.into() }
+}
+
 /// Connects once, to each database.
 async fn reach_both(manager: &ProjectionManager) -> Result<(), BoxError> {
     reach(manager.pool(), "database").await?;
@@ -171,21 +180,41 @@ pub(super) fn connect_options(url: &str) -> Result<PgConnectOptions, BoxError> {
     options_of(url, DATABASE_URL)
 }
 
-/// What the URL says; the error never repeats it, for it may hold a password.
+/// What the URL says. An error repeats nothing of it but names of parameters that are known: whatever else stands where, it
+/// may be a part of a password.
 fn options_of(url: &str, said_by: &str) -> Result<PgConnectOptions, BoxError> {
     let wrong = |what: &str| Usage(format!("{said_by} {what}; it must look like postgres://user@host/database"));
-    if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+    let Some(rest) = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://")) else {
         return Err(wrong("names no PostgreSQL database").into());
+    };
+    if splits_password(rest) {
+        return Err(wrong(SPLIT).into());
     }
-    let parameters = url.split_once('?').map_or("", |(_, parameters)| parameters).split('&');
-    let mut names = parameters.filter_map(|parameter| parameter.split('=').next()).filter(|name| !name.is_empty());
-    if let Some(name) = names.find(|name| !PARAMETERS.contains(name) && !name.starts_with("options[")) {
-        let alike = PARAMETERS.iter().max_by(|a, b| strsim::jaro(a, name).total_cmp(&strsim::jaro(b, name)));
-        let meant = alike.map_or("", |alike| alike);
-        return Err(wrong(&format!("has a parameter `{name}`, which is unknown; is `{meant}` meant?")).into());
+    let parameters = url.split_once('?').map_or("", |(_, parameters)| parameters);
+    let parameters = parameters.split('#').next().unwrap_or_default().split('&');
+    for (i, parameter) in parameters.filter(|parameter| !parameter.is_empty()).enumerate() {
+        let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        if !PARAMETERS.contains(&name) && !(name.starts_with("options[") && name.ends_with(']')) {
+            let alike = PARAMETERS.iter().map(|known| (strsim::jaro(known, name), known));
+            let meant = match alike.max_by(|(a, _), (b, _)| a.total_cmp(b)) {
+                Some((alike, known)) if alike > 0.8 => format!("is `{known}` meant?"),
+                _ => "a `?` in a password is written %3F".to_owned(),
+            };
+            let place = i + 1;
+            return Err(
+                wrong(&format!("has a parameter that is unknown, number {place} behind the `?`; {meant}")).into()
+            );
+        }
+        if ["sslmode", "ssl-mode"].contains(&name) && !SSL_MODES.contains(&value.to_ascii_lowercase().as_str()) {
+            let known = SSL_MODES.join(", ");
+            return Err(wrong(&format!("has an unknown value of `{name}`; the values are {known}")).into());
+        }
     }
     PgConnectOptions::from_str(url).map_err(|error| wrong(&format!("cannot be read: {error}")).into())
 }
+
+/// What `sslmode` may be.
+const SSL_MODES: [&str; 6] = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
 
 pub(super) async fn migrate(service: &Service, database: &Database) -> Result<(), BoxError> {
     let manager = service.reached(database).await?;
@@ -352,7 +381,10 @@ async fn fits(service: &Service, manager: &ProjectionManager, listens: bool) -> 
                 return Err(format!("the database does not fit the projections:\n{}", problems.join("\n")).into());
             }
             Err(error) if error.is_passing() => {
-                let error = reach_both(manager).await.err().unwrap_or_else(|| error.into()).to_string();
+                let error = match reach_both(manager).await {
+                    Ok(()) => manager.explained(error.to_string()).await,
+                    Err(error) => error.to_string(),
+                };
                 tracing::warn!(error, "the database does not answer; trying again until it does");
                 tokio::time::sleep(backoff.next()).await;
             }
@@ -402,7 +434,7 @@ async fn checked(service: &Service, manager: &ProjectionManager) -> Result<Check
 pub(super) async fn check(service: &Service, database: &Database, json: bool) -> Result<(), BoxError> {
     let check = checked(service, &service.reached(database).await?).await?;
     if json {
-        say!("{}", serde_json::to_string_pretty(&check)?);
+        terminal::json(&check)?;
     } else {
         say!("{}", terminal::check(&service.projections, &check));
     }
@@ -428,9 +460,9 @@ pub(super) fn shutdown() -> Result<impl Future<Output = ()>, BoxError> {
 pub(super) async fn status(service: &Service, database: &Database, json: bool) -> Result<(), BoxError> {
     let status = service.reached(database).await?.status().await?;
     if json {
-        say!("{}", serde_json::to_string_pretty(&status)?);
+        terminal::json(&status)?;
     } else {
-        say!("{}", terminal::status(service.name, &status));
+        terminal::print_raw(&terminal::status(service.name, &status));
     }
     Ok(())
 }
@@ -444,7 +476,7 @@ pub(super) async fn watch(service: &Service, database: &Database) -> Result<(), 
         let text = tokio::select! {
             status = manager.status() => match status {
                 Ok(status) => terminal::status(service.name, &status),
-                Err(error) => error.to_string(),
+                Err(error) => terminal::shown(manager.explained(error.to_string()).await),
             },
             () = &mut shutdown => return Ok(()),
         };
@@ -484,7 +516,7 @@ pub(super) async fn import(
     .await?;
     progress.done();
     if json {
-        say!("{}", serde_json::to_string_pretty(&imported)?);
+        terminal::json(&imported)?;
     } else {
         say!("{imported}");
     }
@@ -590,7 +622,7 @@ async fn each(
 
 fn told(done: &[Difference], json: bool, text: &dyn Fn(&Difference) -> String) -> Result<(), BoxError> {
     if json {
-        say!("{}", serde_json::to_string_pretty(done)?);
+        terminal::json(done)?;
     } else {
         for difference in done {
             say!("{}", text(difference));

@@ -59,7 +59,7 @@ async fn tour(service: &Service, database: &Database, broker: Option<RabbitMqOpt
 
     heading("Run the projections");
     let status = catch_up(&manager).await?;
-    say!("{}", terminal::status(service.name, &status));
+    terminal::print_raw(&terminal::status(service.name, &status));
 
     if manager.rabbitmq_status().is_some() {
         heading("Through RabbitMQ");
@@ -75,7 +75,7 @@ async fn tour(service: &Service, database: &Database, broker: Option<RabbitMqOpt
     say!("{}, and life goes on:", demo.mishap_story);
     import_events(&manager, demo.mishap).await?;
     let status = catch_up(&manager).await?;
-    say!("\n$ {} status\n{}\n", service.name, terminal::status(service.name, &status));
+    terminal::print_raw(&format!("\n$ {} status\n{}\n", service.name, terminal::status(service.name, &status)));
     let stopped: Vec<&str> = status.stopped().map(|projection| projection.name.as_str()).collect();
     let [stopped] = stopped[..] else {
         return Err(format!("the demo expected one projection to stop, not {}", stopped.len()).into());
@@ -88,7 +88,7 @@ async fn tour(service: &Service, database: &Database, broker: Option<RabbitMqOpt
     manager.retry(stopped).await?;
     say!("\n$ {} retry {stopped}", service.name);
     let status = catch_up(&manager).await?;
-    say!("{}", terminal::status(service.name, &status));
+    terminal::print_raw(&terminal::status(service.name, &status));
     expect_live(&status)?;
 
     let before = contents(&manager, demo.rebuilt).await?;

@@ -24,6 +24,7 @@ use crate::error_policy::OnError;
 use crate::fingerprint::WhenStale;
 use crate::import::ImportOptions;
 use crate::manager::ManagerOptions;
+use crate::printable::printable_lines;
 use crate::projection::ProjectionSet;
 use telemetry::LogFormat;
 
@@ -96,7 +97,8 @@ impl Service {
         let matches = Cli::command().name(self.name).bin_name(self.name).version(version).try_get_matches();
         let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
             Ok(cli) => cli,
-            Err(error) => {
+            Err(mut error) => {
+                hide_url(&mut error);
                 let _ = error.print();
                 if let Some(variable) = from_environment(&error) {
                     eprintln!("The value comes from the environment variable {variable}.");
@@ -126,7 +128,13 @@ impl Service {
             Err(error) => return failed(&format!("the threads could not be started: {error}")),
         };
         let name = self.name;
-        let done = runtime.block_on(self.command(cli));
+        let done = runtime.block_on(async {
+            let database = cli.database.clone();
+            match self.command(cli).await {
+                Ok(()) => Ok(()),
+                Err(error) => Err(commands::explained(&self, &database, error).await),
+            }
+        });
         // Whoever still waits for standard input, as an import that failed does, is not waited for.
         runtime.shutdown_background();
         match done {
@@ -136,20 +144,20 @@ impl Service {
                 if json {
                     tracing::error!("{text}");
                 } else {
-                    eprintln!("error: {text}");
+                    eprintln!("error: {}", printable_lines(&text));
                 }
                 ExitCode::from(if is_usage(&error) { 2 } else { 1 })
             }
         }
     }
 
-    async fn command(self, cli: Cli) -> Result<(), crate::BoxError> {
+    async fn command(&self, cli: Cli) -> Result<(), crate::BoxError> {
         let database = cli.database;
         match cli.command {
             Command::Demo { keep, amqp_url, amqp_ca } => {
-                demo::demo(&self, database.url, amqp_url.zip(Some(amqp_ca)), keep).await
+                demo::demo(self, database.url, amqp_url.zip(Some(amqp_ca)), keep).await
             }
-            Command::Migrate => commands::migrate(&self, &database).await,
+            Command::Migrate => commands::migrate(self, &database).await,
             Command::Run { broker, http, no_listen, synchronous_commit, check_tables, on_error, when_stale } => {
                 let options = ManagerOptions {
                     listen: !no_listen,
@@ -159,10 +167,10 @@ impl Service {
                     max_lag: std::time::Duration::try_from_secs_f64(http.max_lag)?,
                     ..ManagerOptions::default()
                 };
-                commands::run(&self, &database, &broker, &http, &on_error, options).await
+                commands::run(self, &database, &broker, &http, &on_error, options).await
             }
-            Command::Status { watch: true, .. } => commands::watch(&self, &database).await,
-            Command::Status { json, .. } => commands::status(&self, &database, json).await,
+            Command::Status { watch: true, .. } => commands::watch(self, &database).await,
+            Command::Status { json, .. } => commands::status(self, &database, json).await,
             Command::Health { http_addr, ready } => health::health(http_addr, ready),
             Command::Completions { shell } => {
                 let (mut command, mut script) = (Cli::command().name(self.name).bin_name(self.name), Vec::new());
@@ -170,30 +178,41 @@ impl Service {
                 // clap_complete 4.6 takes the hyphens of a name for spaces, in one of two places of bash's script.
                 let (wrong, right) = (self.name.replace('-', "__subcmd__"), self.name.replace('-', "__"));
                 let script = String::from_utf8_lossy(&script).replace(&wrong, &right);
-                terminal::print(format_args!("{}", script.trim_end()));
+                terminal::print_raw(script.trim_end());
                 Ok(())
             }
-            Command::Check { json } => commands::check(&self, &database, json).await,
+            Command::Check { json } => commands::check(self, &database, json).await,
             Command::Import { file, skip_invalid, unchecked, json } => {
-                commands::import(&self, &database, &file, ImportOptions { skip_invalid, unchecked }, json).await
+                commands::import(self, &database, &file, ImportOptions { skip_invalid, unchecked }, json).await
             }
             Command::Reset { names } | Command::Rebuild { names, in_place: true, .. } => {
-                commands::reset(&self, &database, &names).await
+                commands::reset(self, &database, &names).await
             }
-            Command::Rebuild { names, undo: true, json, .. } => commands::undo(&self, &database, &names, json).await,
+            Command::Rebuild { names, undo: true, json, .. } => commands::undo(self, &database, &names, json).await,
             Command::Rebuild { names, with_dependents, keep_old, on_error, json, .. } => {
-                let names = if with_dependents { commands::with_dependents(&self, &names)? } else { names };
-                commands::rebuild(&self, &database, &names, keep_old, on_error, json).await
+                let names = if with_dependents { commands::with_dependents(self, &names)? } else { names };
+                commands::rebuild(self, &database, &names, keep_old, on_error, json).await
             }
-            Command::Verify { names, repair, json } => commands::verify(&self, &database, &names, repair, json).await,
-            Command::Pause { names } => commands::pause(&self, &database, &names).await,
-            Command::Resume { names } => commands::resume(&self, &database, &names).await,
-            Command::Skip { name, event, reason } => commands::skip(&self, &database, &name, event, &reason).await,
+            Command::Verify { names, repair, json } => commands::verify(self, &database, &names, repair, json).await,
+            Command::Pause { names } => commands::pause(self, &database, &names).await,
+            Command::Resume { names } => commands::resume(self, &database, &names).await,
+            Command::Skip { name, event, reason } => commands::skip(self, &database, &name, event, &reason).await,
             Command::Wait { names, position, timeout } => {
-                commands::wait(&self, &database, &names, position, timeout).await
+                commands::wait(self, &database, &names, position, timeout).await
             }
-            Command::Accept { names } => commands::accept(&self, &database, &names).await,
-            Command::Retry { names } => commands::retry(&self, &database, &names).await,
+            Command::Accept { names } => commands::accept(self, &database, &names).await,
+            Command::Retry { names } => commands::retry(self, &database, &names).await,
+        }
+    }
+}
+
+/// Takes a URL out of the error, which may hold a password: one that stands where none is expected, or one beside a flag.
+fn hide_url(error: &mut clap::Error) {
+    for kind in [ContextKind::InvalidArg, ContextKind::InvalidSubcommand, ContextKind::InvalidValue] {
+        if let Some(ContextValue::String(text)) = error.get(kind)
+            && text.contains("://")
+        {
+            error.insert(kind, ContextValue::String("<URL>".to_owned()));
         }
     }
 }
@@ -235,7 +254,7 @@ fn cure(error: &BoxError, name: &str) -> Option<String> {
 }
 
 fn failed(message: &str) -> ExitCode {
-    eprintln!("error: {message}");
+    eprintln!("error: {}", printable_lines(message));
     ExitCode::FAILURE
 }
 
@@ -252,7 +271,7 @@ struct Cli {
     command: Command,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 struct Database {
     /// The PostgreSQL database, like `postgres://user@host/database`
     // The values of the environment may hold a password.

@@ -1,6 +1,6 @@
 //! Log lines and traces. docs/LOGGING.md says what is in them.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use opentelemetry::trace::TracerProvider;
@@ -12,6 +12,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry};
 
 use super::Service;
+use crate::printable::{printable, printable_styled};
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -38,13 +39,34 @@ impl Drop for Telemetry {
     }
 }
 
+/// Writes each log line as one line to standard error, with nothing in it that acts on a terminal.
+struct OneLine {
+    /// There are escapes that colour; those of values are escaped by then.
+    colours: bool,
+}
+
+impl Write for OneLine {
+    /// Takes a whole line: the layer writes each by one call.
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        let text = String::from_utf8_lossy(line);
+        let text = text.strip_suffix('\n').unwrap_or(&text);
+        let text = if self.colours { printable_styled(text) } else { printable(text) };
+        std::io::stderr().write_all(format!("{text}\n").as_bytes()).map(|()| line.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stderr().flush()
+    }
+}
+
 /// Log lines go to standard error; `RUST_LOG` says which. Spans go to the collector that the environment names, if it does.
 pub(super) fn start(service: &Service, format: LogFormat) -> Result<Telemetry, String> {
     let lines: Box<dyn Layer<Registry> + Send + Sync> = match format {
         LogFormat::Human => {
             let colours =
                 std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
-            tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours).boxed()
+            let writer = move || OneLine { colours };
+            tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(colours).boxed()
         }
         LogFormat::Json => {
             let json = tracing_subscriber::fmt::layer().json().flatten_event(true).with_current_span(false);

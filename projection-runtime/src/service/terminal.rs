@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use comfy_table::{Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement, Table, Width, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::printable::{printable, printable_lines};
 use crate::projection::ProjectionSet;
 use crate::rabbitmq::{ConnectionStatus, RabbitMqProcess, RabbitMqStatus, Trouble};
 use crate::rebuild::{ColumnDifference, Difference, RebuildProgress, RebuildStage, Side};
@@ -20,14 +21,31 @@ macro_rules! say {
 }
 pub(super) use say;
 
-/// Where nobody reads any more, as behind `| head`, that is no failure.
+/// Prints lines of text for a person.
 pub(super) fn print(text: std::fmt::Arguments<'_>) {
+    print_raw(&printable_lines(&text.to_string()));
+}
+
+/// Prints a value for a program.
+pub(super) fn json(value: &(impl serde::Serialize + ?Sized)) -> Result<(), serde_json::Error> {
+    print_raw(&serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
+/// Prints text as it is: that of a program, or lines with colours whose other parts are [`shown`]. A reader that is gone, as
+/// behind `| head`, is no failure.
+pub(super) fn print_raw(text: &str) {
     if let Err(error) = writeln!(std::io::stdout(), "{text}")
         && error.kind() != std::io::ErrorKind::BrokenPipe
     {
         eprintln!("error: standard output: {error}");
         std::process::exit(1);
     }
+}
+
+/// A part of a text, whatever it holds.
+pub(super) fn shown(part: impl std::fmt::Display) -> String {
+    printable(&part.to_string()).into_owned()
 }
 
 /// Rows below a header, columns aligned.
@@ -49,15 +67,15 @@ pub(super) fn redraw(text: &str) {
     if console::user_attended() {
         let _ = console::Term::stdout().clear_screen();
     }
-    say!("{}\n{text}\n", Utc::now().format("%Y-%m-%d %H:%M:%S UTC"));
+    print_raw(&format!("{}\n{text}\n", Utc::now().format("%Y-%m-%d %H:%M:%S UTC")));
 }
 
 /// The status table, and below it what stopped whom and what to do.
 pub(super) fn status(service: &str, status: &Status) -> String {
     let rows = status.projections.iter().map(|projection| {
         vec![
-            Cell::new(&projection.name),
-            coloured(Cell::new(state(projection)), &projection.state),
+            Cell::new(shown(&projection.name)),
+            coloured(Cell::new(shown(state(projection))), &projection.state),
             Cell::new(projection.position),
             Cell::new(count(projection.events_behind) + if projection.events_behind_capped { "+" } else { "" }),
             Cell::new(duration(projection.seconds_behind)),
@@ -81,6 +99,7 @@ pub(super) fn status(service: &str, status: &Status) -> String {
         let name = &projection.name;
         let attempts = counted(failure.attempts.into(), "attempt");
         let Failure { event_id, event_name, tstamp, handler, error, failed_at, .. } = failure;
+        let [event_name, handler, error] = [event_name, handler, error].map(shown);
         text = format!(
             "{text}\n\n{name} stopped at {event_name} {event_id} (tstamp {tstamp}), in handler `{handler}`, {attempts}, \
              last {at}:\n  {error}\n  after the fix: {service} retry {name}",
@@ -100,6 +119,7 @@ pub(super) fn status(service: &str, status: &Status) -> String {
     }
     for Warning { projection, problem, remedy, .. } in &status.warnings {
         let subject = projection.as_deref().unwrap_or("event store");
+        let [subject, problem, remedy] = [subject, problem, remedy].map(shown);
         text = format!("{text}\n\n{subject}: {problem}\n  {remedy}");
     }
     for projection in status.projections.iter().filter(|projection| projection.skipped_events > 0) {
@@ -110,6 +130,7 @@ pub(super) fn status(service: &str, status: &Status) -> String {
     }
     for Rebuilding { name, stage, events, total, seconds, .. } in &status.rebuilds {
         let how_far = how_far((*events).try_into().unwrap_or(0), (*total).try_into().unwrap_or(0), *seconds);
+        let [name, stage] = [name, stage].map(shown);
         text = format!("{text}\n\n{name} is being made anew beside its live tables: {stage}; {how_far}");
     }
     for stale in &status.stale {
@@ -124,13 +145,14 @@ pub(super) fn status(service: &str, status: &Status) -> String {
         } else {
             "its rows are right; the next start of the service writes that down".to_owned()
         };
-        text = format!("{text}\n\n{name}: {stale}\n  {cure}");
+        text = format!("{text}\n\n{name}: {}\n  {cure}", shown(stale));
     }
     for relay in &status.relays {
         let RelayProgress { exchange, position, events_behind, events_behind_capped, seconds_behind } = relay;
         let more = if *events_behind_capped { "+" } else { "" };
         text = format!(
-            "{text}\n\nrelay to {exchange}: position {position}, {} events behind, for {}",
+            "{text}\n\nrelay to {}: position {position}, {} events behind, for {}",
+            shown(exchange),
             count(*events_behind) + more,
             duration(*seconds_behind)
         );
@@ -138,7 +160,7 @@ pub(super) fn status(service: &str, status: &Status) -> String {
     for process in &status.rabbitmq {
         text = format!("{text}\n\n{}", rabbitmq(process));
     }
-    text.push_str(&unknown(&status.unknown_events));
+    text.push_str(&unknown(&status.unknown_events, status.unknown_events_capped));
     text
 }
 
@@ -146,7 +168,7 @@ pub(super) fn status(service: &str, status: &Status) -> String {
 pub(super) fn check(set: &ProjectionSet, check: &Check) -> String {
     let line = |kind: &str, problem: &Problem| {
         let whose = problem.projection.map_or("event store".to_owned(), |name| format!("projection `{name}`"));
-        format!("{kind}{whose}: {}\n  {}", problem.problem, problem.cure)
+        format!("{kind}{whose}: {}\n  {}", shown(&problem.problem), shown(&problem.cure))
     };
     let mut lines: Vec<String> = check.problems.iter().map(|problem| line("", problem)).collect();
     if lines.is_empty() {
@@ -158,20 +180,22 @@ pub(super) fn check(set: &ProjectionSet, check: &Check) -> String {
     }
     lines.extend(check.warnings.iter().map(|warning| line("warning: ", warning)));
     let mut text = lines.join("\n");
-    text.push_str(&unknown(&check.unknown_events));
+    text.push_str(&unknown(&check.unknown_events, check.unknown_events_capped));
     text
 }
 
-fn unknown(events: &[String]) -> String {
-    match events {
-        [] => String::new(),
-        events => format!("\nno projection handles or ignores these events of the store: {}", events.join(", ")),
+fn unknown(events: &[String], capped: bool) -> String {
+    if events.is_empty() {
+        return String::new();
     }
+    let (names, more) = (shown(events.join(", ")), if capped { ", and more" } else { "" });
+    format!("\nno projection handles or ignores these events of the store: {names}{more}")
 }
 
 /// What a process said of RabbitMQ.
 fn rabbitmq(process: &RabbitMqProcess) -> String {
     let RabbitMqStatus { broker, exchange, relay, consumer } = &process.status;
+    let [broker, exchange] = [broker, exchange].map(shown);
     let time = |at: &DateTime<Utc>| at.format("%Y-%m-%d %H:%M:%S UTC").to_string();
     let line = |part: &str, connection: &ConnectionStatus, counts: String| {
         let since = match &connection.connected_since {
@@ -180,7 +204,7 @@ fn rabbitmq(process: &RabbitMqProcess) -> String {
             None => "not connected".to_owned(),
         };
         let trouble = connection.last_trouble.as_ref();
-        let trouble = trouble.map(|Trouble { at, error }| format!("\n    last trouble {}: {error}", time(at)));
+        let trouble = trouble.map(|Trouble { at, error }| format!("\n    last trouble {}: {}", time(at), shown(error)));
         format!("\n  {part}: {since}; {counts}{}", trouble.unwrap_or_default())
     };
     let mut text =
@@ -221,8 +245,8 @@ fn not_written(difference: &Difference, what: &str) -> String {
 pub(super) fn difference(difference: &Difference, repaired: bool) -> String {
     let value = |value: &Option<String>| match value {
         None => "NULL".to_owned(),
-        Some(text) if text.chars().count() > 60 => format!("'{}..'", text.chars().take(60).collect::<String>()),
-        Some(text) => format!("'{text}'"),
+        Some(text) if text.chars().count() > 60 => format!("'{}..'", shown(text.chars().take(60).collect::<String>())),
+        Some(text) => format!("'{}'", shown(text)),
     };
     let mut text =
         if repaired { outcome(difference, "repaired") } else { format!("{}: {difference}", difference.projection) };

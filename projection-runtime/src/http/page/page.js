@@ -258,7 +258,13 @@ const field = (node, name) => node.querySelector(`[data-field="${name}"]`);
 const part = (node, name) => node.querySelector(`[data-part="${name}"]`);
 const template = (name) => () => byId(`${name}-template`).content.firstElementChild.cloneNode(true);
 
-const setText = (node, text) => { if (node.textContent !== text) node.textContent = text; };
+/** Control characters and direction marks, which would hide or reorder what stands around them, as escapes. */
+const acting = /[\p{Cc}\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/gu;
+const printable = (text) => `${text}`.replace(acting, (c) => (c === "\n" ? c : `\\u{${c.codePointAt(0).toString(16)}}`));
+const setText = (node, value) => {
+  const text = printable(value);
+  if (node.textContent !== text) node.textContent = text;
+};
 const setAttribute = (node, name, value) => { if (node.getAttribute(name) !== value) node.setAttribute(name, value); };
 
 function setTexts(node, texts) {
@@ -461,7 +467,8 @@ function render() {
     setChildren(byId("projections"), all, ({ name }) => name, newCard, renderProjection);
     renderBroker(status);
     byId("unknown").hidden = status.unknown_events.length === 0;
-    setTexts(byId("unknown"), { names: status.unknown_events.join(", ") });
+    const more = status.unknown_events_capped ? ", and more" : "";
+    setTexts(byId("unknown"), { names: status.unknown_events.join(", ") + more });
   }
   if (service) {
     byId("token").hidden = !service.control;

@@ -1,0 +1,114 @@
+//! Limits that an operator puts on the connections of a role or a database: the service lives with them, or says what they
+//! keep it from.
+
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use dancefinder_projections::events::BandCreated;
+use projection_runtime::{EventStore, ExpectedVersion, NewEvent, ProjectionManager};
+use sqlx::AssertSqlSafe;
+use tests::{TestDatabase, eventually, running};
+use uuid::Uuid;
+
+/// Killed when it is dropped, also by a test that fails.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+async fn execute(db: &TestDatabase, sql: String) {
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&db.pool).await.unwrap();
+}
+
+/// The connection that listens stays, however long nothing happens: with it goes the lock that says that the process is
+/// there, and others would take over its projections.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_session_timeout_does_not_end_the_connection_that_listens() {
+    let db = TestDatabase::new().await;
+    execute(
+        &db,
+        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET idle_session_timeout = 300', current_database()); END $$"
+            .to_owned(),
+    )
+    .await;
+    let pool = sqlx::postgres::PgPoolOptions::new().max_connections(10).connect(&db.url).await.unwrap();
+    let manager = ProjectionManager::new(pool, dancefinder_projections::projections()).unwrap();
+    let (stop, task) = running(&manager);
+    let listens = || async {
+        // What it said last.
+        sqlx::query_scalar::<_, i32>(
+            "SELECT pid FROM pg_stat_activity
+             WHERE datname = current_database() AND state = 'idle' AND query = 'SELECT pg_try_advisory_lock($1, $2)'",
+        )
+        .fetch_optional(&db.pool)
+        .await
+        .unwrap()
+    };
+    eventually("it listens", Duration::from_secs(20), || async { listens().await.is_some() }).await;
+    let first = listens().await;
+    // As long as it takes the server to end it several times.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(listens().await, first);
+    // It hears of events as before, and whatever connections of the pool have gone, they are applied.
+    let event = NewEvent::new(&BandCreated { name: "Torvaldzons".into() }).unwrap();
+    let store = EventStore::new(db.pool.clone());
+    let appended = store.append(Uuid::new_v4(), ExpectedVersion::Any, &[event]).await.unwrap();
+    manager.wait_for(&["band"], appended.position, Duration::from_secs(20)).await.unwrap();
+    stop.cancel();
+    task.await.unwrap();
+}
+
+/// A pool that cannot have the connections that it needs says why.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_limit_is_named() {
+    let db = TestDatabase::new().await;
+    let role = format!("limited_{}", Uuid::new_v4().simple());
+    execute(
+        &db,
+        format!(
+            "CREATE ROLE {role} LOGIN CONNECTION LIMIT 3; GRANT ALL ON ALL TABLES IN SCHEMA public TO {role};
+             GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO {role}"
+        ),
+    )
+    .await;
+    let url = db.url.replace("postgres@", &format!("{role}@"));
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut run = Command::new(env!("CARGO_BIN_EXE_dancefinder"));
+    run.args(["run", "--http-addr", &format!("127.0.0.1:{port}")]).env("DATABASE_URL", &url).env_remove("RUST_LOG");
+    let file = std::env::temp_dir().join(format!("{role}.log"));
+    let mut run = Killed(run.stderr(Stdio::from(std::fs::File::create(&file).unwrap())).spawn().unwrap());
+    let ready = || {
+        Command::new(env!("CARGO_BIN_EXE_dancefinder"))
+            .args(["health", "--ready", "--http-addr", &format!("127.0.0.1:{port}")])
+            .output()
+            .unwrap()
+    };
+    let cause =
+        format!("the pool could not open a connection: too many connections for role \\\"{role}\\\" (SQLSTATE 53300)");
+    eventually("readiness names the limit", Duration::from_secs(30), || async {
+        String::from_utf8(ready().stdout).unwrap().contains(&cause)
+    })
+    .await;
+    // So does a command for which no connection is left.
+    let one_shot =
+        Command::new(env!("CARGO_BIN_EXE_dancefinder")).arg("status").env("DATABASE_URL", &url).output().unwrap();
+    let error = String::from_utf8(one_shot.stderr).unwrap();
+    assert!(error.contains(&format!("too many connections for role \"{role}\"")), "{error}");
+    // The loops wait for a connection for 10 s before they say so.
+    let cause = cause.replace('\\', "");
+    let read = || std::fs::read_to_string(&file).unwrap().replace('\\', "");
+    eventually("a loop names the limit", Duration::from_secs(40), || async {
+        read().lines().any(|line| line.contains("trouble; trying again") && line.contains(&cause))
+    })
+    .await;
+    assert!(Command::new("kill").arg(run.0.id().to_string()).status().unwrap().success());
+    run.0.wait().unwrap();
+    let log = read();
+    std::fs::remove_file(&file).unwrap();
+    assert!(!log.contains("pool timed out"), "{log}");
+    execute(&db, format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+}
