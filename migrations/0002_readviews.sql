@@ -7,7 +7,9 @@ CREATE TABLE readviews (
     -- The event at the position, if that is known: of no meaning unless passed_tstamp = position. After a fail-over of the
     -- database with the events, another event may have that tstamp.
     passed_tstamp BIGINT,
-    passed_id     UUID
+    passed_id     UUID,
+    -- It has UNLOGGED tables, whose rows are there as long as its row in readview_unlogged is.
+    unlogged      BOOLEAN NOT NULL DEFAULT false
 ) WITH (fillfactor = 50); -- updated once a batch: room for the new row version on the same page
 
 -- One row for each projection that has stopped at an event.
@@ -26,6 +28,20 @@ CREATE TABLE readview_failures (
     retry      BOOLEAN     NOT NULL DEFAULT false
 );
 
+-- The projections whose rows in UNLOGGED tables are there: a crash of the server empties this table and those.
+CREATE UNLOGGED TABLE readview_unlogged (
+    name TEXT NOT NULL PRIMARY KEY
+);
+
+-- For how long the event has been in the store, in seconds. Its tstamp is ahead of a clock that was set back: then it is
+-- known by when it was recorded, if that is not ahead of the clock as well.
+CREATE FUNCTION event_age("tstamp" BIGINT, recorded_at TIMESTAMPTZ) RETURNS DOUBLE PRECISION LANGUAGE sql
+RETURN GREATEST(0, CASE
+    WHEN tstamp / 1000000.0 <= extract(epoch FROM clock_timestamp())
+        THEN extract(epoch FROM clock_timestamp()) - tstamp / 1000000.0
+    ELSE extract(epoch FROM clock_timestamp() - recorded_at)
+END);
+
 -- What lies after a position. Cheap on a large store: it looks at 10,001 events at the most, so an events_behind of
 -- 10001 means "more than 10,000".
 CREATE FUNCTION events_after("position" BIGINT, OUT events_behind BIGINT, OUT seconds_behind DOUBLE PRECISION)
@@ -33,7 +49,7 @@ LANGUAGE sql
 BEGIN ATOMIC
     SELECT COUNT(*),
            -- How long the oldest of them has been waiting.
-           COALESCE(GREATEST(extract(epoch FROM clock_timestamp()) - MIN(tstamp) / 1000000.0, 0), 0)
+           COALESCE((SELECT event_age(e.tstamp, e.recorded_at) FROM events e WHERE e.tstamp > $1 ORDER BY e.tstamp LIMIT 1), 0)
     FROM (SELECT tstamp FROM events WHERE tstamp > $1 ORDER BY tstamp LIMIT 10001) oldest;
 END;
 

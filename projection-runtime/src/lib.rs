@@ -58,6 +58,7 @@ mod status;
 mod store;
 mod store_warnings;
 mod transaction;
+mod unlogged;
 mod url;
 mod versions;
 mod wait;

@@ -21,7 +21,7 @@ use crate::pool;
 use crate::position;
 use crate::probe::Probe;
 use crate::projection::ProjectionSet;
-use crate::pulse::Pulses;
+use crate::pulse::{Pulses, Standstills};
 use crate::rabbitmq::{RabbitMq, RabbitMqOptions, RabbitMqStatus};
 use crate::rebuild::{Difference, Rebuild, RebuildOptions, RebuildProgress, Task};
 use crate::runner::Runner;
@@ -30,6 +30,7 @@ use crate::share::Share;
 use crate::status::{self, State, Status};
 use crate::store::{EventStore, PageLimit};
 use crate::transaction;
+use crate::unlogged;
 use crate::wake::{self, Wake};
 use crate::warning;
 use crate::writable;
@@ -120,6 +121,7 @@ pub struct ProjectionManager {
     policies: HashMap<&'static str, ErrorPolicy>,
     rabbitmq: Option<RabbitMq>,
     pulses: Pulses,
+    standstills: Standstills,
     metrics: Metrics,
     share: Share,
     probe: Probe,
@@ -144,6 +146,7 @@ impl ProjectionManager {
             policies: HashMap::new(),
             rabbitmq: None,
             pulses,
+            standstills: Standstills::default(),
             metrics,
             share,
             probe: Probe::default(),
@@ -269,7 +272,11 @@ impl ProjectionManager {
     async fn settle_stale(self) {
         let mut backoff = Backoff::default();
         let stale = loop {
-            match fingerprint::settle(&self.pool, &self.events_at, &self.projections).await {
+            let settling = async {
+                let stale = fingerprint::settle(&self.pool, &self.events_at, &self.projections).await?;
+                unlogged::settle(&self.pool, &self.projections).await.map(|()| stale)
+            };
+            match settling.await {
                 Ok(stale) => break stale,
                 // The loops of the projections tell of trouble with the database.
                 Err(_) => tokio::time::sleep(backoff.next()).await,
@@ -337,6 +344,7 @@ impl ProjectionManager {
         let mut tx = transaction::begin_bounded(&self.pool).await.map_err(doing())?;
         fingerprint::record(&mut tx, definition).await.map_err(doing())?;
         lookups::record_now(&mut tx, definition).await.map_err(doing())?;
+        unlogged::mark(&mut tx, definition).await.map_err(doing())?;
         tx.commit().await.map_err(doing())
     }
 
@@ -390,6 +398,7 @@ impl ProjectionManager {
         let names: Vec<_> = self.projections.definitions().map(|definition| definition.name).collect();
         let mut rows = position::rows(&mut connection, &names).await.map_err(doing())?;
         self.events_at.tell(&mut rows).await.map_err(doing())?;
+        self.standstills.see(&mut rows);
         let asking = async {
             let mut connection = self.events_at.at(&mut connection).await?;
             schema::unknown_events(&mut *connection, &self.projections).await
@@ -403,7 +412,8 @@ impl ProjectionManager {
              FROM readview_rebuilds ORDER BY name",
         );
         let rebuilds = rebuilds.fetch_all(&mut *connection).await.map_err(doing())?;
-        let warnings = warning::find(&mut connection, &self.events_at, &rows).await.map_err(doing())?;
+        let warnings =
+            warning::find(&mut connection, &self.events_at, &self.projections, &rows).await.map_err(doing())?;
         Ok(Status { warnings, rebuilds, ..status::status(&self.projections, &rows, unknown, processes) })
     }
 

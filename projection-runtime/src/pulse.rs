@@ -1,10 +1,12 @@
 //! Whether the loops of this process are alive: a long lag is not the only sign of one that is not.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use sqlx::PgPool;
 
+use crate::position::Row;
 use crate::projection::{Definition, ProjectionSet};
 
 /// A loop that is at one transaction for so long is taken to hang.
@@ -97,6 +99,26 @@ impl Pulse {
                 (*told, *waits_for) = (true, why);
             }
         });
+    }
+}
+
+/// Since when each projection has been at its position with events before it, as this process has seen it: by a clock that
+/// nobody sets back, unlike that of the server.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Standstills(Arc<Mutex<HashMap<String, (i64, Instant)>>>);
+
+impl Standstills {
+    /// Notes where the projections are, and raises `seconds_behind` to the time that each has been seen there.
+    pub(crate) fn see(&self, rows: &mut [Row]) {
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.retain(|name, _| rows.iter().any(|row| row.name == *name && row.events_behind > 0));
+        for row in rows.iter_mut().filter(|row| row.events_behind > 0) {
+            let (position, since) = seen.entry(row.name.clone()).or_insert_with(|| (row.position, Instant::now()));
+            if *position != row.position {
+                (*position, *since) = (row.position, Instant::now());
+            }
+            row.seconds_behind = row.seconds_behind.max(since.elapsed().as_secs_f64());
+        }
     }
 }
 

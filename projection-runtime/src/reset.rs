@@ -15,6 +15,7 @@ use crate::projection::{AnyProjection, ProjectionSet};
 use crate::rebuild::exclude_rebuild;
 use crate::schema::foreign_keys;
 use crate::transaction;
+use crate::unlogged;
 
 pub(crate) async fn reset(
     pool: &PgPool,
@@ -85,6 +86,7 @@ async fn attempt(pool: &PgPool, set: &ProjectionSet, projection: &Arc<dyn AnyPro
     fingerprint::record(&mut tx, definition).await?;
     lookups::record_now(&mut tx, definition).await?;
     lookups::count_replacement(&mut tx, definition.name).await?;
+    unlogged::mark(&mut tx, definition).await?;
     tx.commit().await?;
     Ok(Attempt::Done)
 }

@@ -225,6 +225,8 @@ const COLUMNS: &[(&str, &str, &str)] = &[
     ("readviews", "paused_at", "timestamp with time zone"),
     ("readviews", "paused_by", "text"),
     ("readviews", "partitions", "integer"),
+    ("readviews", "unlogged", "boolean"),
+    ("readview_unlogged", "name", "text"),
     ("readviews", "partition_of", "text"),
     ("readview_skips", "name", "text"),
     ("readview_skips", "event_id", "uuid"),
@@ -367,6 +369,7 @@ async fn event_store(
         "readview_failures",
         "readview_skips",
         "readview_rebuilds",
+        "readview_unlogged",
         "rabbitmq_bindings",
         "rabbitmq_processes",
     ];

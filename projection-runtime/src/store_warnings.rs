@@ -112,7 +112,8 @@ impl Found {
                 WarningKind::AheadOfClock,
                 format!(
                     "the positions of events are {ahead} s ahead of the database server's clock; events stay in order, \
-                     but how long they have been waiting cannot be told"
+                     but how long they have been waiting is only known by when they were recorded, and by how long a \
+                     process has seen a projection at one position"
                 ),
                 "set the server's clock right; if an event was inserted with a wrong tstamp, this passes with time only",
             ));

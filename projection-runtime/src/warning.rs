@@ -7,7 +7,9 @@ use sqlx::PgConnection;
 
 use crate::events_at::EventsAt;
 use crate::position::Row;
+use crate::projection::ProjectionSet;
 use crate::store_warnings;
+use crate::unlogged;
 
 /// Something that stops or endangers progress.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -39,16 +41,19 @@ pub enum WarningKind {
     AheadOfClock,
     /// Commits wait for a synchronous standby that does not confirm them.
     StandbyMissing,
+    /// The rows of a projection in UNLOGGED tables are gone, and its position is not.
+    RowsLost,
 }
 
 impl WarningKind {
     /// Every kind, for the metric.
-    pub(crate) const ALL: [WarningKind; 5] = [
+    pub(crate) const ALL: [WarningKind; 6] = [
         WarningKind::OrderingLockHeld,
         WarningKind::CheckpointHeld,
         WarningKind::SequenceBehind,
         WarningKind::AheadOfClock,
         WarningKind::StandbyMissing,
+        WarningKind::RowsLost,
     ];
 
     /// The name in JSON and in the metric.
@@ -59,6 +64,7 @@ impl WarningKind {
             WarningKind::SequenceBehind => "sequence_behind",
             WarningKind::AheadOfClock => "ahead_of_clock",
             WarningKind::StandbyMissing => "standby_missing",
+            WarningKind::RowsLost => "rows_lost",
         }
     }
 }
@@ -76,11 +82,96 @@ impl std::fmt::Display for Warning {
 pub(crate) async fn find(
     connection: &mut PgConnection,
     events_at: &EventsAt,
-    _rows: &[Row],
+    set: &ProjectionSet,
+    rows: &[Row],
 ) -> sqlx::Result<Vec<Warning>> {
+    let mut found = checkpoint_held(connection, rows).await?;
+    let is_standby: bool = sqlx::query_scalar("SELECT pg_is_in_recovery()").fetch_one(&mut *connection).await?;
+    if !is_standby {
+        found.extend(rows_lost(connection, set).await?);
+    }
     let of_store = async {
         let mut events = events_at.at(connection).await?;
         store_warnings::find(&mut events).await
     };
-    events_at.ask(of_store).await
+    found.extend(events_at.ask(of_store).await?);
+    Ok(found)
+}
+
+/// Sessions that hold the row of a projection with events before it in a transaction that has lasted for 10 s: of a process
+/// that is frozen or cut off, or somebody's in psql.
+async fn checkpoint_held(connection: &mut PgConnection, rows: &[Row]) -> sqlx::Result<Vec<Warning>> {
+    #[derive(sqlx::FromRow)]
+    struct Holder {
+        name: String,
+        pid: i32,
+        application: String,
+        state: String,
+        seconds: Option<f64>,
+    }
+    let behind: Vec<&str> = rows.iter().filter(|row| row.events_behind > 0).map(|row| row.name.as_str()).collect();
+    if behind.is_empty() {
+        return Ok(Vec::new());
+    }
+    let holders: Vec<Holder> = sqlx::query_as(
+        "WITH holders AS (
+             -- The transaction that has changed or locked the row, or, if several have locked it, the one of them that
+             -- excludes a loop. What is no number of such a group, in its range, gives none.
+             SELECT r.name, l.pid
+             FROM readviews r
+             LEFT JOIN LATERAL pg_get_multixact_members(
+                 CASE WHEN mxid_age(r.xmax) BETWEEN 1 AND (SELECT mxid_age(relminmxid) FROM pg_class
+                                                           WHERE oid = 'readviews'::regclass) THEN r.xmax END
+             ) AS member ON member.mode IN ('fornokeyupd', 'forupd', 'nokeyupd', 'upd')
+             JOIN pg_locks l ON l.locktype = 'transactionid' AND l.transactionid IN (r.xmax, member.xid)
+                            -- Its own number, not one that it waits for.
+                            AND l.mode = 'ExclusiveLock' AND l.granted
+             WHERE r.name = ANY ($1)
+         )
+         SELECT DISTINCT h.name, h.pid, COALESCE(NULLIF(a.application_name, ''), a.usename, 'unnamed') AS application,
+                COALESCE(a.state, 'in a state that this role may not see') AS state,
+                extract(epoch FROM clock_timestamp() - a.xact_start)::float8 AS seconds
+         FROM holders h
+         JOIN pg_stat_activity a USING (pid)
+         WHERE h.pid <> pg_backend_pid()
+           AND COALESCE(a.xact_start < clock_timestamp() - interval '10 s', true)
+           -- A statement may take its time.
+           AND (a.state IS DISTINCT FROM 'active' OR a.wait_event_type = 'Client'
+                OR a.xact_start < clock_timestamp() - interval '1 min')
+         ORDER BY h.name, h.pid",
+    )
+    .bind(behind)
+    .fetch_all(connection)
+    .await?;
+    Ok(holders
+        .into_iter()
+        .map(|Holder { name, pid, application, state, seconds }| {
+            let since = seconds.map_or(String::new(), |seconds| format!(", in its transaction for {seconds:.0} s"));
+            Warning {
+                kind: WarningKind::CheckpointHeld,
+                projection: Some(name),
+                problem: format!(
+                    "session {pid} ({application}, {state}{since}) holds the projection's position, and events wait"
+                ),
+                remedy: format!("look at that process; if it does not go on: SELECT pg_terminate_backend({pid});"),
+                blocks_readiness: false,
+            }
+        })
+        .collect())
+}
+
+/// Projections of the set whose rows in UNLOGGED tables are gone.
+async fn rows_lost(connection: &mut PgConnection, set: &ProjectionSet) -> sqlx::Result<Vec<Warning>> {
+    let lost = unlogged::lost(connection).await?.into_iter().filter(|name| set.definition(name).is_ok());
+    Ok(lost
+        .map(|name| Warning {
+            kind: WarningKind::RowsLost,
+            problem: "a crash of the server, or a fail-over, has emptied its UNLOGGED tables, and its position is still that \
+                      of before"
+                .to_owned(),
+            remedy: format!("`rebuild {name}`"),
+            projection: Some(name),
+            blocks_readiness: true,
+        })
+        .collect())
 }

@@ -115,8 +115,8 @@ impl History {
         let positions = before.iter().flat_map(|(_, rows)| rows.iter().map(|row| row.position));
         let sql =
             "SELECT position, head.head AS head,
-                    COALESCE(GREATEST(extract(epoch FROM clock_timestamp()) -
-                        (SELECT MIN(tstamp) FROM events WHERE tstamp > position) / 1000000.0, 0), 0)::float8 AS seconds_behind,
+                    COALESCE((SELECT event_age(e.tstamp, e.recorded_at) FROM events e
+                              WHERE e.tstamp > position ORDER BY e.tstamp LIMIT 1), 0)::float8 AS seconds_behind,
                     CASE WHEN went_on THEN (SELECT COUNT(*) FROM events WHERE tstamp > before AND tstamp <= position) END AS passed,
                     CASE WHEN went_on THEN (SELECT COUNT(*) FROM events WHERE tstamp > $3 AND tstamp <= head.head) END AS came,
                     CASE WHEN went_on THEN NULL

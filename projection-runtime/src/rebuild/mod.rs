@@ -41,6 +41,7 @@ use crate::position;
 use crate::probe::{Moment, Probe};
 use crate::projection::{AnyProjection, Definition};
 use crate::transaction;
+use crate::unlogged;
 use copy::{Beside, Copy};
 use difference::{apply, compare};
 use fill::Filler;
@@ -214,6 +215,7 @@ impl Rebuild<'_> {
         if !difference.is_none() {
             lookups::count_replacement(&mut tx, name).await.map_err(doing())?;
         }
+        unlogged::mark(&mut tx, beside.definition).await.map_err(doing())?;
         if !goes_on {
             // Nobody that comes after this projection can pass an event in between: there is none, or it is applied again.
             position::restart(&mut tx, name, ours, position).await.map_err(doing())?;
@@ -377,6 +379,7 @@ pub(crate) async fn undo(pool: &PgPool, definition: &'static Definition) -> Resu
     apply(&mut tx, &kept).await.map_err(doing())?;
     kept::restore(&mut tx, &kept).await.map_err(doing())?;
     lookups::count_replacement(&mut tx, definition.name).await.map_err(doing())?;
+    unlogged::mark(&mut tx, definition).await.map_err(doing())?;
     // It may lie behind the position now, with others before it that are to be applied first.
     position::clear_failure(&mut tx, definition.name).await.map_err(doing())?;
     wake(&mut tx, definition.name).await.map_err(doing())?;

@@ -119,7 +119,7 @@ pub(super) fn rabbitmq(service: &Service, url: &str, ca: Option<&Path>) -> Resul
 /// The error, with the cause where it is that a pool had no connection to give.
 pub(super) async fn explained(service: &Service, database: &Database, error: BoxError) -> BoxError {
     let text = error.to_string();
-    let Ok(manager) = service.manager(database) else { return error };
+    let Ok(manager) = service.manager(database, Session::Shared) else { return error };
     let explained = manager.explained(text.clone()).await;
     if explained == text { error } else { explained.into() }
 }
