@@ -6,6 +6,7 @@ use std::process::Command;
 fn main() {
     println!("cargo::rerun-if-env-changed=BUILD_COMMIT");
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=../migrations"); // for `sqlx::migrate!`
     if std::env::var_os("BUILD_COMMIT").is_some() || std::env::var("PROFILE").as_deref() != Ok("release") {
         return;
     }

@@ -36,7 +36,7 @@ pub fn service() -> Service {
         commit: option_env!("BUILD_COMMIT"), // by build.rs
         projections: projections(),
         migrations: &MIGRATIONS,
-        demo: Demo {
+        demo: Some(Demo {
             events: include_str!("../sample/events.jsonl"),
             questions: &[
                 Question {
@@ -59,6 +59,6 @@ pub fn service() -> Service {
             edit: include_str!("../sample/edit.sql"),
             edit_story: "Someone edits the table by hand",
             rebuilt: "event",
-        },
+        }),
     }
 }

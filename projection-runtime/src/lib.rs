@@ -39,6 +39,7 @@ mod incoming;
 mod lookups;
 mod manager;
 mod metrics;
+mod migrations;
 mod pool;
 mod pooler;
 mod position;
@@ -78,6 +79,7 @@ pub use event::{DomainEvent, EventSet, MessageFields, NewEvent, Recorded, Stored
 pub use fingerprint::{HandlerChange, Stale, StaleHandler, WhenStale};
 pub use import::{ImportError, ImportOptions, ImportProgress, Imported, import};
 pub use manager::{Health, ManagerOptions, ProjectionManager};
+pub use migrations::migrations;
 pub use projection::{Definition, EventType, Form, Order, Projection, ProjectionSet};
 /// Declares the events of an aggregate, once: an [`EventSet`](trait@EventSet) for `aggregate = ..` of an
 /// [event](derive@DomainEvent) and `covers = ..` of a [projection](macro@projection).

@@ -396,6 +396,7 @@ async fn fits(service: &Service, manager: &ProjectionManager, listens: bool) -> 
 /// The runtime's check, and whether each migration of the service has run.
 async fn checked(service: &Service, manager: &ProjectionManager) -> Result<Check, Error> {
     let mut check = manager.check().await?;
+    let mut all_have_run = true;
     let doing = || Error::database("reading which migrations have run");
     let table = "_sqlx_migrations";
     for (pool, at) in
@@ -409,6 +410,7 @@ async fn checked(service: &Service, manager: &ProjectionManager) -> Result<Check
             .await
             .map_err(doing())?;
         if !there {
+            all_have_run = false;
             continue;
         }
         let run: Vec<i64> = sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success")
@@ -416,6 +418,7 @@ async fn checked(service: &Service, manager: &ProjectionManager) -> Result<Check
             .await
             .map_err(doing())?;
         let pending = service.migrations.iter().filter(|migration| !run.contains(&migration.version));
+        all_have_run &= pending.clone().next().is_none();
         check.problems.extend(pending.map(|migration| Problem {
             projection: None,
             table: table.to_owned(),
@@ -424,11 +427,30 @@ async fn checked(service: &Service, manager: &ProjectionManager) -> Result<Check
             cure: "run `migrate`".to_owned(),
         }));
     }
+    if all_have_run {
+        for problem in check.problems.iter_mut().filter(|problem| problem.cure.contains("`migrate`")) {
+            problem.cure = cure_beyond_migrations(problem);
+        }
+    }
     // The library does not know what its service is called.
     for problem in check.problems.iter_mut().chain(&mut check.warnings) {
         problem.cure = problem.cure.replace("`migrate`", &format!("`{} migrate`", service.name));
     }
     Ok(check)
+}
+
+/// What helps if something is missing although each migration of the service has run.
+fn cure_beyond_migrations(problem: &Problem) -> String {
+    if problem.projection.is_some() {
+        let table = &problem.table;
+        return format!(
+            "`migrate` has run and does not make it: add a file with `CREATE TABLE {table} (..);` to the migrations, build the \
+             service (its build.rs must name the folder: `cargo::rerun-if-changed=migrations`), and run `migrate`"
+        );
+    }
+    "`migrate` has run and does not make it: either it was dropped since, and a backup has it, or the service's migrations \
+     lack it, which `projection_runtime::migrations` adds"
+        .to_owned()
 }
 
 pub(super) async fn check(service: &Service, database: &Database, json: bool) -> Result<(), BoxError> {

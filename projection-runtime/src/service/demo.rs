@@ -7,7 +7,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgPool, Row};
 
 use super::terminal::say;
-use super::{Question, Service, commands, terminal};
+use super::{Demo, Question, Service, Usage, commands, terminal};
 use crate::error::Error;
 use crate::import::{ImportOptions, Imported, import};
 use crate::manager::ProjectionManager;
@@ -23,6 +23,7 @@ pub(super) async fn demo(
     broker: Option<(String, Option<PathBuf>)>,
     keep: bool,
 ) -> Result<()> {
+    let demo = service.demo.as_ref().ok_or_else(|| Usage(format!("{} has no demo", service.name)))?;
     let shutdown = commands::shutdown()?;
     let broker = broker.map(|(url, ca)| commands::rabbitmq(service, &url, ca.as_deref())).transpose()?;
     let broker = broker.map(|mut options| {
@@ -31,7 +32,7 @@ pub(super) async fn demo(
     });
     let database = Database::open(service, url).await?;
     let done = tokio::select! {
-        done = tour(service, &database, broker.clone(), keep) => done,
+        done = tour(service, demo, &database, broker.clone(), keep) => done,
         () = shutdown => Ok(()),
     };
     if let Some(broker) = &broker {
@@ -41,8 +42,13 @@ pub(super) async fn demo(
     done
 }
 
-async fn tour(service: &Service, database: &Database, broker: Option<RabbitMqOptions>, keep: bool) -> Result<()> {
-    let demo = &service.demo;
+async fn tour(
+    service: &Service,
+    demo: &Demo,
+    database: &Database,
+    broker: Option<RabbitMqOptions>,
+    keep: bool,
+) -> Result<()> {
     let mut manager = ProjectionManager::new(service.pool(&database.url)?, service.projections.clone())?;
     if let Some(broker) = broker {
         manager = manager.with_rabbitmq(broker);
@@ -117,7 +123,7 @@ async fn tour(service: &Service, database: &Database, broker: Option<RabbitMqOpt
     say!("rows after the rebuild: {}, each as it was", rows(&after));
 
     if keep {
-        stay(service, database, &manager).await?;
+        stay(service, demo, database, &manager).await?;
     }
     Ok(())
 }
@@ -227,7 +233,7 @@ fn rows(contents: &[(&str, Vec<String>)]) -> String {
     terminal::count(contents.iter().map(|(_, rows)| rows.len() as u64).sum::<u64>())
 }
 
-async fn stay(service: &Service, database: &Database, manager: &ProjectionManager) -> Result<()> {
+async fn stay(service: &Service, demo: &Demo, database: &Database, manager: &ProjectionManager) -> Result<()> {
     let url = &database.url;
     heading("It stays up");
     say!(
@@ -235,7 +241,7 @@ async fn stay(service: &Service, database: &Database, manager: &ProjectionManage
          {name} --database-url {url} reset {rebuilt}\n\nCtrl-C ends it.",
         url = url,
         name = service.name,
-        rebuilt = service.demo.rebuilt,
+        rebuilt = demo.rebuilt,
     );
     manager.run(std::future::pending()).await;
     Ok(())

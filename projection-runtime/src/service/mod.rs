@@ -48,10 +48,10 @@ pub struct Service {
     pub commit: Option<&'static str>,
     /// What it runs.
     pub projections: ProjectionSet,
-    /// The schema: event store, `readviews` and read model tables; made by `sqlx::migrate!`.
+    /// The schema: event store, `readviews` and read model tables; see [`migrations`](crate::migrations).
     pub migrations: &'static Migrator,
-    /// What `demo` shows.
-    pub demo: Demo,
+    /// What `demo` shows, if there is a demo.
+    pub demo: Option<Demo>,
 }
 
 /// What the demo of a service shows.

@@ -30,6 +30,7 @@ mod offline;
 mod openapi;
 mod ordering;
 mod overlaps;
+mod own_service;
 mod page;
 mod partitions;
 mod passing;

@@ -100,16 +100,26 @@ async fn what_is_wrong_is_said_and_gives_the_exit_code() {
     assert!(text(&output.stderr).contains("no database: set DATABASE_URL"), "{}", text(&output.stderr));
 }
 
+/// Also where `migrate` has been run, and would do nothing.
 #[tokio::test]
 async fn run_without_a_schema_says_what_to_do() {
     let db = TestDatabase::new().await;
-    sqlx::query("DROP TABLE readviews CASCADE").execute(&db.pool).await.unwrap();
-    let output = service(&db.url, &["run"]);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(
-        text(&output.stderr).contains("table `readviews` does not exist. Cure: run `dancefinder-projections migrate`"),
-        "{}",
+    let run = || {
+        let output = service(&db.url, &["run"]);
+        assert_eq!(output.status.code(), Some(1));
         text(&output.stderr)
+    };
+    sqlx::query("DROP TABLE readviews CASCADE").execute(&db.pool).await.unwrap();
+    let error = run();
+    let has_run =
+        "table `readviews` does not exist. Cure: `dancefinder-projections migrate` has run and does not make it";
+    assert!(error.contains(has_run), "{error}");
+    sqlx::query("DELETE FROM _sqlx_migrations WHERE version > 5").execute(&db.pool).await.unwrap();
+    let error = run();
+    assert!(error.contains("table `readviews` does not exist. Cure: run `dancefinder-projections migrate`"), "{error}");
+    assert!(
+        error.contains("migration 6 (rebuild) has not run. Cure: run `dancefinder-projections migrate`"),
+        "{error}"
     );
 }
 
