@@ -7,7 +7,7 @@ use tokio::sync::Mutex;
 
 /// How long an answer holds for everybody, and how long the database may take for it.
 const FRESH: Duration = Duration::from_secs(5);
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What was found, when, and of which database and user.
 type Found = (String, Instant, String);

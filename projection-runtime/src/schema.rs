@@ -627,7 +627,7 @@ pub(crate) struct UnknownEvents {
 }
 
 /// The most of them that are read: part of each status, and a writer decides how many there are.
-const MOST_UNKNOWN: usize = 100;
+const MOST_UNKNOWN: u8 = 100;
 
 /// The cost is bounded: one step of the index for each known name and for [`MOST_UNKNOWN`] others.
 pub(crate) async fn unknown_events(database: impl PgExecutor<'_>, set: &ProjectionSet) -> sqlx::Result<UnknownEvents> {
@@ -644,11 +644,11 @@ pub(crate) async fn unknown_events(database: impl PgExecutor<'_>, set: &Projecti
          SELECT name FROM names WHERE name <> ALL ($1) LIMIT $2",
     )
     .bind(known)
-    .bind(MOST_UNKNOWN as i64 + 1)
+    .bind(i64::from(MOST_UNKNOWN) + 1)
     .fetch_all(database)
     .await?;
-    let more = names.len() > MOST_UNKNOWN;
-    names.truncate(MOST_UNKNOWN);
+    let more = names.len() > usize::from(MOST_UNKNOWN);
+    names.truncate(usize::from(MOST_UNKNOWN));
     Ok(UnknownEvents { names, more })
 }
 

@@ -29,15 +29,17 @@ pub(super) struct Look {
 
 impl Look {
     pub(super) fn new(manager: &ProjectionManager) -> Self {
-        let pool = |pool: &PgPool| {
+        let pool = |pool: &PgPool, patience: Duration| {
             PgPoolOptions::new()
                 .max_connections(CONNECTIONS)
-                // Shorter than the answer may take, so that there is time left to find out why.
-                .acquire_timeout(ProjectionManager::ANSWERS / 2)
+                .acquire_timeout(patience)
                 .connect_lazy_with(pool.connect_options().as_ref().clone())
         };
-        let here = pool(manager.pool());
-        Look { manager: manager.clone().with_pool(here).with_events_pool(pool), latest: Arc::default() }
+        // Shorter than the answer may take, so that there is time left to find out why there is no connection. Of the events'
+        // database it is known sooner that it does not answer.
+        let here = pool(manager.pool(), ProjectionManager::ANSWERS / 2);
+        let events = |events: &PgPool| pool(events, ProjectionManager::ANSWERS);
+        Look { manager: manager.clone().with_pool(here).with_events_pool(events), latest: Arc::default() }
     }
 
     /// Who asks, over these connections.
@@ -56,7 +58,7 @@ impl Look {
             {
                 return looked.clone();
             }
-            let looked = look.manager.answer(look.manager.status()).await.map(Arc::new);
+            let looked = Box::pin(look.manager.answer(look.manager.status())).await.map(Arc::new);
             *latest = Some((Instant::now(), looked.clone()));
             looked
         });

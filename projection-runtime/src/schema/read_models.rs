@@ -33,9 +33,11 @@ struct Table {
 
 /// A column of a table.
 #[derive(Debug, sqlx::FromRow)]
+#[allow(clippy::struct_excessive_bools)] // what the catalogue says
 struct Column {
+    /// As in `tables`.
+    table: String,
     name: String,
-    column: String,
     /// As SQL has it.
     quoted: String,
     /// Its type, with length and the like.
@@ -52,8 +54,10 @@ struct Column {
 
 /// A unique index that has exactly the columns of the key of a row.
 #[derive(Debug, sqlx::FromRow)]
+#[allow(clippy::struct_excessive_bools)] // what the catalogue says
 struct Key {
-    name: String,
+    /// As in `tables`.
+    table: String,
     columns: Vec<String>,
     /// As SQL has it.
     quoted: String,
@@ -84,7 +88,7 @@ FROM UNNEST($1::text[]) WITH ORDINALITY AS t (name, place)
 JOIN pg_class c ON c.oid = to_regclass(t.name) AND c.relkind IN ('r', 'p')
 ORDER BY t.place";
 
-const COLUMNS: &str = "SELECT t.name, a.attname::text AS \"column\", quote_ident(a.attname) AS quoted,
+const COLUMNS: &str = "SELECT t.name AS \"table\", a.attname::text AS name, quote_ident(a.attname) AS quoted,
        format_type(a.atttypid, a.atttypmod) AS data_type,
        a.attnotnull OR d.typnotnull AS is_not_null,
        EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND i.indisprimary AND a.attnum = ANY (i.indkey))
@@ -97,7 +101,7 @@ JOIN pg_attribute a ON a.attrelid = to_regclass(t.name) AND a.attnum > 0 AND NOT
 JOIN pg_type d ON d.oid = a.atttypid
 ORDER BY a.attnum";
 
-const KEYS: &str = "SELECT t.name,
+const KEYS: &str = "SELECT t.name AS \"table\",
        -- Not those that are only included.
        ARRAY(SELECT a.attname::text FROM pg_attribute a
              WHERE a.attrelid = i.indrelid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])
@@ -128,7 +132,7 @@ pub(super) async fn check(connection: &mut PgConnection, set: &ProjectionSet, ch
             .collect();
         let mut found = Found { projection: owner, table, check };
         found.rights(!rows.is_empty());
-        let columns: Vec<&Column> = columns.iter().filter(|column| column.name == table.name).collect();
+        let columns: Vec<&Column> = columns.iter().filter(|column| column.table == table.name).collect();
         for row in rows {
             found.key(row, &keys, &columns);
             if found.columns(row, &columns) {
@@ -244,11 +248,11 @@ impl Found<'_> {
         let Table { name, quoted: table, .. } = self.table;
         let mut sorted = row.key.to_vec();
         sorted.sort_unstable();
-        let keys: Vec<&Key> = keys.iter().filter(|key| key.name == *name && key.columns == sorted).collect();
+        let keys: Vec<&Key> = keys.iter().filter(|key| key.table == *name && key.columns == sorted).collect();
         let quoted: Option<Vec<&str>> = row
             .key
             .iter()
-            .map(|key| columns.iter().find(|column| column.column == *key).map(|column| column.quoted.as_str()))
+            .map(|key| columns.iter().find(|column| column.name == *key).map(|column| column.quoted.as_str()))
             .collect();
         // A column that is not there is a problem of its own.
         let Some(quoted) = quoted.map(|quoted| quoted.join(", ")) else { return };
@@ -287,7 +291,7 @@ impl Found<'_> {
         let Table { name, quoted: table, triggers, .. } = self.table;
         let mut complete = true;
         for (field, ty) in row.columns.iter().zip(row.types) {
-            match columns.iter().find(|column| column.column == *field) {
+            match columns.iter().find(|column| column.name == *field) {
                 None => {
                     complete = false;
                     self.problem(
@@ -315,7 +319,7 @@ impl Found<'_> {
         }
         // Whoever changes the row before it is written may set them.
         let needed = columns.iter().filter(|column| column.is_not_null && !column.has_default && triggers.is_empty());
-        for Column { column, quoted, in_primary_key, .. } in needed {
+        for Column { name: column, quoted, in_primary_key, .. } in needed {
             if row.columns.contains(&column.as_str()) {
                 continue;
             }
@@ -341,7 +345,7 @@ impl Found<'_> {
 
     fn nullability(&mut self, column: &Column, ty: FieldType) {
         let Table { name, quoted: table, .. } = self.table;
-        let Column { column, quoted, is_not_null, .. } = column;
+        let Column { name: column, quoted, is_not_null, .. } = column;
         match (is_not_null, ty.is_option()) {
             (true, true) => self.warning(
                 Some(column),
@@ -369,7 +373,7 @@ impl Found<'_> {
         for (field, ty) in row.columns.iter().zip(row.types) {
             let is: Option<&PgTypeInfo> =
                 found.columns().iter().find(|column| column.name() == *field).map(sqlx::Column::type_info);
-            let column = columns.iter().find(|column| column.column == *field);
+            let column = columns.iter().find(|column| column.name == *field);
             let (Some(is), Some(Column { quoted, data_type, .. })) = (is, column) else { continue };
             if !ty.reads(is) {
                 let wanted = ty.type_info();

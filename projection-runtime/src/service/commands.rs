@@ -194,7 +194,8 @@ fn options_of(url: &str, said_by: &str) -> Result<PgConnectOptions, BoxError> {
     let parameters = parameters.split('#').next().unwrap_or_default().split('&');
     for (i, parameter) in parameters.filter(|parameter| !parameter.is_empty()).enumerate() {
         let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
-        if !PARAMETERS.contains(&name) && !(name.starts_with("options[") && name.ends_with(']')) {
+        let is_known = PARAMETERS.contains(&name) || name.starts_with("options[") && name.ends_with(']');
+        if !is_known {
             let alike = PARAMETERS.iter().map(|known| (strsim::jaro(known, name), known));
             let meant = match alike.max_by(|(a, _), (b, _)| a.total_cmp(b)) {
                 Some((alike, known)) if alike > 0.8 => format!("is `{known}` meant?"),

@@ -128,7 +128,7 @@ fn wrong_settings() {
             "DATABASE_URL",
             "postgres://root:secret@host/db?sslmod=verify-full",
             2,
-            "`sslmod`, which is unknown; is `sslmode` meant?",
+            "has a parameter that is unknown, number 1 behind the `?`; is `sslmode` meant?",
         ),
         ("ON_ERROR", "skip,stop", 2, "says more than one thing about all"),
         ("AMQP_URL", "http://guest:secret@host", 2, "AMQP_URL (or --amqp-url): "),

@@ -493,7 +493,7 @@ async fn the_service() {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     for (url, code, said) in [
         ("mysql://u:sesame@h/x", 2, "EVENTS_URL (or --events-url) names no PostgreSQL database"),
-        ("postgres://u:sesame@h/x?sslmod=require", 2, "EVENTS_URL (or --events-url) has a parameter `sslmod`"),
+        ("postgres://u:sesame@h/x?sslmod=require", 2, "EVENTS_URL (or --events-url) has a parameter that is unknown"),
         (&*format!("postgres://u:sesame@127.0.0.1:{port}/x"), 1, "the events' database 127.0.0.1:"),
     ] {
         let output = run(&rows.url, url, &["status"]);
