@@ -41,6 +41,7 @@
 use std::borrow::Cow;
 use std::error::Error as StdError;
 
+use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
 use crate::error::{ApplyError, SharedError, chain, postgres};
@@ -70,7 +71,7 @@ pub(crate) fn is_transient(error: &sqlx::Error) -> bool {
 
 /// Others hold a lock that was wanted, or wanted one that this transaction held.
 pub(crate) fn is_locked(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(|error| error.code());
+    let code = error.as_database_error().and_then(DatabaseError::code);
     code.is_some_and(|code| ["55P03", "40P01"].contains(&&*code))
 }
 

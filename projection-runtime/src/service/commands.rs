@@ -25,8 +25,8 @@ use crate::rabbitmq::RabbitMqOptions;
 use crate::rebuild::{Difference, RebuildOptions, RebuildProgress};
 use crate::schema::{self, Check, Problem};
 use crate::store::EventStore;
-use crate::writable;
 use crate::url::{SPLIT, splits_password};
+use crate::writable;
 
 impl Service {
     /// A pool for all that this service does; it connects when it is used.

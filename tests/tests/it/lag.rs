@@ -53,10 +53,7 @@ async fn the_lag_grows_after_the_clock_was_set_back() {
     let status = manager.status().await.unwrap();
     assert!(lag(&status) > 1.0 && lag(&status) < 60.0, "{}", lag(&status));
     let said = warning(&status, WarningKind::AheadOfClock).unwrap();
-    assert!(
-        said.problem.starts_with("the positions of events are 35") && !said.blocks_readiness,
-        "{said}"
-    );
+    assert!(said.problem.starts_with("the positions of events are 35") && !said.blocks_readiness, "{said}");
     let view: f64 = sqlx::query_scalar("SELECT seconds_behind FROM projection_lag WHERE name = 'band'")
         .fetch_one(&db.pool)
         .await
