@@ -321,8 +321,10 @@ mod tests {
 
     #[test]
     fn an_error_that_was_unwrapped_is_no_event_s() {
-        let error: sqlx::Result<()> = Err(sqlx::Error::ColumnNotFound("name".into()));
-        let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| error.unwrap())).unwrap_err();
+        fn column() -> sqlx::Result<()> {
+            Err(sqlx::Error::ColumnNotFound("name".into()))
+        }
+        let panic = std::panic::catch_unwind(|| column().unwrap()).unwrap_err();
         assert_eq!(ApplyError::panic(&*panic).class(), Environment);
         assert_eq!(ApplyError::Panic("index out of bounds".into()).class(), Event);
     }

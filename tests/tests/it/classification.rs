@@ -190,8 +190,7 @@ async fn each_sqlstate_by_an_append_and_an_import() {
 
         let data = format!(r#"{{"code":"{code}","at_commit":false}}"#);
         let line = format!(r#"{{"name":"Raised","aggregate_id":"{}","data":{data}}}"#, Uuid::new_v4());
-        let mut options = ImportOptions::default();
-        options.skip_invalid = true;
+        let options = ImportOptions { skip_invalid: true, ..ImportOptions::default() };
         let imported = import(&db.pool, &projections![Raising], line.as_bytes(), "-", options, |_| {}).await;
         match (blame, imported) {
             (Blame::Event, Ok(imported)) => assert_eq!((imported.appended, imported.invalid), (0, 1), "{code} {name}"),

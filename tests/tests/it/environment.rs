@@ -322,7 +322,9 @@ async fn an_event_with_too_many_values() {
         #[on(PlaceOpened)]
         async fn opened(_: &Recorded<PlaceOpened>, tx: &mut PgConnection) -> Result<()> {
             let mut sql = QueryBuilder::new("INSERT INTO batches (events) ");
-            sql.push_values(0..70_000_i64, |mut row, n| drop(row.push_bind(n)));
+            sql.push_values(0..70_000_i64, |mut row, n| {
+                row.push_bind(n);
+            });
             sql.build().execute(tx).await?;
             Ok(())
         }

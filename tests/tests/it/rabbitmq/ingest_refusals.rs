@@ -62,7 +62,7 @@ async fn they_wait(db: &TestDatabase, running: Running, exchange: &Exchange, cur
 async fn a_role_that_may_not_insert() {
     let (db, exchange) = (TestDatabase::new().await, Exchange::new().await);
     let role = format!("ingest_{}", Uuid::new_v4().simple());
-    let run = async |sql: String| drop(sqlx::raw_sql(AssertSqlSafe(sql)).execute(&db.pool).await.unwrap());
+    let run = async |sql: String| sqlx::raw_sql(AssertSqlSafe(sql)).execute(&db.pool).await.map(drop).unwrap();
     run(format!(
         "CREATE ROLE {role};
          GRANT ALL ON ALL TABLES IN SCHEMA public TO {role};
