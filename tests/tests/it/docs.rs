@@ -14,7 +14,7 @@ fn the_tests_of_the_promises() {
         let (test, modules) = parts.split_last().unwrap();
         let file = match modules {
             ["it", modules @ ..] => format!("tests/tests/it/{}.rs", modules.join("/")),
-            [binary @ ..] => format!("tests/tests/{}.rs", binary.join("/")),
+            binary => format!("tests/tests/{}.rs", binary.join("/")),
         };
         let source =
             std::fs::read_to_string(root.join(&file)).unwrap_or_else(|error| panic!("{name}: {file}: {error}"));
