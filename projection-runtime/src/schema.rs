@@ -335,6 +335,8 @@ const ROUTINES: &[Routine] = {
 const NO_APPENDS: &str = "the store could not append";
 
 const MIGRATE: &str = "run `migrate`";
+/// `migrate` does that each time, also if no migration is pending.
+pub(crate) const MOVE_SEQUENCE: &str = "run `migrate`, which moves the sequence to the newest event";
 const TAKE_IT: &str = "run `migrate`, or take it from the migrations";
 
 /// That nobody appends to the `events` of the read models' database, where they are read from another one.
@@ -577,7 +579,7 @@ async fn sequence(connection: &mut PgConnection) -> sqlx::Result<Vec<Problem>> {
                 "the sequence `{NAME}` is at {last}, behind the newest event at {newest}: later events could be given \
                      a place before it, and be missed"
             ),
-            "run `migrate`, which moves the sequence to the newest event",
+            MOVE_SEQUENCE,
         )
     }));
     Ok(problems)

@@ -429,7 +429,8 @@ async fn checked(service: &Service, manager: &ProjectionManager) -> Result<Check
         }));
     }
     if all_have_run {
-        for problem in check.problems.iter_mut().filter(|problem| problem.cure.contains("`migrate`")) {
+        let is_of_migrations = |cure: &str| cure.starts_with("run `migrate`") && cure != schema::MOVE_SEQUENCE;
+        for problem in check.problems.iter_mut().filter(|problem| is_of_migrations(&problem.cure)) {
             problem.cure = cure_beyond_migrations(problem);
         }
     }

@@ -74,7 +74,7 @@ async fn watch_positions(pool: &PgPool) {
              END IF;
              RETURN NEW;
          END $$;
-         CREATE TRIGGER watch_position BEFORE UPDATE ON readviews FOR EACH ROW EXECUTE FUNCTION watch_position();",
+         CREATE TRIGGER watch_position BEFORE UPDATE OF position ON readviews FOR EACH ROW EXECUTE FUNCTION watch_position();",
     )
     .execute(pool)
     .await
