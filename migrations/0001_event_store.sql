@@ -1,9 +1,9 @@
 -- The event store: the only source of truth. Rows are added, never changed.
 --
--- A writer needs USAGE on the schema and INSERT and SELECT on `events`, and nothing else (docs/roles.sql). What a writer
--- must not do freely, moving the sequence, is done by SECURITY DEFINER functions, which name every object, function and
--- operator with its schema, or have a fixed search_path. So neither the writer's search_path nor its temporary objects
--- change what they do.
+-- A writer needs USAGE on the schema and INSERT and SELECT on `events`, and nothing else (docs/ROLES.md). SECURITY
+-- DEFINER functions move the sequence on behalf of the writer. They qualify every object, function and operator with
+-- its schema, or have a fixed search_path. Therefore neither the writer's search_path nor its temporary objects change
+-- their behaviour.
 
 CREATE TABLE events (
     id             UUID        NOT NULL DEFAULT gen_random_uuid() PRIMARY KEY,
@@ -43,12 +43,13 @@ RETURN pg_advisory_xact_lock(111559182283891);
 -- The two trigger functions that run for ordinary appends. A `SET search_path` clause would cost 5 us a call, a tenth of
 -- what the server takes for a single insert, so each name has its schema instead, operators as well.
 --
--- In PL/pgSQL an expression costs about as much as what it does, and a trigger's WHEN is parsed anew by each statement,
--- so there are few of both.
+-- Evaluating a PL/pgSQL expression costs about as much as its work, and each statement parses a trigger's WHEN again,
+-- so the functions and triggers use few of both.
 DO $do$
 BEGIN
     EXECUTE format($sql$
-        -- Runs before the first row, and before its defaults are taken, whoever inserts: psql, another service, COPY.
+        -- Runs before the first row, and before its defaults are evaluated, for every client: psql, another service,
+        -- COPY.
         CREATE FUNCTION events_before_statement() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $function$
         DECLARE
             moved BIGINT;
@@ -81,7 +82,7 @@ BEGIN
         $function$
     $sql$, current_schema(), format('%I.events_tstamp', current_schema()));
     EXECUTE format($sql$
-        -- Only for the exceptions: a row that brings a tstamp of its own, which is not taken, or no sequence_no.
+        -- Runs only for a row with its own tstamp, which is replaced, or without a sequence_no.
         CREATE FUNCTION events_before_insert() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $function$
         BEGIN
             NEW.tstamp := pg_catalog.nextval(%2$L);
@@ -105,8 +106,9 @@ CREATE TRIGGER events_before_insert BEFORE INSERT ON events
 FOR EACH ROW WHEN (NEW.tstamp IS DISTINCT FROM currval('events_tstamp') OR NEW.sequence_no IS NULL)
 EXECUTE FUNCTION events_before_insert();
 
--- Runs only where the session's role is `replica`: logical replication, and whoever switches triggers off that way. The
--- event keeps its position, and the sequence follows, so that no later event is assigned a position at or below it.
+-- Runs only if session_replication_role is `replica`: for logical replication, or if a session disables triggers that
+-- way. The event keeps its position, and the sequence follows, so that no later event is assigned a position at or
+-- below it.
 CREATE FUNCTION events_replicated() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
     PERFORM events_lock_order();
@@ -156,6 +158,6 @@ BEGIN
 END
 $do$;
 
--- A trigger needs no EXECUTE to run. Whoever has it could make the function the trigger of another table, whose column
--- types bring casts and operators of their own.
+-- A trigger needs no EXECUTE to run. A role with EXECUTE could attach the function to another table, whose column types
+-- define their own casts and operators.
 REVOKE EXECUTE ON FUNCTION events_before_statement(), events_before_insert(), events_replicated() FROM PUBLIC;

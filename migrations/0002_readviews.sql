@@ -4,11 +4,11 @@ CREATE TABLE readviews (
     name          TEXT   NOT NULL PRIMARY KEY,
     -- The tstamp of the last event that the projection has passed, whether it handles that event or not; 0: none.
     position      BIGINT NOT NULL DEFAULT 0,
-    -- The event at the position, if that is known: of no meaning unless passed_tstamp = position. After a fail-over of the
-    -- database with the events, another event may have that tstamp.
+    -- The event at the position, NULL if unknown; meaningful only if passed_tstamp = position. After a fail-over of the
+    -- events' database, another event may have the same tstamp.
     passed_tstamp BIGINT,
     passed_id     UUID,
-    -- It has UNLOGGED tables, whose rows are there as long as its row in readview_unlogged is.
+    -- Whether the projection has UNLOGGED tables. Their rows exist as long as its row in readview_unlogged exists.
     unlogged      BOOLEAN NOT NULL DEFAULT false
 ) WITH (fillfactor = 50); -- updated once a batch: room for the new row version on the same page
 
@@ -21,20 +21,20 @@ CREATE TABLE readview_failures (
     handler    TEXT        NOT NULL,
     error      TEXT        NOT NULL,
     attempts   INT         NOT NULL,
-    -- If the event is newer than the program that stopped at it, the event's version: a program that knows it goes on.
+    -- The schema version of the event if the program that stopped did not know it; a program that knows it continues.
     newer_version INT,
     failed_at  TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp(),
     -- Set by `retry`: the projection tries once more, and the row goes when the event is passed.
     retry      BOOLEAN     NOT NULL DEFAULT false
 );
 
--- The projections whose rows in UNLOGGED tables are there: a crash of the server empties this table and those.
+-- The projections whose UNLOGGED tables still have their rows: a server crash empties this table together with them.
 CREATE UNLOGGED TABLE readview_unlogged (
     name TEXT NOT NULL PRIMARY KEY
 );
 
--- For how long the event has been in the store, in seconds. Its tstamp is ahead of a clock that was set back: then it is
--- known by when it was recorded, if that is not ahead of the clock as well.
+-- Returns how long the event has been in the store, in seconds. If its tstamp is ahead of the clock, because the clock
+-- was set back, recorded_at is used instead; if that is ahead as well, the result is 0.
 CREATE FUNCTION event_age("tstamp" BIGINT, recorded_at TIMESTAMPTZ) RETURNS DOUBLE PRECISION LANGUAGE sql
 RETURN GREATEST(0, CASE
     WHEN tstamp / 1000000.0 <= extract(epoch FROM clock_timestamp())

@@ -1,22 +1,22 @@
 -- Appending as fast as the database can: these procedures release the ordering lock before the flush, and return after it.
 --
--- Both: 1. append, and commit without waiting for the disk, since the lock is held that long; 2. if it is time to `wake`,
--- NOTIFY in a transaction of its own, because that acquires a lock of the whole server, and no append is to wait for it;
--- 3. what the caller waits for, a commit that is flushed (and replicated) as the session's `synchronous_commit` says, and
--- with it everything before it in the write-ahead log.
+-- Both run three steps: 1. append, and commit without waiting for the disk, because the lock is held until then; 2. if
+-- the projections are due a wake-up, NOTIFY in a separate transaction, because NOTIFY acquires a server-wide lock and
+-- no append should wait for it; 3. make a commit that is flushed (and replicated) according to the session's
+-- `synchronous_commit`, and with it everything before it in the write-ahead log. The caller waits for this commit.
 --
--- `patience`: how long to wait for locks, as a value of `lock_timeout`; NULL: as the session does.
+-- `patience`: how long to wait for locks, as a value of `lock_timeout`; NULL: the session's `lock_timeout`.
 --
 -- They run with the caller's privileges: a procedure that commits can neither be SECURITY DEFINER nor have a fixed
--- search_path. So what is the event store's is named with its schema.
+-- search_path. Therefore they qualify the event store's objects with their schema.
 DO $do$
 BEGIN
     EXECUTE format($sql$
-        -- Appends one event if its aggregate has the version that is expected (NULL: any). `actual` is that version
-        -- before, `place` the event's tstamp, NULL if it was not appended.
+        -- Appends one event if its aggregate has the expected stream version (NULL: any). `actual` is the stream
+        -- version before the append, `place` the event's tstamp, NULL if it was not appended.
         --
-        -- If `wake` is NULL, it is found out here whether to NOTIFY; `told` says what was done. Events without a NOTIFY
-        -- are for the caller to announce a moment later, with `events_tell`.
+        -- If `wake` is NULL, the procedure decides whether to NOTIFY; `told` returns the decision. The caller announces
+        -- events without a NOTIFY a moment later, with `events_tell`.
         CREATE PROCEDURE events_append_one(
             aggregate_id UUID, expected BIGINT,
             id UUID, aggregate_name TEXT, name TEXT, version INT, data JSON, metadata JSONB, recorded_at TIMESTAMPTZ,
@@ -34,7 +34,7 @@ BEGIN
             IF set_config('synchronous_commit', 'off', true) || set_config('events.quiet', 'on', true) IS NULL THEN END IF;
             IF patience IS NOT NULL AND set_config('lock_timeout', patience, true) IS NULL THEN END IF;
             IF expected = 0 THEN
-                -- Nothing is read: if there is an event after all, the unique key says so.
+                -- No read is needed: if the aggregate has an event, the unique key is violated.
                 actual := 0;
             ELSE
                 IF expected IS NULL AND %1$I.events_lock_order() IS NULL THEN END IF;
@@ -60,13 +60,13 @@ BEGIN
         $procedure$
     $sql$, current_schema());
     EXECUTE format($sql$
-        -- Appends the events of several aggregates, each aggregate's as one append: all or none of them, if the aggregate
-        -- has the version that is expected (NULL: any). `actual` is the version of each aggregate before, `last` the tstamp
-        -- of the last event that was appended; the others have the numbers before it, one by one.
+        -- Appends the events of several aggregates, one append per aggregate. Each append is all or nothing, and needs
+        -- the expected stream version (NULL: any). `actual` is the stream version of each aggregate before, `last` the
+        -- tstamp of the last event that was appended; the events before it have the consecutive numbers that end there.
         CREATE PROCEDURE events_append(
-            -- Of each append.
+            -- One element per append.
             aggregate_ids UUID[], expected BIGINT[],
-            -- Of each event: its append, and which of that one's it is, both from 1; then what it holds.
+            -- One element per event: its append and its index in that append, both from 1; then its columns.
             appends INT[], places INT[],
             ids UUID[], aggregate_names TEXT[], names TEXT[], versions INT[], datas JSON[], metadatas JSONB[],
             times TIMESTAMPTZ[],
@@ -80,7 +80,7 @@ BEGIN
                 COMMIT;
                 SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
             END IF;
-            -- Also: a plan made anew for each call would cost more than the call.
+            -- The generic plan, because planning each call would cost more than the call.
             IF set_config('synchronous_commit', 'off', true) || set_config('events.quiet', 'on', true)
                 || set_config('plan_cache_mode', 'force_generic_plan', true) IS NULL THEN END IF;
             IF patience IS NOT NULL AND set_config('lock_timeout', patience, true) IS NULL THEN END IF;

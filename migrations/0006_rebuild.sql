@@ -2,9 +2,9 @@
 ALTER TABLE readviews ADD COLUMN made_by JSONB;
 
 ALTER TABLE readviews
-    -- How often the rows were replaced, by a rebuild that changed some, an undo or a reset.
+    -- Number of times the rows were replaced: by a rebuild that changed rows, an undo or a reset.
     ADD COLUMN generation BIGINT NOT NULL DEFAULT 0,
-    -- The generation of each projection that this one comes after, when its first rows were made; NULL: not known.
+    -- The generation of each projection in `after` at the time the first rows were made; NULL: unknown.
     ADD COLUMN built_on JSONB;
 
 -- Projections that are being rebuilt or verified beside their live tables: one row each, while it goes on.

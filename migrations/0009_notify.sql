@@ -1,19 +1,20 @@
--- NOTIFY costs about as much as an append, so processes that append without a pause send about one in 5 ms together.
+-- NOTIFY costs about as much as an append, so processes that append continuously send about one every 5 ms in total.
 --
--- A writer may call these functions directly. The worst that comes of it is a missing or superfluous NOTIFY, which is a
--- hint: without one, the projections find new events by their poll.
+-- A writer may call these functions directly. The worst result is a missing or superfluous NOTIFY. NOTIFY is a
+-- hint: without it, the projections find new events by polling.
 
--- The position up to which events were announced by NOTIFY. Whoever announces an event announces all before it.
+-- The position up to which events were announced by NOTIFY. An announcement covers all events up to that position.
 CREATE SEQUENCE events_told AS BIGINT MINVALUE 0 START WITH 0 OWNED BY events.tstamp;
 SELECT setval('events_told', 0);
 GRANT SELECT ON SEQUENCE events_told TO PUBLIC;
 
--- Records that everything that has been appended so far is about to be announced.
+-- Records that all events appended so far are about to be announced. Always returns true.
 CREATE FUNCTION events_told_all() RETURNS BOOLEAN LANGUAGE sql SECURITY DEFINER
 RETURN setval('events_told', COALESCE(pg_sequence_last_value('events_tstamp'), 0)) IS NOT NULL;
 
--- Whether the appending transaction, which holds the ordering lock, is to NOTIFY: as `wake` says, or, if that is NULL, if
--- nobody did for 5 ms. By the clock, not by the positions, which stand still if the clock was set back.
+-- Returns whether the appending transaction, which holds the ordering lock, must NOTIFY: `wake`, or if that is NULL,
+-- whether the last NOTIFY was at least 5 ms ago. Measured by the clock, because positions do not advance while the
+-- clock is set back.
 CREATE FUNCTION events_to_tell(wake BOOLEAN) RETURNS BOOLEAN LANGUAGE sql
 RETURN CASE
     WHEN wake IS NOT NULL THEN wake

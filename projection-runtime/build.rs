@@ -1,4 +1,4 @@
-//! `sqlx::migrate!` reads the folder when the crate is compiled: a migration that is added there has it compiled again.
+//! Recompiles the crate when a migration is added: `sqlx::migrate!` reads the folder at compile time.
 
 fn main() {
     println!("cargo::rerun-if-changed=../migrations");

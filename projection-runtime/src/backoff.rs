@@ -1,9 +1,9 @@
-//! Growing waits between tries.
+//! Growing waits between retries.
 
 use std::time::Duration;
 
-/// Growing waits between tries: doubled from 50 ms up to 5 s, each shortened by chance to a half at the most, so that
-/// many processes don't come back at the same moment.
+/// Growing waits between retries: doubled from 50 ms up to 5 s, each shortened at random by up to a half, so that many
+/// processes do not retry at the same moment.
 #[derive(Debug, Default)]
 pub(crate) struct Backoff {
     tries: u32,
@@ -24,7 +24,7 @@ impl Backoff {
         wait
     }
 
-    /// After so many tries.
+    /// Returns the wait after this number of tries.
     pub(crate) fn after(tries: u32) -> Duration {
         let full = Duration::from_millis(50 << tries.min(7)).min(Duration::from_secs(5));
         let chance = uuid::Uuid::new_v4().as_bytes()[0];
@@ -42,7 +42,7 @@ mod tests {
         let waits: Vec<Duration> = (0..20).map(|_| backoff.next()).collect();
         assert!(waits[0] <= Duration::from_millis(50));
         assert!(waits[19] >= Duration::from_millis(2500) && waits[19] <= Duration::from_secs(5));
-        // Two steps on a wait is four times as long, which chance halves at the most; from the eighth on all are alike.
+        // Two steps later a wait is four times as long, and chance halves it at most; from the eighth on all are equal.
         assert!(waits[..6].iter().zip(&waits[2..]).all(|(early, late)| early < late));
     }
 }

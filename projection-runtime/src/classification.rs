@@ -1,5 +1,5 @@
-//! What an error is to blame on: the one place that decides whether it is retried, may be skipped or dead-lettered, or
-//! stops what is under way. Handlers, commits, appends, import, ingest, resets and rebuilds ask here.
+//! Classifies errors by their cause: decides whether an error is retried, may be skipped or dead-lettered, or stops the
+//! operation. Handlers, commits, appends, import, ingest, resets and rebuilds use this module.
 //!
 //! | class | what happens | by |
 //! |---|---|---|
@@ -7,8 +7,8 @@
 //! | of the event | the projection fails at the event; this event may be skipped, a line or a message refused | its values: constraints, conversions, a payload that does not fit, an error or a panic of the handler |
 //! | of the environment | the projection stops at the event, an import ends, ingest gives the messages back; nothing is skipped | tables, functions, privileges, settings, the program |
 //!
-//! What must hold: an error is of the event only if another event could pass. In doubt it is of the environment: an
-//! operator can still skip the event, but nobody can find an event again that was skipped by mistake.
+//! What must hold: an error is of the event only if another event could succeed. In doubt it is of the environment: an
+//! operator can still skip the event, but nobody notices an event that was skipped by mistake.
 //!
 //! # By SQLSTATE
 //!
@@ -19,10 +19,10 @@
 //! | 08 | transient | a connection, also one of `postgres_fdw` or `dblink`, was refused or lost |
 //! | 08P01 | environment | bound values that do not match the statement; but transient if the session ends with it (`FATAL`): that is how PgBouncer reports a lost server |
 //! | 20000, 21000 | event | `CASE` without a branch for the value, a look-up that finds more than one row |
-//! | 22 | event | a value is too long, out of range, or of no form that the type knows |
+//! | 22 | event | a value is too long, out of range, or not a valid representation of the type |
 //! | 22P03, 2200H | environment | the program's binary form of a type is not the server's; a sequence is exhausted |
 //! | 23, 44 | event | a constraint refuses the row |
-//! | 23502 | environment | NULL in a column that is mostly one that no handler writes; `read_model` knows its columns, and makes it an error of the event for these |
+//! | 23502 | environment | NULL in a column, usually one that no handler writes; `read_model` knows the columns of its rows, and makes it an error of the event for those |
 //! | 25006, 25P03 | transient | read-only during a fail-over; the session was ended because it was idle |
 //! | 38000, P0001 to P0004 | event | a function of the database refuses what it was given |
 //! | 40 | transient | deadlock, serialization failure |
@@ -46,12 +46,12 @@ use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
 use crate::error::{ApplyError, SharedError, chain, postgres};
 
-/// What an error is to blame on. The lesser of two is what may be done less with.
+/// The cause of an error. The smaller of two variants is the more restrictive one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum ErrorClass {
-    /// It passes by itself.
+    /// A retry may succeed without a change.
     Transient,
-    /// The tables, the server or the program, whatever the event.
+    /// The tables, the server or the program: any event would fail.
     Environment,
     /// The event.
     Event,
@@ -59,8 +59,8 @@ pub(crate) enum ErrorClass {
 
 use ErrorClass::{Environment, Event, Transient};
 
-/// What the error is to blame on, through whatever wraps it. An error of neither PostgreSQL nor sqlx is a handler's own:
-/// of the event.
+/// Classifies the error by itself and its sources. An error that is neither PostgreSQL's nor sqlx's is a handler's own,
+/// and so of the event.
 pub(crate) fn classify(error: &(dyn StdError + 'static)) -> ErrorClass {
     sources(error).filter_map(of_one).min().unwrap_or(Event)
 }
@@ -69,13 +69,13 @@ pub(crate) fn is_transient(error: &sqlx::Error) -> bool {
     classify(error) == Transient
 }
 
-/// Others hold a lock that was wanted, or wanted one that this transaction held.
+/// Returns whether the error is a lock time-out or a deadlock.
 pub(crate) fn is_locked(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(DatabaseError::code);
     code.is_some_and(|code| ["55P03", "40P01"].contains(&&*code))
 }
 
-/// What the error says by itself, without its sources.
+/// Classifies the error itself, without its sources.
 fn of_one(error: &(dyn StdError + 'static)) -> Option<ErrorClass> {
     if let Some(error) = error.downcast_ref::<sqlx::Error>() {
         return Some(of_sqlx(error));
@@ -100,9 +100,9 @@ fn of_sqlx(error: &sqlx::Error) -> ErrorClass {
         | sqlx::Error::PoolTimedOut
         | sqlx::Error::PoolClosed
         | sqlx::Error::WorkerCrashed => Transient,
-        // Of a connection that ends while it is made, sqlx 0.9 reads an answer of 0.
+        // If the connection ends while it is being opened, sqlx 0.9 reads a zero byte as the answer.
         sqlx::Error::Protocol(text) if text.starts_with("unexpected response from SSLRequest: 0x00") => Transient,
-        // A value that the event brought has no form in PostgreSQL; a look-up found nothing.
+        // A value of the event cannot be encoded for PostgreSQL, or a look-up found no row.
         sqlx::Error::Encode(_) | sqlx::Error::RowNotFound => Event,
         // Usage: too many bound values, a column of another name or type, a wrong configuration.
         _ => Environment,
@@ -133,8 +133,9 @@ fn of_state(code: &str) -> ErrorClass {
     }
 }
 
-/// Errors of sqlx that show neither themselves nor a source of their own through a wrapper that is transparent: one of
-/// `thiserror`, or an `anyhow::Error` that was made a boxed error. Each with the mark in the place of what varies.
+/// Returns the errors of sqlx that a transparent wrapper hides because they have no source: a `#[error(transparent)]`
+/// type of `thiserror`, or an `anyhow::Error` converted to a boxed error. [`MARK`] stands for the variable part of the
+/// text.
 fn samples() -> [sqlx::Error; 13] {
     let mark = || MARK.to_owned();
     [
@@ -156,7 +157,7 @@ fn samples() -> [sqlx::Error; 13] {
 
 const MARK: &str = "<mark>";
 
-/// What the text of an error says, if it is that of an error of sqlx.
+/// Classifies an error by its text, if that is the text of an error of sqlx.
 fn of_text(text: &str) -> Option<ErrorClass> {
     let beginning = |sample: &sqlx::Error| {
         let sample = sample.to_string().replace(&usize::MAX.to_string(), MARK);
@@ -165,17 +166,17 @@ fn of_text(text: &str) -> Option<ErrorClass> {
     samples().iter().find(|sample| text.starts_with(&beginning(sample))).map(of_sqlx)
 }
 
-/// What the text of a panic says: `unwrap` shows the error's `Debug`.
+/// Classifies a panic by its text: `unwrap` prints the error's `Debug` form.
 fn of_panic(text: &str) -> ErrorClass {
     let database = "Database(PgDatabaseError".to_owned();
     let beginning = |sample: &sqlx::Error| format!("{sample:?}").split(MARK).next().unwrap_or_default().to_owned();
-    // Which error of the database it was, is not looked for: it is no event's for sure.
+    // The database error is not examined further: in doubt it is of the environment.
     let of_sqlx = samples().iter().map(beginning).chain([database]).any(|beginning| text.contains(&beginning));
     if of_sqlx { Environment } else { Event }
 }
 
 impl ApplyError {
-    /// What the error is to blame on.
+    /// Returns the class of the error.
     pub(crate) fn class(&self) -> ErrorClass {
         match self {
             ApplyError::Payload { .. }
@@ -196,7 +197,7 @@ impl ApplyError {
         }
     }
 
-    /// What to do about an error that is not the event's, if the error's own text does not say it.
+    /// Returns the remedy for an error that is not of the event, if the error's own text does not name one.
     pub(crate) fn remedy(&self) -> Option<&'static str> {
         match self {
             ApplyError::Handler(error) => remedy(error.as_ref()),
@@ -209,12 +210,12 @@ impl ApplyError {
     }
 }
 
-/// The error and its sources.
+/// Returns the error and its sources, outermost first.
 fn sources<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
     std::iter::successors(Some(error), |&error| error.source())
 }
 
-/// The SQLSTATE.
+/// Returns the first SQLSTATE among the error and its sources.
 fn state(error: &(dyn StdError + 'static)) -> Option<String> {
     sources(error).find_map(|error| match error.downcast_ref::<sqlx::Error>() {
         Some(error) => error.as_database_error()?.code().map(Cow::into_owned),
@@ -222,10 +223,11 @@ fn state(error: &(dyn StdError + 'static)) -> Option<String> {
     })
 }
 
-/// Of an error of sqlx.
+/// Start of the text of sqlx's error for too many bound values.
 const TOO_MANY: &str = "too many arguments for query";
 
-/// The same statement for fewer events may pass: it had too many values, took too long or needed too much.
+/// Returns whether the statement may succeed for fewer events: it had too many values, took too long or exceeded a
+/// limit.
 pub(crate) fn may_be_of_the_size(error: &(dyn StdError + 'static)) -> bool {
     match state(error) {
         Some(code) => ["25P04", "53400", "54011", "54023", "57014"].contains(&&*code),
@@ -233,7 +235,7 @@ pub(crate) fn may_be_of_the_size(error: &(dyn StdError + 'static)) -> bool {
     }
 }
 
-/// What to do about an error of the environment.
+/// Returns the remedy for an error of the environment.
 pub(crate) fn remedy(error: &(dyn StdError + 'static)) -> Option<&'static str> {
     if classify(error) != Environment {
         return None;
@@ -248,7 +250,7 @@ pub(crate) fn remedy(error: &(dyn StdError + 'static)) -> Option<&'static str> {
     } else if says("decoding column") || says("no column found") || says("column index out of bounds") {
         "the handler reads a column of another name or type than the table has: compare them, `check` helps"
     } else {
-        "look at the handler, and at what it talks to"
+        "check the handler, and the services that it calls"
     })
 }
 
@@ -257,7 +259,7 @@ fn remedy_of_state(code: &str) -> &'static str {
         "08P01" => "bind a value for each parameter of the statement",
         "23502" => {
             "if the handler does not write the column, give the column a default or let it be NULL; if the handler writes \
-             it, this event has no value for it, and `skip` passes over the event"
+             it, this event has no value for it, and `skip` skips the event"
         }
         "25P02" => "the handler ignores an error of an earlier statement: let it return the error",
         "25P04" => "raise `transaction_timeout` for the service's role",
@@ -278,7 +280,7 @@ fn remedy_of_state(code: &str) -> &'static str {
         code if code.starts_with("42") => "compare the statement and the table: `check` helps",
         code if code.starts_with("28") || code.starts_with("3D") => "look at the role and the database of the URL",
         code if code.starts_with("XX") => "look at the server's log: the server reports an error of its own",
-        _ => "mend what the message names",
+        _ => "fix what the message names",
     }
 }
 
@@ -307,7 +309,7 @@ mod tests {
         assert_eq!(classify(error.as_ref()), Event);
     }
 
-    /// Each of the samples, with something in the place of the mark.
+    /// Tests each sample with a value instead of the mark.
     #[test]
     fn an_error_is_found_behind_a_transparent_wrapper() {
         for sample in samples() {
@@ -335,7 +337,7 @@ mod tests {
         assert_eq!([of_state("AB001"), of_state("10608"), of_state("")], [Environment; 3]);
     }
 
-    /// A server, or what stands before it, that goes away while a connection is made.
+    /// The server, or a proxy before it, goes away while a connection is being opened.
     #[tokio::test]
     async fn a_connection_that_ends_while_it_is_made() {
         use tokio::io::AsyncReadExt;

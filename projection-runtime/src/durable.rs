@@ -1,8 +1,8 @@
-//! Which events are as safe as the server's settings promise, so that what follows from them may leave its database.
+//! Finds the events that are as durable as the server's settings promise, so that their effects may leave the database.
 //!
 //! The store's own appends become visible before they are flushed, and before a synchronous standby has them; see
-//! `append`. A crash or a fail-over may take such an event back. Rows in the same database go with it. What is sent
-//! elsewhere would stay: messages of the relay, rows in another database, answers that an event is stored.
+//! `append`. A crash or a fail-over may lose such an event, together with the rows in the same database. Effects
+//! elsewhere would remain: messages of the relay, rows in another database, confirmations that an event is stored.
 //!
 //! An event's commit is in the write-ahead log before the event is visible, and the log is linear. So a commit that is
 //! made after an event was seen, and that waits for the disk and the standbys, waits for the event as well.
@@ -13,34 +13,35 @@ use std::time::Duration;
 use sqlx::PgPool;
 use uuid::Uuid;
 
-/// How long a wait for a synchronous standby is silent.
+/// How long to wait for a synchronous standby before reporting an error.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What is known of the events in one database.
+/// The newest durable event of one database, shared by all that ask for it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Durable {
-    /// The newest event that is known to be safe, with all before it. By its id: a fail-over may reuse a position.
+    /// The id of the newest event known to be durable, with all before it. An id, because a fail-over may reuse a
+    /// position.
     known: Arc<Mutex<Option<Uuid>>>,
-    /// Held by the one commit that waits for a standby: one that is gone occupies one connection, not all.
+    /// Held by the single commit that waits for a standby: a missing standby occupies one connection, not all.
     waiting: Arc<tokio::sync::Mutex<()>>,
 }
 
-/// What the database says of its events.
+/// The newest event of a database, and whether a given position is that of an event.
 #[derive(Debug, Clone, Copy, sqlx::FromRow)]
 pub(crate) struct Head {
     /// The newest event; 0: none.
     pub(crate) newest: i64,
-    /// Its id.
+    /// The id of the newest event.
     pub(crate) id: Option<Uuid>,
-    /// A synchronous standby may not have it.
+    /// Whether a synchronous standby may lack the newest event.
     unconfirmed: bool,
-    /// The position that was asked for is that of the event that was asked for, or 0.
+    /// Whether the requested position is that of the requested event, or 0.
     pub(crate) there: bool,
 }
 
 impl Durable {
-    /// The newest event that is safe, with all before it; and whether `position` is that of an event, which has the `id`
-    /// if that is given. An error if a synchronous standby does not confirm it for a while.
+    /// Returns the newest durable event, and whether `position` is that of an event (with this `id`, if given). Returns
+    /// an error if no synchronous standby confirms the event within [`PATIENCE`].
     pub(crate) async fn head(&self, pool: &PgPool, position: i64, id: Option<Uuid>) -> sqlx::Result<Head> {
         let head = self.look(pool, position, id).await?;
         if head.unconfirmed {
@@ -50,7 +51,7 @@ impl Durable {
         Ok(head)
     }
 
-    /// Waits until everything that was appended is safe, however long a standby takes.
+    /// Waits until all appended events are durable, however long a standby takes.
     pub(crate) async fn flush(pool: &PgPool) -> sqlx::Result<()> {
         if Durable::default().look(pool, 0, None).await?.unconfirmed {
             wait_for_standbys(pool).await?;
@@ -58,7 +59,7 @@ impl Durable {
         Ok(())
     }
 
-    /// What is there, flushed, unless it must be confirmed by a standby as well.
+    /// Reads the newest event, and flushes it unless a standby must confirm it as well.
     async fn look(&self, pool: &PgPool, position: i64, id: Option<Uuid>) -> sqlx::Result<Head> {
         let known = *self.known.lock().unwrap_or_else(PoisonError::into_inner);
         // If the log is not flushed up to where it is written, the commit of this statement flushes it, also if the server
@@ -69,7 +70,7 @@ impl Durable {
                     $1 = 0 OR EXISTS (SELECT FROM events WHERE tstamp = $1 AND id = COALESCE($2, id)) AS there
              FROM (SELECT) always
              LEFT JOIN LATERAL (SELECT id, tstamp FROM events
-                                -- Not one that is ahead of the sequence: later events would get positions before it.
+                                -- Without events ahead of the sequence: later events would get positions before them.
                                 WHERE tstamp <= (SELECT pg_sequence_last_value('events_tstamp'))
                                 ORDER BY tstamp DESC LIMIT 1) newest ON true
              WHERE CASE WHEN newest.id IS NOT DISTINCT FROM $3 OR current_setting('synchronous_standby_names') <> ''
@@ -87,13 +88,13 @@ impl Durable {
         .await
     }
 
-    /// Waits for the standbys, and returns an error if they take too long. The commit that waits goes on waiting, over one
+    /// Waits for the standbys, and returns an error if they take too long. The commit keeps waiting, over one
     /// connection, however often this is called.
     async fn confirm(&self, pool: &PgPool) -> sqlx::Result<()> {
         let (pool, waiting) = (pool.clone(), Arc::clone(&self.waiting));
         let confirmed = async {
             let waits = waiting.lock_owned().await;
-            // In a task: a connection that is given up in the middle of a wait would be lost to the pool.
+            // In a task, because the pool would lose a connection that is dropped during the wait.
             let commit = tokio::spawn(async move {
                 let _waits = waits;
                 wait_for_standbys(&pool).await

@@ -134,7 +134,7 @@ pub enum Error {
         /// How long it was waited.
         timeout: std::time::Duration,
     },
-    /// The lock that orders all appends was not to be had in time: see
+    /// The lock that orders all appends was not acquired in time: see
     /// [`EventStore::with_lock_timeout`](crate::EventStore::with_lock_timeout). Nothing was appended.
     #[error(
         "appending to aggregate {aggregate_id}: {holder} holds the lock that orders appends, for longer than the lock \
@@ -143,19 +143,19 @@ pub enum Error {
     OrderingLockHeld {
         /// The aggregate.
         aggregate_id: uuid::Uuid,
-        /// The session or the prepared transaction that holds it.
+        /// The session or the prepared transaction that holds the lock.
         holder: String,
         /// What to do about it.
         remedy: String,
     },
-    /// The database takes no writes. Nothing was changed, and nothing will be later.
+    /// The database is read-only. Nothing was changed, and nothing will be changed later.
     #[error("{doing}: nothing can be written to the database {place}: {why}; connect to the primary")]
     ReadOnly {
-        /// What was to be done.
+        /// The operation that was refused.
         doing: String,
         /// `host:port/database`
         place: String,
-        /// Why it takes none.
+        /// Why the database is read-only.
         why: &'static str,
     },
     /// A rebuild, a verification, a reset or an undo of the projection is under way.
@@ -315,7 +315,7 @@ pub(crate) fn describe(error: &sqlx::Error) -> String {
     text
 }
 
-/// The error as PostgreSQL's, also one that is shared.
+/// Returns the error as PostgreSQL's error, also from a [`SharedError`].
 pub(crate) fn postgres<'a>(error: &'a (dyn DatabaseError + 'static)) -> Option<&'a PgDatabaseError> {
     match error.try_downcast_ref::<SharedError>() {
         Some(shared) => postgres(shared.database()?),
@@ -523,7 +523,7 @@ pub enum ApplyError {
         /// The tables.
         tables: Vec<String>,
     },
-    /// A row handler left a column of its row without a value that must have one.
+    /// A row handler left a NOT NULL column of its row without a value.
     #[error("the handler gave a row of `{table}` no value for a column that must not be NULL: {reason}")]
     NullColumn {
         /// The row's table.
@@ -557,7 +557,7 @@ impl ApplyError {
         }
     }
 
-    /// A statement failed that may have been one for too many events.
+    /// Returns whether a statement failed that may succeed for fewer events.
     pub(crate) fn may_be_of_the_size(&self) -> bool {
         match self {
             ApplyError::Handler(error) => classification::may_be_of_the_size(error.as_ref()),
@@ -566,8 +566,8 @@ impl ApplyError {
         }
     }
 
-    /// A statement failed for a reason that is no event's. It may pass all the same, if it was cancelled, if the
-    /// connection is out of step or has a plan from before a table was altered; or with fewer events at once.
+    /// Returns whether a statement failed for a reason that is not of the event. A retry may still succeed: if the
+    /// statement was cancelled, if the connection has a plan from before a table was altered, or with fewer events.
     pub(crate) fn is_of_the_statement(&self) -> bool {
         matches!(self, ApplyError::Handler(_) | ApplyError::Commit(_)) && self.class() == ErrorClass::Environment
     }

@@ -133,7 +133,7 @@ pub trait DomainEvent: Serialize + DeserializeOwned + Send + Sync + 'static {
     const AGGREGATE: &'static str;
     /// The version of the payload's form, from 1.
     const VERSION: i32;
-    /// A number that changes with the list of upcasts, not with what they do; 0 without any.
+    /// Number that identifies the list of upcasts, not their code; 0 without upcasts.
     const UPCASTS: u64 = 0;
     /// The routing key of its messages.
     const ROUTING_KEY: &'static str;
@@ -382,7 +382,7 @@ impl StoredEvent {
         }
     }
 
-    /// One that is not in the store yet, for its payload to be read.
+    /// Creates an event that is not stored yet, to check its payload.
     pub(crate) fn incoming(event: &Incoming) -> Self {
         StoredEvent {
             id: event.id,

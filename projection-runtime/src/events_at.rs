@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(15);
 #[derive(Debug, Clone, Default)]
 pub(crate) struct EventsAt {
     elsewhere: Option<Elsewhere>,
-    /// Of the database where the events are.
+    /// The durable events of the database that holds the events.
     durable: Durable,
 }
 
@@ -42,7 +42,7 @@ struct Elsewhere {
     patience: Duration,
 }
 
-/// A position, and the event that is there, as far as that is known.
+/// A position, and the id of its event if that is known.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Passed {
     pub(crate) position: i64,
@@ -58,13 +58,13 @@ impl Passed {
 /// What the other database says before a transaction of this one begins.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Look {
-    /// The newest event, as safe as the server's settings promise, with all before it.
+    /// The newest durable event.
     pub(crate) head: i64,
-    /// Its id.
+    /// The id of the newest event.
     pub(crate) id: Option<Uuid>,
     /// What was asked for.
     passed: Passed,
-    /// It is the position of that event, or 0.
+    /// Whether `passed` is the position of its event, or 0.
     there: bool,
 }
 
@@ -142,21 +142,22 @@ impl EventsAt {
         }))
     }
 
-    /// The newest event that may leave the database of the events; `here` is the pool of the read models.
+    /// Returns the newest event that may leave the events' database; `here` is the pool of the read models.
     pub(crate) async fn durable_head(&self, here: &PgPool) -> sqlx::Result<i64> {
         let head = self.durable.head(self.pool(here), 0, None);
         Ok(self.ask(head).await?.newest)
     }
 
-    /// The newest event that may be applied, and whether the position is still that of the event; `None` where the events
-    /// are beside the read models, and the statement that locks the position says so.
+    /// Returns the newest event that may be applied, and whether the position is still that of its event; `None` if the
+    /// events are in the database of the read models, where the statement that locks the position reads both.
     pub(crate) async fn look(&self, passed: Passed) -> sqlx::Result<Option<Look>> {
         let Some(pool) = self.other() else { return Ok(None) };
         let head = self.ask(self.durable.head(pool, passed.position, passed.id)).await?;
         Ok(Some(Look { head: head.newest, id: head.id, passed, there: head.there }))
     }
 
-    /// Whether the position, which is locked by now, is that of an event, as the look from before says, or another one.
+    /// Returns whether the locked position is that of an event. Asks the database again if the position has changed
+    /// since `look`.
     pub(crate) async fn has(&self, look: Option<Look>, passed: Passed) -> sqlx::Result<bool> {
         match (look, self.other()) {
             (Some(look), Some(pool)) if look.passed != passed => {
@@ -168,7 +169,8 @@ impl EventsAt {
         }
     }
 
-    /// The position itself, or that of the event before it, if it is that of none. `here` is a connection to the read models.
+    /// Returns the position, or that of the event before it if no event has the position. `here`: a connection to the
+    /// read models.
     pub(crate) async fn stands(&self, here: &mut PgConnection, position: i64) -> sqlx::Result<i64> {
         let asking = async {
             let mut connection = self.at(here).await?;

@@ -2,9 +2,9 @@
 //! be others than a rebuild would make.
 //!
 //! The macro gives each handler a number of its tokens; what handlers call outside of their impl block does not count,
-//! nor do the types of events and rows. Of an event its version counts, and the list of its upcasts: if they have changed,
-//! events of older versions reach the handler in another form. The tables count by their columns and unique keys: a check may stop a handler, but
-//! makes no other row.
+//! nor do the types of events and rows. An event counts by its schema version and the list of its upcasts: if these
+//! have changed, the handler gets events of older versions in another form. The tables count by their columns and
+//! unique keys: a check constraint may stop a handler, but does not change a row.
 //!
 //! While a new version of the program rolls out, both apply events. Whoever does so with other code than that which is
 //! written down adds its own, with the positions between which it did, in the transaction that moves the position
@@ -46,7 +46,7 @@ pub struct Stale {
     pub other_code: bool,
     /// Columns or unique keys of its tables have changed.
     pub tables: bool,
-    /// The projections that it comes after, and whose rows were replaced since its own were built on them.
+    /// The projections in `after` whose rows were replaced since this projection's rows were built on them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub lookups: Vec<String>,
     /// In how many partitions its events were applied, where it has another number now. Until a rebuild, or a reset, no
@@ -74,7 +74,7 @@ pub struct StaleHandler {
 pub enum HandlerChange {
     /// Its code is another.
     Changed,
-    /// Its event has another version, or other upcasts.
+    /// The event has another schema version, or other upcasts.
     Version,
     /// There was none for the event.
     Added,
@@ -100,7 +100,7 @@ impl std::fmt::Display for Stale {
         let handlers = self.handlers.iter().map(|StaleHandler { event, handler, change, behind }| {
             let change = match change {
                 HandlerChange::Changed => "has changed",
-                HandlerChange::Version => "takes another version of its event, or by other upcasts",
+                HandlerChange::Version => "gets another version of its event, or other upcasts",
                 HandlerChange::Added => "is new",
                 HandlerChange::Removed => "is gone",
             };
@@ -126,12 +126,12 @@ impl std::fmt::Display for Stale {
 /// The handlers and what stands beside them. Numbers are written in hexadecimal: they do not fit into JSON's.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Code {
-    /// By the event's name.
+    /// Handlers by the name of their event.
     handlers: BTreeMap<String, HandlerCode>,
     code: String,
 }
 
-/// The function, its number, the event's version, and the number of its upcasts.
+/// Name and fingerprint of the function, schema version of its event, and fingerprint of the upcasts.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct HandlerCode(String, String, i32, String);
 
@@ -172,7 +172,7 @@ struct Made {
     /// Of what stands in `code`.
     #[serde(default)]
     program: String,
-    /// The program that applied events last, if that is another one.
+    /// The program that applied events last, if it is another one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     last: Option<String>,
     /// Other programs that have applied events since, by their number.
@@ -186,7 +186,7 @@ struct Other {
     code: Code,
     /// The position that it went on from at first.
     from: i64,
-    /// The last position that it came to; `None`: it may go on.
+    /// The last position that the program reached; `None`: it may continue.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     to: Option<i64>,
 }
@@ -253,9 +253,9 @@ pub(crate) async fn record(connection: &mut PgConnection, definition: &Definitio
         .map(drop)
 }
 
-/// Writes down that this program applies events after position `from`, beside the one that is written down; in the
-/// transaction that applies them. `to`: it stops there, and has applied none of its own events. `false`: the projection's
-/// row, if it is that of a partition which is locked, is not to be had just now.
+/// Records that this program, in addition to the recorded one, applies events after position `from`. Runs in the
+/// transaction that applies the events. `to`: the program stops there without having applied an event. Returns `false`
+/// if a partition is locked and the projection's row cannot be locked now.
 pub(crate) async fn tell(
     tx: &mut PgConnection,
     definition: &Definition,
@@ -270,7 +270,7 @@ pub(crate) async fn tell(
     let ours = program(definition);
     if to.is_none() {
         let last = made.last.replace(ours.clone()).and_then(|last| made.others.get_mut(&last));
-        // A partition of it may still be about to commit.
+        // A partition may still be about to commit.
         if let Some(last) = last.filter(|_| definition.partitions.is_empty()) {
             last.to = last.to.or(Some(position));
         }
@@ -314,7 +314,7 @@ pub(crate) async fn stale(
         for event in names {
             let (change, handler, below) = match (then.handlers.get(event), now.code.handlers.get(event)) {
                 (Some(then), Some(now)) if then.1 != now.1 => (HandlerChange::Changed, &now.0, None),
-                // Of the older of both, and of those before, the handler gets another form.
+                // The handler gets events of the older of both versions, and of earlier ones, in another form.
                 (Some(then), Some(now)) if (then.2, &then.3) != (now.2, &now.3) => {
                     (HandlerChange::Version, &now.0, Some(then.2.max(now.2)))
                 }
@@ -333,7 +333,7 @@ pub(crate) async fn stale(
     Ok(Some(stale).filter(|stale| !stale.handlers.is_empty() || other_code || tables || partitions.is_some()))
 }
 
-/// Whether there are events of these names between the positions, with a version below that one.
+/// Returns whether there are events of these names between the positions, with a schema version below the given one.
 async fn applied(
     connection: &mut PgConnection,
     events_at: &EventsAt,
@@ -365,7 +365,7 @@ pub(crate) async fn all_stale(
     Ok(found)
 }
 
-/// Adds what is stale because of other projections.
+/// Adds the projections that are stale because rows of other projections were replaced.
 async fn add_lookups(connection: &mut PgConnection, set: &ProjectionSet, found: &mut Vec<Stale>) -> sqlx::Result<()> {
     for (name, lookups) in lookups::stale(connection, set).await? {
         match found.iter_mut().find(|stale| stale.projection == name) {

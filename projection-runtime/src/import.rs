@@ -31,7 +31,7 @@ const LONGEST_LINE: usize = if cfg!(fuzzing) { 1 << 10 } else { 16 << 20 };
 /// A batch is appended when it has so many events, or so many bytes.
 const BATCH_EVENTS: usize = 1000;
 const BATCH_BYTES: usize = 1 << 20;
-/// Tries of a batch at a transient error: about half a minute.
+/// Number of tries of a batch after transient errors: about half a minute.
 const TRIES: u32 = 12;
 /// So many invalid lines are told one by one.
 const TOLD: usize = 20;
@@ -41,8 +41,8 @@ const TOLD: usize = 20;
 pub struct ImportOptions {
     /// Count and tell invalid lines, and go on; otherwise the first one ends the import.
     pub skip_invalid: bool,
-    /// Take payloads as they are. Otherwise a line is invalid that the program's own type of the event cannot read, or that
-    /// is of another aggregate type than the event.
+    /// Accepts payloads unchecked. Otherwise a line is invalid if the program's own event type cannot read its payload,
+    /// or if it names another aggregate type than the event's.
     pub unchecked: bool,
 }
 
@@ -97,11 +97,11 @@ pub enum ImportError {
         /// The first line of the batch.
         unwritten: u64,
     },
-    /// The database does not take the events, for a reason that no line is to blame for.
+    /// The database rejected the events for a reason that is not the fault of a line.
     #[error(
-        "{file}: the database does not take the events: {}. No line is to blame, so none is skipped; lines before line \
-         {unwritten} are imported. Remedy: {}. Then import again (what is there is not appended twice)",
-        describe(source), remedy(source).unwrap_or("mend what the message names")
+        "{file}: the database rejected the events: {}. No line is to blame, so none is skipped; lines before line \
+         {unwritten} are imported. Remedy: {}. Then import again (stored events are not appended twice)",
+        describe(source), remedy(source).unwrap_or("fix what the message names")
     )]
     Environment {
         /// The file's name, or `-`.
@@ -354,7 +354,7 @@ async fn append(
         return Ok(());
     }
     let all: Vec<&Incoming> = events.iter().map(|event| &event.incoming).collect();
-    // The events have their ids by now, so a batch that was committed unseen is not appended twice.
+    // The events have ids by now, so a batch whose commit was not confirmed is not appended twice.
     let outcome = retried(async || incoming::append(pool, &all, !options.skip_invalid).await).await;
     let outcome = outcome.map_err(|source| match classify(&source) {
         ErrorClass::Environment => {
@@ -374,7 +374,7 @@ async fn append(
     Ok(())
 }
 
-/// Does it again while it fails for a reason that passes by itself.
+/// Retries the attempt while it fails with a transient error.
 async fn retried<T>(attempt: impl AsyncFn() -> sqlx::Result<T>) -> sqlx::Result<T> {
     let mut backoff = Backoff::default();
     loop {

@@ -30,10 +30,10 @@ impl Incoming {
         self.version.unwrap_or(1)
     }
 
-    /// Why the event is not one of its type as the program knows it: nothing can be removed from the store, and a projection
-    /// would stop at it.
+    /// Checks the event against the program's event type, because nothing can be removed from the store and a
+    /// projection would stop at the event. The error is the reason.
     ///
-    /// `newer`: one of a newer version than the program's is accepted unread. Programs of two versions run side by side
+    /// `newer`: accepts an event of a newer schema version unread. Programs of two versions run side by side
     /// during a deployment, and the newer one can read it.
     pub(crate) fn check(&self, known: &EventType, newer: bool) -> Result<(), String> {
         let EventType { name, aggregate, version, .. } = *known;
@@ -45,7 +45,7 @@ impl Incoming {
             return Ok(());
         }
         known.payload.check(&StoredEvent::incoming(self)).map_err(|error| {
-            // The payload is one line of its own.
+            // The payload is a single line, so the line number is noise.
             format!("{name}: {}", error.text().replace(" at line 1 column ", " at column "))
         })
     }
@@ -61,11 +61,11 @@ pub(crate) struct Outcome {
 }
 
 /// Appends the events whose id is not there, in this order and in one transaction: those that the database doesn't
-/// refuse, or none where it refuses one and `all` is said. An error that no event is to blame for refuses none of them: it is
+/// refuse, or none if it refuses one and `all` is set. An error that is not of an event refuses none of them: it is
 /// returned, and nothing is appended.
 ///
 /// The transaction doesn't wait for its flush, so that nobody waits for the disk under the lock. Before anyone is told
-/// of it: [`Durable::flush`](crate::durable::Durable::flush).
+/// of it, call [`Durable::flush`](crate::durable::Durable::flush).
 pub(crate) async fn append(pool: &PgPool, events: &[&Incoming], all: bool) -> sqlx::Result<Outcome> {
     const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit = off";
     let mut tx = transaction::begin_with(pool, BEGIN).await?;

@@ -1,9 +1,9 @@
-//! Which rows of other projections the rows of a projection are built on.
+//! Tracks the rows of other projections that the rows of a projection are built on.
 //!
 //! A projection that comes `after` others looks things up in their tables. If their rows are replaced, by a rebuild, an undo
-//! or a reset, its own rows may be stale. So each replacement counts up the projection's generation, in the transaction that
-//! replaces the rows, and each projection keeps the generations that its own rows are built on. Nobody has to know who comes
-//! after whom when rows are replaced.
+//! or a reset, its own rows may be stale. So each replacement increments the projection's generation, in the
+//! transaction that replaces the rows, and each projection records the generations that its own rows are built on. A
+//! replacement need not know the dependent projections.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use crate::projection::{Definition, ProjectionSet};
 /// The generation of each projection that another one comes after.
 pub(crate) type Generations = BTreeMap<String, i64>;
 
-/// The generations of the projections that this one comes after, as they are.
+/// Returns the current generations of the projections that this one comes after.
 pub(crate) async fn generations(connection: &mut PgConnection, definition: &Definition) -> sqlx::Result<Generations> {
     let sql =
         "SELECT name, COALESCE(generation, 0) FROM UNNEST($1::text[]) AS after (name) LEFT JOIN readviews USING (name)";
@@ -33,7 +33,7 @@ pub(crate) async fn record(
     sqlx::query(sql).bind(definition.name).bind(Json(generations)).execute(tx).await.map(drop)
 }
 
-/// Records that the rows are, or will be, built on the rows of the other projections as they are.
+/// Records that the rows are, or will be, built on the current generations.
 pub(crate) async fn record_now(tx: &mut PgConnection, definition: &Definition) -> sqlx::Result<()> {
     if definition.after.is_empty() {
         return Ok(());
@@ -42,7 +42,7 @@ pub(crate) async fn record_now(tx: &mut PgConnection, definition: &Definition) -
     record(tx, definition, &generations).await
 }
 
-/// The same, at a start, if the projection has no rows yet, or nothing is recorded.
+/// Records the current generations at a start, if the projection has no rows yet or nothing is recorded.
 pub(crate) async fn record_first(tx: &mut PgConnection, definition: &Definition) -> sqlx::Result<()> {
     let sql = "SELECT position = 0 OR built_on IS NULL FROM readviews WHERE name = $1";
     if sqlx::query_scalar(sql).bind(definition.name).fetch_one(&mut *tx).await? {
@@ -51,14 +51,14 @@ pub(crate) async fn record_first(tx: &mut PgConnection, definition: &Definition)
     Ok(())
 }
 
-/// Records that rows of the projection were replaced.
+/// Increments the generation, because rows of the projection were replaced.
 pub(crate) async fn count_replacement(tx: &mut PgConnection, name: &str) -> sqlx::Result<()> {
     let sql = "UPDATE readviews SET generation = generation + 1 WHERE name = $1";
     sqlx::query(sql).bind(name).execute(tx).await.map(drop)
 }
 
-/// The projections with rows that are built on rows which were replaced since, each with the projections whose rows those
-/// are: rows were replaced there, or are themselves built on such rows.
+/// Returns the projections whose rows are built on rows that were replaced since, each with the projections that own
+/// those rows: their rows were replaced, or are themselves built on replaced rows.
 pub(crate) async fn stale(
     connection: &mut PgConnection,
     set: &ProjectionSet,

@@ -289,13 +289,12 @@ impl ProjectionManager {
             let name = &*stale.projection;
             tracing::warn!(
                 projection = name,
-                "{stale}: its rows may be others than a rebuild would make; `rebuild {name}`, or, where they are right, \
-                 `accept {name}`"
+                "{stale}: its rows may be stale; run `rebuild {name}`, or `accept {name}` if they are right"
             );
         }
     }
 
-    /// Rebuilds the projections that are stale, each behind those that it comes after: a rebuild of these may make it stale.
+    /// Rebuilds the stale projections, each after those that it comes after, whose rebuilds may make it stale.
     async fn rebuild_stale(&self) {
         for definition in self.projections.in_order() {
             let name = definition.name;
@@ -305,7 +304,7 @@ impl ProjectionManager {
                     tracing::error!(
                         projection = name,
                         error = error.to_string(),
-                        "it is not known whether it is stale"
+                        "could not find out whether the rows are stale"
                     );
                     continue;
                 }
@@ -323,7 +322,7 @@ impl ProjectionManager {
                 tracing::error!(
                     projection = name,
                     error = error.to_string(),
-                    "not rebuilt: its rows are those of before"
+                    "the rebuild failed; the rows are unchanged"
                 );
             }
         }
@@ -429,7 +428,7 @@ impl ProjectionManager {
     /// How long that of the events may, where it is another one: less, so that it is known which of them does not answer.
     const EVENTS_ANSWER: Duration = Duration::from_secs(2);
 
-    /// The same, over other connections, for statuses that nobody waits for after [`ANSWERS`](Self::ANSWERS).
+    /// Returns the manager with another pool, for a status that must be read within [`ANSWERS`](Self::ANSWERS).
     pub(crate) fn with_pool(self, pool: PgPool) -> Self {
         ProjectionManager { pool, snapshot: transaction::SNAPSHOT_3S, ..self }
     }
@@ -456,7 +455,7 @@ impl ProjectionManager {
         }
     }
 
-    /// The error's text, with the cause where a pool had no connection to give.
+    /// Returns the error's text, with the cause if a pool timed out.
     pub(crate) async fn explained(&self, text: String) -> String {
         match self.events_at.other() {
             Some(events) if text.contains("the events' database") => pool::explained(events, text).await,

@@ -1,19 +1,19 @@
-//! The schema that the runtime needs, for services of one's own.
+//! The runtime's migrations, combined with those of a service.
 
 use sqlx::migrate::Migrator;
 
-/// The versions below are the runtime's.
+/// The lowest version for a service's own migrations; lower versions belong to the runtime.
 const FIRST_OWN: i64 = 1000;
 
-/// The version in the same folder that makes the read models of DanceFinder.
+/// The migration in the same folder that creates the read models of DanceFinder, and is left out.
 const DANCEFINDER: i64 = 3;
 
 static RUNTIME: Migrator = sqlx::migrate!("../migrations");
 
-/// The migrations of the runtime (event store, positions, RabbitMQ) and a service's own ones, by version.
+/// Returns the runtime's migrations (event store, checkpoints, RabbitMQ) and a service's own migrations, by version.
 ///
-/// Own ones have versions from 1000 on, like the times that `sqlx migrate add` gives them. A newer runtime brings its new
-/// migrations along; `migrate` runs those that have not run.
+/// A service's migrations have versions from 1000 on, such as the times that `sqlx migrate add` assigns. A newer
+/// runtime brings its new migrations; `migrate` runs those that have not run.
 ///
 /// ```
 /// use std::sync::LazyLock;
@@ -30,7 +30,7 @@ static RUNTIME: Migrator = sqlx::migrate!("../migrations");
 ///
 /// # Panics
 ///
-/// If an own migration has a version below 1000.
+/// If a migration in `own` has a version below 1000.
 #[must_use]
 pub fn migrations(own: &Migrator) -> Migrator {
     if let Some(taken) = own.iter().find(|migration| migration.version < FIRST_OWN) {

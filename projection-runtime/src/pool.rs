@@ -1,24 +1,25 @@
-//! Why a pool has no connection to give: sqlx tries again and then says only that it timed out.
+//! Finds out why a pool has no connection: sqlx retries and then reports only that it timed out.
 
 use std::time::{Duration, Instant};
 
 use sqlx::{Connection, PgConnection, PgPool};
 use tokio::sync::Mutex;
 
-/// How long an answer holds for everybody, and how long the database may take for it.
+/// How long a cause is cached for all callers.
 const FRESH: Duration = Duration::from_secs(5);
+/// How long the database may take to answer the probe.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// What was found, when, and of which database and user.
+/// A cause, with the time of the probe, the database and the user.
 type Found = (String, Instant, String);
 
-/// The error's text with the cause in the place of a pool's time-out; any other text as it is.
+/// Returns the error's text, with a pool time-out replaced by its cause.
 pub(crate) async fn explained(pool: &PgPool, text: String) -> String {
     let timed_out = sqlx::Error::PoolTimedOut.to_string();
     if text.contains(&timed_out) { text.replace(&timed_out, &cause(pool).await) } else { text }
 }
 
-/// Opens one connection, once in a while for all who ask, and returns what it says.
+/// Opens one connection, at most once per [`FRESH`], and returns the cause that this shows.
 async fn cause(pool: &PgPool) -> String {
     static LATEST: Mutex<Vec<Found>> = Mutex::const_new(Vec::new());
     let options = pool.connect_options();
@@ -30,7 +31,7 @@ async fn cause(pool: &PgPool) -> String {
     }
     let cause = match tokio::time::timeout(PATIENCE, PgConnection::connect_with(&options)).await {
         Ok(Ok(connection)) => {
-            // It has said what it was opened for.
+            // The connection has served its purpose.
             let _ = connection.close().await;
             let most = pool.options().get_max_connections();
             format!("none of the {most} connections of the pool became free in time")

@@ -1,29 +1,29 @@
-//! Whether a pooler in transaction mode stands before the database, and what it breaks.
+//! Detects a pooler in transaction mode between the program and the database, and what it breaks.
 //!
-//! Such a pooler gives each transaction another session of the server. The runtime needs nothing of a session but two
-//! things: LISTEN, which can be left out, and prepared statements, which the driver uses for every query and which the
-//! pooler must carry along (PgBouncer 1.21 and later, with `max_prepared_statements`).
+//! Such a pooler may run each transaction in another server session. The runtime depends on a session for two things
+//! only: LISTEN, which is optional, and prepared statements, which the driver uses for every query and which the pooler
+//! must support (PgBouncer 1.21 and later, with `max_prepared_statements`).
 
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
 
-/// What stands before the database.
+/// The kind of pooler between the program and the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pooling {
-    /// Nothing, or a pooler that keeps a session for a connection.
+    /// None, or a pooler in session mode.
     Session,
     /// A pooler in transaction mode.
     Transaction {
-        /// A statement that was prepared in one transaction can be executed in another.
+        /// Whether a statement that was prepared in one transaction can be executed in another.
         keeps_statements: bool,
     },
 }
 
-/// So often two connections are compared: the pooler may give a free session to someone else in between.
+/// Number of comparisons of two connections: another client may take the free session in between.
 const ROUNDS: usize = 5;
 
-/// Finds out by two connections that are open at the same time: if both have the same session of the server, a pooler shares
-/// it between them.
+/// Compares two connections that are open at the same time: if both have the same server session, a pooler shares it
+/// between them.
 pub(crate) async fn detect(options: &PgConnectOptions) -> sqlx::Result<Pooling> {
     let mut one = PgConnection::connect_with(options).await?;
     let mut other = PgConnection::connect_with(options).await?;
@@ -43,7 +43,7 @@ pub(crate) async fn detect(options: &PgConnectOptions) -> sqlx::Result<Pooling> 
 }
 
 async fn session(connection: &mut PgConnection) -> sqlx::Result<i32> {
-    // By the simple protocol, which prepares nothing.
+    // The simple protocol, because it prepares nothing.
     let row = sqlx::raw_sql("SELECT pg_backend_pid()").fetch_one(connection).await?;
     sqlx::Row::try_get(&row, 0)
 }
@@ -56,7 +56,7 @@ async fn keeps_statements(one: &mut PgConnection, other: &mut PgConnection) -> s
             match asked {
                 Ok(answer) if answer == round => {}
                 Ok::<i32, _>(_) => return Ok(false),
-                // No such prepared statement, or one of that name that somebody else has prepared.
+                // The prepared statement does not exist, or another client prepared one of that name.
                 Err(error) if error.as_database_error().is_some() => return Ok(false),
                 Err(error) => return Err(error),
             }
@@ -70,11 +70,11 @@ async fn keeps_statements(one: &mut PgConnection, other: &mut PgConnection) -> s
     Ok(true)
 }
 
-/// What to do about a pooler that keeps no statements.
+/// Error for a pooler that does not keep prepared statements, with the remedy.
 pub(crate) const NO_STATEMENTS: &str = "the database is reached through a pooler in transaction mode that keeps no prepared \
     statements; set max_prepared_statements (PgBouncer 1.21 or later) and no statement-cache-capacity, or use \
     pool_mode = session, or connect to PostgreSQL directly";
 
-/// What to do about a pooler that passes no notifications on.
+/// Error for a pooler that does not pass notifications on, with the remedy.
 pub(crate) const NO_LISTEN: &str = "the database is reached through a pooler in transaction mode, which passes no \
     notifications on; give --no-listen (then the projections poll, or RabbitMQ wakes them), or connect to PostgreSQL directly";

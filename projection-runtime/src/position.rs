@@ -21,11 +21,11 @@ use crate::projection::ProjectionSet;
 #[allow(clippy::struct_excessive_bools)] // what a row says
 pub(crate) struct Place {
     pub(crate) position: i64,
-    /// The newest event when the row was asked for: everything up to it can be seen by now. Not one that is ahead of the
-    /// sequence of positions, for later events would be given places before it.
+    /// The newest event at the time the row was requested: all events up to it are visible by now. Events ahead of the
+    /// sequence do not count, because later events would get positions before them.
     pub(crate) head: i64,
-    /// The position is that of an event of the store, or 0. Always, where the events are in another database: see
-    /// [`EventsAt::has`].
+    /// Whether the position is that of an event of the store, or 0. Always true if the events are in another database:
+    /// see [`EventsAt::has`].
     pub(crate) there: bool,
     /// The id of the event at the position, if that is known.
     passed: Option<Uuid>,
@@ -35,7 +35,7 @@ pub(crate) struct Place {
     pub(crate) retry: bool,
     /// The name of the failed event.
     pub(crate) failed_event: Option<String>,
-    /// Its version, if that is newer than the program knew that stopped at it.
+    /// The schema version of the failed event, if the program that stopped did not know it.
     pub(crate) newer_version: Option<i32>,
     /// An operator paused it.
     pub(crate) paused: bool,
@@ -43,16 +43,16 @@ pub(crate) struct Place {
     unchanged: bool,
     /// The session that has the row now.
     pub(crate) session: i32,
-    /// There are skipped events after the position: see [`skipped`].
+    /// Whether there are skipped events after the position: see [`skipped`].
     pub(crate) skips: bool,
-    /// Another program was the last to apply events.
+    /// Whether another program applied the last events.
     pub(crate) of_another: bool,
     /// The transaction that has the row now.
     pub(crate) transaction: i64,
 }
 
 impl Place {
-    /// The position, with the event.
+    /// Returns the position and the id of its event.
     pub(crate) fn passed(&self) -> Passed {
         Passed { position: self.position, id: self.passed }
     }
@@ -99,7 +99,7 @@ pub(crate) async fn not_looked_up(tx: &mut PgConnection, name: &str) -> sqlx::Re
     sqlx::query(sql).bind(name).execute(tx).await.map(drop)
 }
 
-/// The lowest and the highest position of these projections, counted by partition where there are any; `None` without rows.
+/// Returns the lowest and the highest position of these projections, or of their partitions; `None` without rows.
 pub(crate) async fn range(tx: &mut PgConnection, names: &[&str]) -> sqlx::Result<Option<(i64, i64)>> {
     let sql = "SELECT MIN(position), MAX(position) FROM readviews
                WHERE partition_of = ANY($1) OR name = ANY($1) AND partitions = 1";
@@ -129,8 +129,8 @@ pub(crate) async fn restart(tx: &mut PgConnection, name: &str, partitions: &[&st
     .map(drop)
 }
 
-/// Forgets which events the positions of the projection and its partitions are of: its rows are built anew from the events
-/// that are there now.
+/// Forgets the event ids of the positions of the projection and its partitions, because its rows are rebuilt from the
+/// current events.
 pub(crate) async fn forget_events(tx: &mut PgConnection, name: &str) -> sqlx::Result<()> {
     let sql = "UPDATE readviews SET passed_tstamp = NULL, passed_id = NULL
                WHERE $1 IN (name, partition_of) AND passed_id IS NOT NULL";
@@ -224,7 +224,7 @@ async fn try_lock(
     if let Some(head) = head { query.bind(head) } else { query }.fetch_optional(tx).await
 }
 
-/// Which of these events the projection skips. Skips are written while the row that is locked here is locked.
+/// Returns which of these events the projection skips. Skips are written under the same row lock.
 pub(crate) async fn skipped(tx: &mut PgConnection, projection: &str, events: &[Uuid]) -> sqlx::Result<Vec<Uuid>> {
     let sql = "SELECT event_id FROM readview_skips WHERE name = $1 AND event_id = ANY($2)";
     sqlx::query_scalar(sql).bind(projection).bind(events).fetch_all(tx).await
@@ -237,8 +237,8 @@ pub(crate) async fn is_there(tx: &mut PgConnection, id: Uuid, tstamp: i64) -> sq
     sqlx::query_scalar(sql).bind(tstamp).bind(id).fetch_one(tx).await
 }
 
-/// How far the projections that this one comes after have all come; they stay unreset until the transaction ends. `here`: the
-/// events are in this database, and it is the position of one even if theirs is not.
+/// Returns the lowest position of the projections that this one comes after, and prevents their reset until the
+/// transaction ends. `here`: the events are in this database, and the result is then always the position of an event.
 pub(crate) async fn bound(tx: &mut PgConnection, after: &[&str], here: bool) -> sqlx::Result<i64> {
     if after.is_empty() {
         return Ok(i64::MAX);
@@ -291,7 +291,7 @@ pub(crate) struct FailedEvent {
     pub(crate) handler: String,
     /// [`ApplyError::text`](crate::error::ApplyError::text).
     pub(crate) error: String,
-    /// The event's version, if that is newer than this program knows.
+    /// The event's schema version, if this program does not know it.
     pub(crate) newer_version: Option<i32>,
 }
 
@@ -316,7 +316,7 @@ pub(crate) async fn record_skip(tx: &mut PgConnection, name: &str, failed: &Fail
 /// Records that the projection stopped at the event, and moves its position to the event's predecessor, `before`. Must run
 /// in a transaction that has locked the row and found it at a position after which the event is the next one to apply.
 ///
-/// An event that is newer than the program wakes the other processes: one of them may know its version.
+/// Wakes the other processes if the event is newer than the program: one of them may know its version.
 pub(crate) async fn record_failure(
     tx: &mut PgConnection,
     name: &str,
@@ -362,7 +362,7 @@ pub(crate) struct Asked {
     pub(crate) projections: Vec<&'static str>,
     /// Which projection comes after which, as two columns.
     pub(crate) after: (Vec<&'static str>, Vec<&'static str>),
-    /// Which events each of them handles, up to which version, as three columns.
+    /// The handled events, as three columns: projection, event name and the highest known schema version.
     pub(crate) events: (Vec<&'static str>, Vec<&'static str>, Vec<i32>),
     /// The row of the relay, where this process has one.
     pub(crate) relay: Option<String>,

@@ -162,7 +162,7 @@ impl PostgresServer {
         }
     }
 
-    /// Starts a streaming standby of this server, as it is now, with settings.
+    /// Starts a streaming standby of this server with these settings.
     pub fn start_standby(&self, settings: &[&str]) -> Result<Self, PostgresServerError> {
         match find_binaries()? {
             Ok(bin) if !self.docker => Self::start_binaries(&bin, settings, Some(self.port)),

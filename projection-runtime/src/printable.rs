@@ -1,9 +1,9 @@
-//! Text of events, rows and errors for a person's eyes: nothing in it acts on a terminal, hides, or reorders what stands
-//! around it.
+//! Escapes text of events, rows and errors for display: no character in it controls a terminal, or hides or reorders
+//! the text around it.
 
 use std::borrow::Cow;
 
-/// The text with control characters, direction marks and line separators written as escapes, like `\u{1b}` and `\n`.
+/// Returns the text with control characters, direction marks and line separators escaped, like `\u{1b}` and `\n`.
 pub(crate) fn printable(text: &str) -> Cow<'_, str> {
     escaped(text, |_| false)
 }

@@ -95,7 +95,7 @@ pub struct EventType {
     pub aggregate: &'static str,
     /// The newest version that this program knows.
     pub version: i32,
-    /// A number that changes with the list of its upcasts: see [`DomainEvent::UPCASTS`].
+    /// Number that identifies the list of upcasts: see [`DomainEvent::UPCASTS`].
     pub upcasts: u64,
     /// The routing key of its messages.
     pub routing_key: &'static str,
@@ -109,7 +109,7 @@ pub struct EventType {
     pub form: Form,
     /// A number that changes with the function's code: not with comments, formatting or documentation.
     pub fingerprint: u64,
-    /// Whether the program can read a payload.
+    /// Check whether the program can read a payload.
     pub(crate) payload: PayloadCheck,
 }
 
@@ -118,15 +118,15 @@ pub struct EventType {
 pub(crate) struct PayloadCheck(fn(&StoredEvent) -> Result<(), ApplyError>);
 
 impl PayloadCheck {
-    /// Why it cannot be read, or that it can.
+    /// Returns an error if the payload cannot be read.
     pub(crate) fn check(self, event: &StoredEvent) -> Result<(), ApplyError> {
-        // The type's own code runs here, in no transaction.
+        // The type's own code runs here, outside of a transaction, and may panic.
         let read = std::panic::catch_unwind(AssertUnwindSafe(|| self.0(event)));
         read.unwrap_or_else(|panic| Err(ApplyError::panic(&*panic)))
     }
 }
 
-/// The type is what `EventType::ty` says; the address of a function says nothing.
+/// All values are equal: `EventType::ty` identifies the type, and function addresses are not reliable.
 impl PartialEq for PayloadCheck {
     fn eq(&self, _: &Self) -> bool {
         true
@@ -177,7 +177,7 @@ impl Definition {
         self.events.iter().find(|known| known.name == name)
     }
 
-    /// Whether the projection handles the event in that version.
+    /// Returns whether the projection handles the event in this schema version.
     pub(crate) fn knows(&self, event: &str, version: i32) -> bool {
         self.event(event).is_some_and(|known| known.version >= version)
     }
@@ -225,23 +225,23 @@ impl ProjectionSet {
         })
     }
 
-    /// The event of that name, if a projection of the set handles it.
+    /// Returns the event type of this name, if a projection of the set handles it.
     pub(crate) fn event_type(&self, event: &str) -> Option<&'static EventType> {
         self.definitions().find_map(|definition| definition.event(event))
     }
 
-    /// The names of the events that a projection of the set handles or ignores.
+    /// Returns the names of the events that a projection of the set handles or ignores.
     pub(crate) fn known_events(&self) -> impl Iterator<Item = &'static str> {
         self.definitions()
             .flat_map(|known| known.events.iter().map(|event| event.name).chain(known.ignores.iter().copied()))
     }
 
-    /// The definitions, each behind those that it comes after.
+    /// Returns the definitions, each after those that it comes after.
     pub(crate) fn in_order(&self) -> Vec<&'static Definition> {
         let mut left: Vec<_> = self.definitions().collect();
         let mut ordered: Vec<&'static Definition> = Vec::with_capacity(left.len());
         while !left.is_empty() {
-            // Those of a circle, which the set's check refuses, come in any order.
+            // Projections in a cycle, which the set's check refuses, come in any order.
             let waits = |one: &&Definition| left.iter().any(|other| one.after.contains(&other.name));
             let next = left.iter().position(|one| !waits(one)).unwrap_or(0);
             ordered.push(left.remove(next));
@@ -249,9 +249,14 @@ impl ProjectionSet {
         ordered
     }
 
-    /// These projections and all that come after one of them, directly or not, each behind those that it comes after.
+    /// Returns these projections and all that come after one of them, directly or indirectly, each after those that it
+    /// comes after.
     ///
-    /// This is the order in which they are rebuilt after a change of the first ones.
+    /// Rebuild them in this order after a change of the given ones.
+    ///
+    /// # Errors
+    ///
+    /// If the set has no projection of one of the names.
     pub fn with_dependents(&self, names: &[&str]) -> Result<Vec<&'static str>, Error> {
         names.iter().try_for_each(|name| self.definition(name).map(drop))?;
         let mut found: Vec<&'static str> = Vec::new();

@@ -102,13 +102,13 @@ impl Pulse {
     }
 }
 
-/// Since when each projection has been at its position with events before it, as this process has seen it: by a clock that
-/// nobody sets back, unlike that of the server.
+/// When this process first saw each projection at its current position with events waiting. Uses a monotonic clock,
+/// which cannot be set back, unlike the server's.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Standstills(Arc<Mutex<HashMap<String, (i64, Instant)>>>);
 
 impl Standstills {
-    /// Notes where the projections are, and raises `seconds_behind` to the time that each has been seen there.
+    /// Records the positions of the projections, and raises `seconds_behind` to the time that each has been seen there.
     pub(crate) fn see(&self, rows: &mut [Row]) {
         let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         seen.retain(|name, _| rows.iter().any(|row| row.name == *name && row.events_behind > 0));

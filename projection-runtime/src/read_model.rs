@@ -231,7 +231,7 @@ pub trait Field<const I: usize> {
     type Type: Column;
     /// Whether the field is an `Option`.
     const IS_OPTION: bool;
-    /// What [`ReadModel::TYPES`] has of the field.
+    /// The field's entry in [`ReadModel::TYPES`].
     const TYPE: FieldType =
         FieldType { is_option: Self::IS_OPTION, type_info: Self::Type::type_info, reads: Self::Type::reads };
 
@@ -251,7 +251,7 @@ pub trait Field<const I: usize> {
     }
 }
 
-/// The type of a field, for the comparison with its column.
+/// The type of a row's field, to compare it with the type of its column.
 #[derive(Debug, Clone, Copy)]
 pub struct FieldType {
     is_option: bool,
@@ -280,7 +280,7 @@ impl FieldType {
 }
 
 impl PartialEq for FieldType {
-    // Functions have no dependable address.
+    // Function addresses are not reliable.
     fn eq(&self, other: &Self) -> bool {
         self.is_option == other.is_option && self.type_info() == other.type_info()
     }
@@ -288,17 +288,18 @@ impl PartialEq for FieldType {
 
 impl Eq for FieldType {}
 
-/// `IsOption::<T>::YES`: an `Option` has the inherent constant, which comes before that of the trait.
+/// Determines by `IsOption::<T>::YES` whether `T` is an `Option`: the inherent constant of an `Option` precedes the
+/// trait's.
 pub struct IsOption<T>(PhantomData<T>);
 
 impl<T> IsOption<Option<T>> {
-    /// It is one.
+    /// `true`: the type is an `Option`.
     pub const YES: bool = true;
 }
 
-/// What `IsOption` has of every type.
+/// Provides `IsOption::YES` for every type that is not an `Option`.
 pub trait AnyType {
-    /// It is none.
+    /// `false`: the type is not an `Option`.
     const YES: bool = false;
 }
 
@@ -520,7 +521,7 @@ async fn write<R: ReadModel>(
     Ok(())
 }
 
-/// NULL in a column that must have a value is the events' fault if the column is one that the handlers write.
+/// Makes NULL in a NOT NULL column an error of the events if row handlers write the column.
 fn null_column<R: ReadModel>(error: sqlx::Error) -> RunError {
     let column = error.as_database_error().and_then(postgres).filter(|error| error.code() == "23502");
     let column = column.filter(|error| error.table() == Some(R::TABLE)).and_then(PgDatabaseError::column);

@@ -47,15 +47,15 @@ pub(crate) async fn reset(
     }
 }
 
-/// The server became a standby: the reset must not happen by itself when it is promoted again.
+/// Returns whether the server became a standby: the reset must not happen later, when the server is promoted again.
 fn is_read_only(error: &sqlx::Error) -> bool {
     error.as_database_error().is_some_and(|error| error.code().is_some_and(|code| code == "25006"))
 }
 
-/// What became of one transaction.
+/// The outcome of one transaction.
 enum Attempt {
     Done,
-    /// The foreign keys that forbid it.
+    /// The foreign keys that prevent the reset.
     Blocked(Vec<ForeignKey>),
     RebuildUnderWay,
 }

@@ -26,12 +26,12 @@ use crate::writable;
 pub struct Check {
     /// What keeps the projections from being run.
     pub problems: Vec<Problem>,
-    /// What may stop a projection, or cost it its rows, later.
+    /// Problems that may stop a projection, or lose its rows, later.
     pub warnings: Vec<Problem>,
     /// The names of events in the store that no projection handles or ignores, the first 100 by name. Harmless, where they
     /// are not forgotten.
     pub unknown_events: Vec<String>,
-    /// There are more of them.
+    /// Whether there are more than 100 such names.
     pub unknown_events_capped: bool,
 }
 
@@ -268,15 +268,15 @@ const KEYS: &[(&str, &[&str], &str)] = &[
     ("readview_failures", &["name"], "a projection could have two failures"),
 ];
 
-/// Triggers of `events`, in which role of the session each fires, and what hangs on it.
+/// Triggers of `events`: the `session_replication_role` in which each fires, and the consequence if it is missing.
 const TRIGGERS: &[(&str, Role, &str)] = &[
     (
         "events_before_statement",
         Role::Origin,
         "events would become visible out of order and be missed, and nothing would wake projections",
     ),
-    ("events_before_insert", Role::Origin, "an event could be given another place in the order, or no sequence_no"),
-    ("events_replicated", Role::Replica, "later events could be given a place before one that was replicated"),
+    ("events_before_insert", Role::Origin, "an event could get another position, or no sequence_no"),
+    ("events_replicated", Role::Replica, "later events could get positions before one that was replicated"),
     ("events_refuse_change", Role::Origin, "events could be changed and removed"),
 ];
 
@@ -291,26 +291,26 @@ enum Role {
 struct Routine {
     kind: &'static str,
     name: &'static str,
-    /// How its names are kept from meaning something else to another session.
+    /// How its names are protected from the caller's `search_path`.
     names: Names,
-    /// It does what a writer may not do, for the writer.
+    /// Whether it is SECURITY DEFINER.
     definer: bool,
-    /// What hangs on it.
+    /// The consequence if it is missing or wrong.
     otherwise: &'static str,
 }
 
 /// How the names in a routine are bound to the event store's objects.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Names {
-    /// When it was created: a body in SQL.
+    /// At creation: a SQL-standard body.
     Parsed,
     /// By a fixed `search_path`.
     Path,
-    /// By the schema before each name, which must be the one that the store is in.
+    /// By a schema-qualified name each; the schema must be that of the store.
     Qualified,
 }
 
-/// What appends.
+/// The functions and procedures of the event store.
 const ROUTINES: &[Routine] = {
     const fn routine(kind: &'static str, name: &'static str, names: Names, otherwise: &'static str) -> Routine {
         Routine { kind, name, names, definer: false, otherwise }
@@ -324,11 +324,11 @@ const ROUTINES: &[Routine] = {
         routine("procedure", "events_append", Names::Qualified, NO_APPENDS),
         routine("function", "events_to_tell", Names::Parsed, NO_APPENDS),
         definer("events_told_all", Names::Path, NO_APPENDS),
-        definer("events_tell", Names::Path, "projections would not hear of the last events of a process"),
+        definer("events_tell", Names::Path, "projections would not be woken for the last events of a process"),
         definer("events_before_statement", Names::Qualified, NO_APPENDS),
         definer("events_before_insert", Names::Qualified, NO_APPENDS),
         definer("events_replicated", Names::Path, "events could not be replicated into this store"),
-        routine("function", "events_repair_sequence", Names::Path, "`migrate` could not set the sequence right"),
+        routine("function", "events_repair_sequence", Names::Path, "`migrate` could not repair the sequence"),
     ]
 };
 
@@ -425,7 +425,7 @@ async fn event_store(
     Ok(problems)
 }
 
-/// A problem of `events`, with what of it is concerned.
+/// Creates a problem of the `events` table; `what` names the object concerned.
 fn of_events(what: &str, problem: String, cure: impl Into<String>) -> Problem {
     let (table, constraint) = ("events".to_owned(), Some(what.to_owned()));
     Problem { projection: None, table, constraint, problem, cure: cure.into() }
@@ -458,7 +458,7 @@ async fn triggers(connection: &mut PgConnection) -> sqlx::Result<Vec<Problem>> {
     Ok(problems)
 }
 
-/// What the catalogue says of a routine.
+/// The catalogue entry of a routine.
 #[derive(sqlx::FromRow)]
 #[allow(clippy::struct_excessive_bools)] // what the catalogue says
 struct Found {
@@ -466,11 +466,11 @@ struct Found {
     signature: String,
     definer: bool,
     is_trigger: bool,
-    /// PUBLIC may call it.
+    /// Whether PUBLIC may execute it.
     public: bool,
-    /// Its `search_path` is fixed to the schema of the store.
+    /// Whether its `search_path` is fixed to the schema of the store.
     path: bool,
-    /// It names the schema of the store.
+    /// Whether its body names the schema of the store.
     qualified: bool,
     /// The schema of the store, quoted where it must be.
     schema: String,
@@ -506,7 +506,7 @@ async fn routines(connection: &mut PgConnection) -> sqlx::Result<Vec<Problem>> {
         };
         if *names == Names::Path && !found.path {
             problem(
-                "has no fixed search_path: objects of another session could take the place of the event store's",
+                "has no fixed search_path: objects of another session could replace the event store's",
                 format!("ALTER FUNCTION {signature} SET search_path = {schema}, pg_temp;"),
             );
         }
@@ -529,7 +529,7 @@ async fn routines(connection: &mut PgConnection) -> sqlx::Result<Vec<Problem>> {
     Ok(problems)
 }
 
-/// That the sequence assigns the positions, that only its owner can move it, and that it is not behind.
+/// Checks that the sequence assigns the positions, that only its owner can move it, and that it is not behind.
 async fn sequence(connection: &mut PgConnection) -> sqlx::Result<Vec<Problem>> {
     const NAME: &str = "events_tstamp";
     let identity: Option<(bool, bool)> = sqlx::query_as(
@@ -576,8 +576,8 @@ async fn sequence(connection: &mut PgConnection) -> sqlx::Result<Vec<Problem>> {
         of_events(
             NAME,
             format!(
-                "the sequence `{NAME}` is at {last}, behind the newest event at {newest}: later events could be given \
-                     a place before it, and be missed"
+                "the sequence `{NAME}` is at {last}, behind the newest event at {newest}: later events could get \
+                     positions before it, and be missed"
             ),
             MOVE_SEQUENCE,
         )
@@ -588,7 +588,7 @@ async fn sequence(connection: &mut PgConnection) -> sqlx::Result<Vec<Problem>> {
 /// Moves the sequence of positions to the newest event if it is behind; returns whether it was.
 pub(crate) async fn repair_sequence(pool: &PgPool) -> Result<bool, Error> {
     let repaired = sqlx::query_scalar("SELECT events_repair_sequence()").fetch_one(pool).await;
-    repaired.map_err(Error::database("setting the sequence of positions right"))
+    repaired.map_err(Error::database("repairing the sequence of positions"))
 }
 
 /// The columns of these tables: table, name and type.
@@ -619,19 +619,20 @@ async fn unique_keys(connection: &mut PgConnection, tables: &[&str]) -> sqlx::Re
     .await
 }
 
-/// The names of events in the store that no projection of the set knows.
+/// Names of events in the store that no projection of the set handles or ignores.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct UnknownEvents {
-    /// The first ones by name.
+    /// The first names, in order.
     pub(crate) names: Vec<String>,
-    /// There are more.
+    /// Whether there are more names.
     pub(crate) more: bool,
 }
 
-/// The most of them that are read: part of each status, and a writer decides how many there are.
+/// The maximum number of names that are read: each status reads them, and a writer decides how many there are.
 const MOST_UNKNOWN: u8 = 100;
 
-/// The cost is bounded: one step of the index for each known name and for [`MOST_UNKNOWN`] others.
+/// Reads the unknown event names. The cost is bounded: one index step for each known name and for [`MOST_UNKNOWN`]
+/// others.
 pub(crate) async fn unknown_events(database: impl PgExecutor<'_>, set: &ProjectionSet) -> sqlx::Result<UnknownEvents> {
     let known: Vec<&str> = set.known_events().collect();
     let mut names: Vec<String> = sqlx::query_scalar(

@@ -20,7 +20,7 @@ pub struct Status {
     pub projections: Vec<ProjectionStatus>,
     /// The names of events in the store that no projection handles or ignores, the first 100 by name.
     pub unknown_events: Vec<String>,
-    /// There are more of them.
+    /// Whether there are more than 100 such names.
     pub unknown_events_capped: bool,
     /// What stops or endangers progress beyond a projection's own state.
     pub warnings: Vec<Warning>,
@@ -125,11 +125,11 @@ pub enum State {
     },
     /// It stopped at a failing event.
     Failed,
-    /// It is about to try the failed event again: someone asked for it, or this program knows the event's version and the one
-    /// that stopped did not.
+    /// It is about to try the failed event again: an operator requested a retry, or this program knows the event's
+    /// version and the program that stopped did not.
     Retrying,
-    /// Its position is of an event that the store does not have: the store was restored from an older backup, a replica took
-    /// over that had not all events, or the position was changed by hand.
+    /// Its position is of an event that the store does not have: the store was restored from an older backup, a replica
+    /// that lacked events was promoted, or the position was changed by hand.
     Astray,
     /// It has never run: no row in `readviews`.
     New,
@@ -281,7 +281,7 @@ pub(crate) fn status(
     }
 }
 
-/// The projection of a row, which may be that of a partition.
+/// Returns the name of the row's projection; the row may be that of a partition.
 fn name_of(row: &Row) -> &str {
     row.partition_of.as_deref().unwrap_or(&row.name)
 }

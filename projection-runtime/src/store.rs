@@ -114,11 +114,11 @@ impl EventStore {
         EventStore { gathering: Arc::new(Gathering::new(pool.clone(), None)), pool }
     }
 
-    /// The same store, whose [`append`](Self::append) waits no longer than this for the lock that orders all appends. The
-    /// error then names the session, or the prepared transaction, that holds the lock.
+    /// Sets how long [`append`](Self::append) waits for the lock that orders all appends. On a time-out, the error
+    /// names the session, or the prepared transaction, that holds the lock.
     ///
-    /// Without it, the `lock_timeout` of the database session counts, which is none unless it is set. An append inside of
-    /// the caller's transaction always goes by that one.
+    /// By default the `lock_timeout` of the database session applies, which is unlimited unless it is set. It always
+    /// applies to an append inside the caller's transaction.
     #[must_use]
     pub fn with_lock_timeout(self, timeout: Duration) -> Self {
         let pool = self.pool;
@@ -252,12 +252,13 @@ pub(crate) async fn append_alone(
     Ok(appended)
 }
 
-/// Whether the database refused to wait longer for a lock.
+/// Returns whether the error is a lock time-out.
 pub(crate) fn is_lock_timeout(error: &sqlx::Error) -> bool {
     error.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "55P03")
 }
 
-/// The error, or, if it is a lock time-out, one that names who holds the lock that orders appends.
+/// Replaces a lock time-out by an error that names the holder of the lock that orders appends; returns other errors as
+/// is.
 pub(crate) async fn lock_held(pool: &PgPool, aggregate_id: Uuid, error: Error) -> Error {
     let Error::Database { source, .. } = &error else { return error };
     if !is_lock_timeout(source) {
@@ -266,7 +267,7 @@ pub(crate) async fn lock_held(pool: &PgPool, aggregate_id: Uuid, error: Error) -
     let holder = async { store_warnings::holder(&mut *pool.acquire().await?, 0.0).await };
     match holder.await {
         Ok(Some(Holder { holder, remedy })) => Error::OrderingLockHeld { aggregate_id, holder, remedy },
-        // Let go of meanwhile, or the time-out was of another lock.
+        // The lock was released meanwhile, or the time-out concerned another lock.
         _ => error,
     }
 }

@@ -1,29 +1,29 @@
-//! What stops or endangers appends and the order of events: part of every status.
+//! Warnings about appends and the order of events; part of every status.
 
 use sqlx::PgConnection;
 
 use crate::warning::{Warning, WarningKind};
 
-/// A wait or an idle transaction that takes longer is reported.
+/// Number of seconds after which a wait or an idle transaction is reported.
 const PATIENCE: f64 = 5.0;
-/// The newest event may be so far ahead of the clock: clocks of servers differ.
+/// Number of microseconds by which the newest event may be ahead of the clock, because clocks of servers differ.
 const CLOCKS_DIFFER: i64 = 60_000_000;
 
-/// What the event store's database says.
+/// The state of the event store's database.
 #[derive(Debug, sqlx::FromRow)]
 struct Found {
     /// The newest event; 0: none.
     newest: i64,
-    /// The highest position that was assigned.
+    /// The highest assigned position.
     assigned: i64,
-    /// Microseconds since the epoch.
+    /// The server's clock, in microseconds since the epoch.
     clock: i64,
     /// Sessions whose commits wait for a synchronous standby, and since when, in seconds.
     unconfirmed: i64,
     unconfirmed_for: f64,
 }
 
-/// Looks over a connection to the database with the events.
+/// Finds the warnings of the event store; `events` is a connection to its database.
 pub(crate) async fn find(events: &mut PgConnection) -> sqlx::Result<Vec<Warning>> {
     let found: Found = sqlx::query_as(
         "SELECT COALESCE((SELECT MAX(tstamp) FROM events), 0) AS newest,
@@ -39,19 +39,19 @@ pub(crate) async fn find(events: &mut PgConnection) -> sqlx::Result<Vec<Warning>
     Ok(found.warnings(holder(events, PATIENCE).await?))
 }
 
-/// Who holds the lock that orders appends.
+/// The holder of the lock that orders appends.
 #[derive(Debug, sqlx::FromRow)]
 pub(crate) struct Holder {
     /// The session or the prepared transaction.
     pub(crate) holder: String,
-    /// What ends that.
+    /// The command that releases the lock.
     pub(crate) remedy: String,
 }
 
-/// Who holds the lock that orders appends, if that session has been idle for so many seconds, or others have been waiting.
+/// Returns the holder of the lock that orders appends, if it has been idle, or others have been waiting, for this long.
 pub(crate) async fn holder(events: &mut PgConnection, seconds: f64) -> sqlx::Result<Option<Holder>> {
-    // The lock's number is that of `events_lock_order()`, in two halves. Who may not see what another role's session does
-    // still sees which one it is, and how long others have been waiting.
+    // The lock's number is that of `events_lock_order()`, in two halves. A role that may not see the activity of
+    // another role's session still sees its pid, and how long others have been waiting.
     sqlx::query_as(
         "SELECT CASE WHEN p.gid IS NOT NULL
                      THEN format('the prepared transaction %L of role %s, prepared %s s ago,', p.gid, p.owner,
@@ -65,7 +65,7 @@ pub(crate) async fn holder(events: &mut PgConnection, seconds: f64) -> sqlx::Res
                      ELSE format('end its transaction, or SELECT pg_terminate_backend(%s);', held.pid) END AS remedy
          FROM pg_locks held
          LEFT JOIN pg_stat_activity a ON a.pid = held.pid
-         -- What a prepared transaction holds has no session. The lock on its own id says which transaction it is.
+         -- A lock of a prepared transaction has no session. The lock on its own id identifies the transaction.
          LEFT JOIN pg_locks prepared ON held.pid IS NULL AND prepared.pid IS NULL
                AND prepared.locktype = 'transactionid' AND prepared.virtualtransaction = held.virtualtransaction
          LEFT JOIN pg_prepared_xacts p ON p.transaction = prepared.transactionid
@@ -112,14 +112,14 @@ impl Found {
                 WarningKind::AheadOfClock,
                 format!(
                     "the positions of events are {ahead} s ahead of the database server's clock; events stay in order, \
-                     but how long they have been waiting is only known by when they were recorded, and by how long a \
-                     process has seen a projection at one position"
+                     but their waiting time is only known from recorded_at, and from how long a process has seen a \
+                     projection at one position"
                 ),
-                "set the server's clock right; if an event was inserted with a wrong tstamp, this passes with time only",
+                "set the server's clock right; if an event was inserted with a wrong tstamp, only time resolves this",
             ));
         }
         if let Some(Holder { holder, remedy }) = holder {
-            let problem = format!("{holder} holds the lock that orders appends: nobody else can append");
+            let problem = format!("{holder} holds the lock that orders appends: no other session can append");
             warnings.push(warning(WarningKind::OrderingLockHeld, problem, &remedy));
         }
         if unconfirmed > 0 && unconfirmed_for > PATIENCE {

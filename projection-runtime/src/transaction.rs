@@ -1,8 +1,8 @@
-//! How a transaction starts, and what it states about itself.
+//! Starts transactions with explicit settings.
 //!
-//! A connection may come from a pooler, and a role may have settings of its own. So whatever the runtime's transactions
-//! depend on is stated by the transaction: its isolation level, its time-outs, its search path. Nothing is set for a
-//! session, and locks last for a transaction: behind a pooler in transaction mode both would reach other clients.
+//! A connection may come from a pooler, and a role may have its own settings. So each of the runtime's transactions
+//! sets what it depends on: its isolation level, its time-outs, its search path. Nothing is set for a session, and
+//! locks last for a transaction: behind a pooler in transaction mode both would affect other clients.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -14,12 +14,12 @@ use tokio::runtime::Handle;
 /// Starts each of the runtime's own transactions.
 ///
 /// The loops depend on READ COMMITTED: the statement after one that has waited for a lock must see what was committed
-/// meanwhile. The time-out bounds for how long a process that is frozen, or cut off, keeps a projection from the others.
+/// meanwhile. The time-out bounds how long a frozen or disconnected process can block a projection.
 const BOUNDED: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = '30s'";
 
 /// Starts a transaction that only reads, from one snapshot.
 pub(crate) const SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-/// The same, for answers that nobody waits for after 3 s.
+/// Starts a transaction like [`SNAPSHOT`] whose statements time out after 3 s.
 pub(crate) const SNAPSHOT_3S: &str =
     "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = '3s'";
 
@@ -49,7 +49,7 @@ pub(crate) async fn begin_bounded(pool: &PgPool) -> sqlx::Result<Transaction<'st
     begin_with(pool, BOUNDED).await
 }
 
-/// Starts a transaction by these statements, sent in one round trip.
+/// Starts a transaction with these statements, sent in one round trip.
 pub(crate) async fn begin_with(
     pool: &PgPool,
     statements: impl SqlSafeStr,
@@ -60,11 +60,11 @@ pub(crate) async fn begin_with(
     ToItsEnd(Some(Box::pin(begun))).await
 }
 
-/// The statements that start a bounded transaction over a shadow schema.
+/// Returns the statements that start a bounded transaction in a shadow schema.
 ///
-/// The names without a schema are those of the shadow schema, and what it does not have is found as otherwise. The lock
-/// keeps the schema from being dropped; if it is gone already, the transaction does not start, so that no handler ever
-/// reaches a live table in its place.
+/// Unqualified names resolve to the shadow schema first, then to the usual search path. A lock prevents the schema from
+/// being dropped. If the schema is gone already, the transaction does not start, so that no handler ever writes to a
+/// live table instead.
 pub(crate) async fn beginning_in_schema(connection: &mut PgConnection, schema: &str) -> sqlx::Result<SqlStr> {
     let text: String = sqlx::query_scalar(
         "SELECT format(
@@ -79,8 +79,8 @@ pub(crate) async fn beginning_in_schema(connection: &mut PgConnection, schema: &
     Ok(sqlx::AssertSqlSafe(format!("{BOUNDED}; {text}")).into_sql_str())
 }
 
-/// Lifts the time-outs that a role may have set, for the statements of a transaction that take as long as there are rows.
-/// If the client is gone, the server notices within a second.
+/// Disables the role's time-outs for this transaction, because its statements take time in proportion to the rows. If
+/// the client is gone, the server notices within a second.
 pub(crate) async fn allow_long_statements(tx: &mut PgConnection) -> sqlx::Result<()> {
     sqlx::query(
         "SELECT set_config(s.name, CASE s.name WHEN 'client_connection_check_interval' THEN '1s' ELSE '0' END, true)
@@ -94,7 +94,7 @@ pub(crate) async fn allow_long_statements(tx: &mut PgConnection) -> sqlx::Result
     .map(drop)
 }
 
-/// Runs `work`, and meanwhile keeps the transaction from being ended as an idle one.
+/// Runs `work`, and meanwhile prevents the idle time-out of the transaction.
 pub(crate) async fn keep_alive<T>(tx: &mut PgConnection, work: impl Future<Output = T>) -> sqlx::Result<T> {
     let keep = async {
         loop {
@@ -110,7 +110,7 @@ pub(crate) async fn keep_alive<T>(tx: &mut PgConnection, work: impl Future<Outpu
     }
 }
 
-/// A future that goes on in a task of its own if it is dropped; what it returns to nobody is dropped: rolled back.
+/// A future that continues in its own task if it is dropped; its result is then dropped, and so rolled back.
 struct ToItsEnd<F: Future<Output: Send> + Send + 'static>(Option<Pin<Box<F>>>);
 
 impl<F: Future<Output: Send> + Send + 'static> Future for ToItsEnd<F> {

@@ -1,20 +1,20 @@
-//! Read models in UNLOGGED tables: a crash of the server empties them and leaves the position, and a standby that takes
-//! over has none of their rows.
+//! Detects lost rows of read models in UNLOGGED tables: a server crash empties the tables and leaves the position, and
+//! a promoted standby has none of their rows.
 //!
-//! What must hold: `readviews.unlogged` says that a projection has such tables, and as long as their rows are there so is its
-//! row in `readview_unlogged`, which is UNLOGGED itself and vanishes with them. It is written with the rows, by a reset and a
-//! rebuild, and at a start; never where the rows are lost already.
+//! What must hold: `readviews.unlogged` is true if a projection has such tables. As long as their rows exist, so does
+//! its row in `readview_unlogged`, which is UNLOGGED itself and vanishes with them. The marker is written together with
+//! those rows, by a reset and a rebuild, and at a start; never after the rows were lost.
 
 use sqlx::{PgConnection, PgPool};
 
 use crate::projection::{Definition, ProjectionSet};
 
-/// Marks the rows of the projection as there, whatever was before; in the transaction that has made or accepted them.
+/// Marks the rows of the projection as present, in the transaction that made or accepted them.
 pub(crate) async fn mark(connection: &mut PgConnection, definition: &Definition) -> sqlx::Result<()> {
     mark_if(connection, definition, true).await
 }
 
-/// Marks the rows of each projection as there, if they are not lost.
+/// Marks the rows of each projection as present, unless they were lost.
 pub(crate) async fn settle(pool: &PgPool, set: &ProjectionSet) -> sqlx::Result<()> {
     let mut connection = pool.acquire().await?;
     for definition in set.definitions() {
@@ -48,7 +48,7 @@ async fn mark_if(connection: &mut PgConnection, definition: &Definition, also_lo
     .map(drop)
 }
 
-/// The projections whose rows are lost. Not to be asked of a standby, which refuses to read UNLOGGED tables.
+/// Returns the projections whose rows are lost. Must not run on a standby, which cannot read UNLOGGED tables.
 pub(crate) async fn lost(connection: &mut PgConnection) -> sqlx::Result<Vec<String>> {
     sqlx::query_scalar(
         "SELECT name FROM readviews r

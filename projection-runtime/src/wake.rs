@@ -114,8 +114,8 @@ async fn follow(
     }
 }
 
-/// Has the server keep the connection however long nothing happens: each time it ended, other processes would take over
-/// what this one applies.
+/// Exempts the connection from `idle_session_timeout`: each time it ended, other processes would take over this
+/// process's projections.
 async fn stays(listener: &mut PgListener) -> sqlx::Result<()> {
     // PostgreSQL 14 and later.
     let sql = "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'";

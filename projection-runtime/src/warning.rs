@@ -1,6 +1,6 @@
-//! What stops or endangers progress beyond a projection's own state: each finding names its remedy.
+//! Warnings about what stops or endangers progress beyond a projection's own state, each with its remedy.
 //!
-//! [`find`] is part of every status, also of the one behind `/health/ready`, so each look must be cheap.
+//! [`find`] is part of every status, also of the one behind `/health/ready`, so each query must be cheap.
 
 use serde::Serialize;
 use sqlx::PgConnection;
@@ -14,7 +14,7 @@ use crate::unlogged;
 /// Something that stops or endangers progress.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Warning {
-    /// What kind of danger it is.
+    /// The kind of the warning.
     pub kind: WarningKind,
     /// The projection that it concerns; `None`: the event store or the database.
     pub projection: Option<String>,
@@ -41,7 +41,7 @@ pub enum WarningKind {
     AheadOfClock,
     /// Commits wait for a synchronous standby that does not confirm them.
     StandbyMissing,
-    /// The rows of a projection in UNLOGGED tables are gone, and its position is not.
+    /// The rows of a projection in UNLOGGED tables are lost, but its position remains.
     RowsLost,
 }
 
@@ -56,7 +56,7 @@ impl WarningKind {
         WarningKind::RowsLost,
     ];
 
-    /// The name in JSON and in the metric.
+    /// Returns the name in JSON and in the metric.
     pub(crate) fn name(self) -> &'static str {
         match self {
             WarningKind::OrderingLockHeld => "ordering_lock_held",
@@ -78,7 +78,7 @@ impl std::fmt::Display for Warning {
     }
 }
 
-/// Looks for everything that has a kind. `rows` are the positions that were just read over the same connection.
+/// Finds all warnings. `rows` are the checkpoints just read over the same connection.
 pub(crate) async fn find(
     connection: &mut PgConnection,
     events_at: &EventsAt,
@@ -98,8 +98,8 @@ pub(crate) async fn find(
     Ok(found)
 }
 
-/// Sessions that hold the row of a projection with events before it in a transaction that has lasted for 10 s: of a process
-/// that is frozen or cut off, or somebody's in psql.
+/// Finds sessions that have held the checkpoint of a projection with waiting events for 10 s: a frozen or disconnected
+/// process, or an open psql session.
 async fn checkpoint_held(connection: &mut PgConnection, rows: &[Row]) -> sqlx::Result<Vec<Warning>> {
     #[derive(sqlx::FromRow)]
     struct Holder {
@@ -115,8 +115,8 @@ async fn checkpoint_held(connection: &mut PgConnection, rows: &[Row]) -> sqlx::R
     }
     let holders: Vec<Holder> = sqlx::query_as(
         "WITH holders AS (
-             -- The transaction that has changed or locked the row, or, if several have locked it, the one of them that
-             -- excludes a loop. What is no number of such a group, in its range, gives none.
+             -- The transaction that changed or locked the row, or, if several have locked it, the member that excludes
+             -- a loop. An xmax outside of the range of multixact ids has no members.
              SELECT r.name, l.pid
              FROM readviews r
              LEFT JOIN LATERAL pg_get_multixact_members(
@@ -124,7 +124,7 @@ async fn checkpoint_held(connection: &mut PgConnection, rows: &[Row]) -> sqlx::R
                                                            WHERE oid = 'readviews'::regclass) THEN r.xmax END
              ) AS member ON member.mode IN ('fornokeyupd', 'forupd', 'nokeyupd', 'upd')
              JOIN pg_locks l ON l.locktype = 'transactionid' AND l.transactionid IN (r.xmax, member.xid)
-                            -- Its own number, not one that it waits for.
+                            -- Its own transaction id, not one that it waits for.
                             AND l.mode = 'ExclusiveLock' AND l.granted
              WHERE r.name = ANY ($1)
          )
@@ -135,7 +135,7 @@ async fn checkpoint_held(connection: &mut PgConnection, rows: &[Row]) -> sqlx::R
          JOIN pg_stat_activity a USING (pid)
          WHERE h.pid <> pg_backend_pid()
            AND COALESCE(a.xact_start < clock_timestamp() - interval '10 s', true)
-           -- A statement may take its time.
+           -- A running statement may take long.
            AND (a.state IS DISTINCT FROM 'active' OR a.wait_event_type = 'Client'
                 OR a.xact_start < clock_timestamp() - interval '1 min')
          ORDER BY h.name, h.pid",
@@ -153,21 +153,21 @@ async fn checkpoint_held(connection: &mut PgConnection, rows: &[Row]) -> sqlx::R
                 problem: format!(
                     "session {pid} ({application}, {state}{since}) holds the projection's position, and events wait"
                 ),
-                remedy: format!("look at that process; if it does not go on: SELECT pg_terminate_backend({pid});"),
+                remedy: format!("inspect that process; if it stays blocked: SELECT pg_terminate_backend({pid});"),
                 blocks_readiness: false,
             }
         })
         .collect())
 }
 
-/// Projections of the set whose rows in UNLOGGED tables are gone.
+/// Finds projections of the set whose rows in UNLOGGED tables are lost.
 async fn rows_lost(connection: &mut PgConnection, set: &ProjectionSet) -> sqlx::Result<Vec<Warning>> {
     let lost = unlogged::lost(connection).await?.into_iter().filter(|name| set.definition(name).is_ok());
     Ok(lost
         .map(|name| Warning {
             kind: WarningKind::RowsLost,
-            problem: "a crash of the server, or a fail-over, has emptied its UNLOGGED tables, and its position is still that \
-                      of before"
+            problem: "a crash of the server, or a fail-over, has emptied its UNLOGGED tables, but its position is \
+                      unchanged"
                 .to_owned(),
             remedy: format!("`rebuild {name}`"),
             projection: Some(name),

@@ -1,11 +1,11 @@
-//! Whether a database takes writes. What cannot be done on a standby is refused at once: waited for, it would be done later
-//! by itself, when the standby is promoted.
+//! Checks whether a database accepts writes. A command that writes is refused on a standby at once: if it waited, it
+//! would run later, when the standby is promoted.
 
 use sqlx::PgPool;
 
 use crate::error::Error;
 
-/// An error if the database is a standby, or if transactions of this role are read-only.
+/// Returns an error if the database is a standby, or if transactions of this role are read-only.
 pub(crate) async fn require(pool: &PgPool, doing: &str) -> Result<(), Error> {
     let (standby, read_only) = look(pool).await.map_err(Error::database(doing))?;
     if !standby && !read_only {
@@ -15,13 +15,13 @@ pub(crate) async fn require(pool: &PgPool, doing: &str) -> Result<(), Error> {
     Err(Error::ReadOnly { doing: doing.to_owned(), why: why(standby), place })
 }
 
-/// Whether it is a standby, and whether a transaction is read-only.
+/// Returns whether the database is a standby, and whether a transaction is read-only.
 async fn look(pool: &PgPool) -> sqlx::Result<(bool, bool)> {
     let sql = "SELECT pg_is_in_recovery(), current_setting('transaction_read_only')::boolean";
     sqlx::query_as(sql).fetch_one(pool).await
 }
 
-/// What is wrong with the database, and what to do about it; `None` if it takes writes.
+/// Returns the problem and its remedy; `None` if the database accepts writes.
 pub(crate) async fn problem(pool: &PgPool) -> sqlx::Result<Option<(&'static str, &'static str)>> {
     let (standby, read_only) = look(pool).await?;
     let cure =

@@ -9,15 +9,15 @@ use std::time::{Duration, Instant};
 use sqlx::ConnectOptions;
 use sqlx::postgres::PgConnectOptions;
 
-/// A PgBouncer that ends with the value.
+/// A PgBouncer process that ends when the value is dropped.
 pub struct PgBouncer {
     child: Child,
     folder: PathBuf,
-    /// The test's database, through it.
+    /// URL of the test's database through PgBouncer.
     pub url: String,
 }
 
-/// `PGBOUNCER`, or where Debian has it, or the one of the path.
+/// Returns the path of PgBouncer: `PGBOUNCER`, Debian's path, or the name for `PATH`.
 fn binary() -> String {
     let debian = "/usr/sbin/pgbouncer";
     let found = if fs::exists(debian).unwrap_or(false) { debian } else { "pgbouncer" };
@@ -46,7 +46,7 @@ impl PgBouncer {
         let folder = std::env::temp_dir().join(format!("pgbouncer-{}", uuid::Uuid::new_v4().simple()));
         fs::create_dir(&folder).expect("a folder");
         let config = folder.join("pgbouncer.ini");
-        // It refuses to run as root, and takes another user by itself then.
+        // PgBouncer refuses to run as root, but can switch to another user.
         let is_root = fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);
         let user = if is_root { "user = nobody\n" } else { "" };
         let text = format!(

@@ -10,7 +10,7 @@ use crate::TestDatabase;
 pub struct Role {
     /// Its name, which is unique in the server.
     pub name: String,
-    /// As which database user it connects.
+    /// URL to connect as the role.
     pub url: String,
     /// A pool of one connection.
     pub pool: PgPool,
@@ -29,7 +29,7 @@ impl Role {
         Role { name, url, pool, owner: db.pool.clone() }
     }
 
-    /// Runs statements in a session that is as new: all in one transaction, unless they say otherwise.
+    /// Runs statements in a reset session, in one transaction unless they control it themselves.
     pub async fn run(&self, sql: &str) -> sqlx::Result<()> {
         self.run_after("SELECT", sql).await
     }
@@ -41,7 +41,7 @@ impl Role {
             sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&self.pool).await
         };
         let outcome = outcome.await;
-        // Of a script that failed in a transaction.
+        // The script may have failed inside a transaction.
         sqlx::raw_sql("ROLLBACK; RESET ALL; DISCARD TEMP").execute(&self.pool).await?;
         outcome.map(drop)
     }
@@ -51,7 +51,7 @@ impl Role {
         PgPoolOptions::new().max_connections(connections).connect(&self.url).await.expect("connect as the role")
     }
 
-    /// The SQLSTATE with which the statement is refused.
+    /// Returns the SQLSTATE with which the statement is refused.
     pub async fn refused(&self, sql: &str) -> String {
         let error = self.run(sql).await.expect_err(sql);
         error

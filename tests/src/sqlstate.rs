@@ -1,10 +1,10 @@
-//! Every SQLSTATE of PostgreSQL's appendix, with what an error of it is to blame on.
+//! Every SQLSTATE of PostgreSQL's appendix, with the expected class of the error.
 //! <https://www.postgresql.org/docs/current/errcodes-appendix.html>; 10608 and 25P04 are of servers newer than 15.
 
-/// What an error is to blame on.
+/// The expected class of an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Blame {
-    /// It passes by itself.
+    /// A retry may succeed without a change.
     Transient,
     /// The event.
     Event,
@@ -14,7 +14,7 @@ pub enum Blame {
 
 use Blame::{Environment, Event, Transient};
 
-/// Code, condition name, and what it is to blame on.
+/// Code, condition name and expected class.
 #[rustfmt::skip]
 pub const SQLSTATES: &[(&str, &str, Blame)] = &[
     ("01000", "warning", Environment),

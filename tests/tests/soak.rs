@@ -103,7 +103,8 @@ const PREPARE: &str = "
 
 const SETTLE: &str = "CREATE OR REPLACE VIEW mood AS SELECT false AS strict";
 
-/// Events that the table of a moody projection has not, and that it has twice or although they were skipped.
+/// Returns how many events the table of a moody projection lacks, and how many it has twice or although they were
+/// skipped.
 async fn lost_and_doubled_of(pool: &PgPool, projection: &str, event: &str) -> (i64, i64) {
     let sql = AssertSqlSafe(format!(
         "SELECT COUNT(*) FILTER (WHERE t.n IS NULL AND s.event_id IS NULL),

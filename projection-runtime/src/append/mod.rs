@@ -49,7 +49,7 @@ pub(crate) struct Gathering {
     pushed: Notify,
     kept: Arc<Kept>,
     bell: Arc<Bell>,
-    /// How long an append waits for locks, as a value of `lock_timeout`; as the session does, without it.
+    /// How long an append waits for locks, as a value of `lock_timeout`; `None`: the session's `lock_timeout`.
     patience: Option<String>,
 }
 
@@ -360,8 +360,8 @@ fn fail(group: Vec<Waiting>, error: sqlx::Error) {
     }
 }
 
-/// The database refuses something of the group, and has stored nothing of it: what is of an event comes before the events are
-/// committed. What else there is may come later, in the NOTIFY or while the flush is waited for, and is the same for each.
+/// Returns whether the database refused an event of the group and stored nothing: errors of an event arise before the
+/// events are committed. Other errors may arise later, during the NOTIFY or the flush, and concern the whole group.
 fn is_refusal(error: &sqlx::Error) -> bool {
     error.as_database_error().is_some() && classify(error) == ErrorClass::Event
 }

@@ -35,8 +35,8 @@ impl Look {
                 .acquire_timeout(patience)
                 .connect_lazy_with(pool.connect_options().as_ref().clone())
         };
-        // Shorter than the answer may take, so that there is time left to find out why there is no connection. Of the events'
-        // database it is known sooner that it does not answer.
+        // Shorter than the answer may take, to leave time to find out why there is no connection. The events' database
+        // has a shorter time-out of its own.
         let here = pool(manager.pool(), ProjectionManager::ANSWERS / 2);
         let events = |events: &PgPool| pool(events, ProjectionManager::ANSWERS);
         Look { manager: manager.clone().with_pool(here).with_events_pool(events), latest: Arc::default() }

@@ -2,8 +2,8 @@
 //!
 //! What must hold: a message is acknowledged only after its event is committed and flushed, and the same message makes one event,
 //! however often it comes. One that is no event goes to the dead-letter queue with the reason, and stops nothing.
-//! An error of the database that no message is to blame for makes no dead letter: the connection is given up, and the broker
-//! delivers again.
+//! A database error that is not the fault of a message makes no dead letter: the connection is closed, and the broker
+//! delivers the messages again.
 
 use std::collections::BTreeMap;
 
@@ -33,7 +33,7 @@ pub(crate) struct Ingest {
     pub(crate) events: Vec<&'static EventType>,
     /// The dead-letter queue.
     pub(crate) dead_letters: String,
-    /// Payloads are taken as they are.
+    /// Whether payloads are accepted unchecked.
     pub(crate) unchecked: bool,
 }
 
@@ -158,14 +158,13 @@ impl Ingest {
     }
 }
 
-/// What is said while the messages wait in the queue.
+/// Returns the error to report while the messages wait in the queue.
 fn not_taken(error: sqlx::Error) -> BoxError {
     match remedy(&error) {
         None => error.into(),
         Some(remedy) => {
             let error = describe(&error);
-            format!("the database does not take the messages, so they wait in the queue: {error}. Remedy: {remedy}")
-                .into()
+            format!("the database rejected the messages, so they wait in the queue: {error}. Remedy: {remedy}").into()
         }
     }
 }

@@ -61,8 +61,8 @@ pub struct RabbitMqOptions {
     /// Append the messages to the store, which has no other source. Then nothing is relayed: events would go round and
     /// round.
     pub ingest: bool,
-    /// With `ingest`: take payloads as they are. Otherwise a message becomes a dead letter that the program's own type of the
-    /// event cannot read, or that is of another aggregate type than the event.
+    /// With `ingest`: accepts payloads unchecked. Otherwise a message becomes a dead letter if the program's own event
+    /// type cannot read its payload, or if it names another aggregate type than the event's.
     pub unchecked: bool,
     /// How many messages may be on their way to this process. It holds no more, each of whatever size the broker allows.
     pub prefetch: u16,

@@ -138,8 +138,8 @@ impl Relay {
             late.confirmed().await?;
         }
         let late = self.late.take();
-        // An event may be visible before it is flushed and replicated, and is not to be in the broker if a crash or a
-        // fail-over takes it back.
+        // An event may be visible before it is flushed and replicated. It must not reach the broker before that,
+        // because a crash or a fail-over could still lose it.
         let durable = self.events_at.durable_head(&self.pool).await?;
         let elsewhere = self.events_at.other().map(|_| durable);
         let mut tx = transaction::begin_bounded(&self.pool).await?;

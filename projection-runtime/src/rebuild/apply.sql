@@ -8,7 +8,7 @@ DECLARE
     written  bigint;
 BEGIN
     SET CONSTRAINTS ALL DEFERRED;
-    -- What these triggers write is among the rows already. The tables are locked, so no other writer misses them.
+    -- The new rows already include what these triggers write. The tables are locked, so no other writer needs them.
     FOR item IN SELECT r.item, r.name FROM rebuild_triggers r LOOP
         EXECUTE format('ALTER TABLE %s DISABLE TRIGGER %I', item.item::regclass, item.name);
     END LOOP;
@@ -28,7 +28,7 @@ BEGIN
         LOOP
             IF step = 'remove' THEN
                 IF item.replaced THEN
-                    -- What handlers do not write stays as it is.
+                    -- Columns that no handler writes keep their values.
                     EXECUTE format(
                         'CREATE TEMPORARY TABLE %I ON COMMIT DROP AS
                          SELECT p.copy AS rebuild_copy%s FROM rebuild_pairs p JOIN %s l ON l.tableoid = p.live_part AND l.ctid = p.live
@@ -88,7 +88,7 @@ BEGIN
         END LOOP;
     END LOOP;
     IF EXISTS (SELECT FROM rebuild_triggers) THEN
-        -- A table with deferred checks that are still to be made cannot be altered.
+        -- A table with pending deferred checks cannot be altered.
         SET CONSTRAINTS ALL IMMEDIATE;
         FOR item IN SELECT r.item, r.name, r.enabled FROM rebuild_triggers r LOOP
             EXECUTE format('ALTER TABLE %s ENABLE %s TRIGGER %I', item.item::regclass,

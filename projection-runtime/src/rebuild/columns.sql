@@ -1,6 +1,7 @@
--- Into `rebuild_unwritten`: the columns that no handler writes, as it was observed while the other tables were filled (see
--- copy.sql). A trigger that gives a column a value writes it as well. Into `rebuild_numbered`: columns that are written, and
--- hold numbers of a sequence that began elsewhere, because nobody was thought to write them.
+-- Fills `rebuild_unwritten` with the columns that no handler writes, as observed while the shadow tables were filled
+-- (see copy.sql). A trigger that gives a column a value counts as a writer. Fills `rebuild_numbered` with written
+-- columns that hold numbers of a sequence which starts far away in the shadow tables, because no handler was known to
+-- write it.
 DO $$
 DECLARE
     beside CONSTANT text := current_setting('rebuild.schema');
@@ -14,7 +15,7 @@ BEGIN
     CREATE TEMPORARY TABLE rebuild_columns ON COMMIT DROP AS
     SELECT t.name AS tab, c.oid::regclass AS copy, a.attnum, a.attname AS col, format_type(a.atttypid, a.atttypmod) AS type,
            ty.typname, g.oid IS NOT NULL AS observed, pg_sequence_last_value(g.oid) IS NOT NULL AS given,
-           -- Of the live table.
+           -- The default of the live table's column.
            pg_get_expr(d.adbin, d.adrelid) AS taken,
            NOT (COALESCE(d.adbin::text ~ 'FUNCEXPR|OPEXPR|SQLVALUEFUNCTION|NEXTVALUEEXPR|COERCEVIAIO', false)
                 OR la.attidentity <> '') AS constant,
@@ -36,7 +37,7 @@ BEGIN
             EXECUTE format('SELECT EXISTS (SELECT FROM %s c WHERE record_image_ne(ROW(c.%I), ROW((%s)::%s)))',
                            it.copy, it.col, COALESCE(it.taken, 'NULL'), it.type) INTO is_written;
         ELSIF NOT is_written AND it.typname IN ('int2', 'int4', 'int8', 'uuid', 'text', 'varchar', 'timestamptz', 'timestamp') THEN
-            -- If a handler has read what the table made up, and written it elsewhere, both belong together.
+            -- If a handler read a generated value and wrote it to another column, both columns belong together.
             FOR other IN
                 SELECT * FROM rebuild_columns r
                 WHERE NOT (r.observed AND NOT r.given)

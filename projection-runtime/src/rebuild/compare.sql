@@ -40,7 +40,7 @@ BEGIN
             SELECT attname FROM pg_attribute
             WHERE attrelid = live AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum
         );
-        -- Nothing can be said of the columns of rows that are not there.
+        -- Without rows, the columns cannot be observed.
         EXECUTE format('SELECT EXISTS (SELECT FROM %s)', copy) INTO filled;
         kept := ARRAY(SELECT c FROM UNNEST(columns) AS c
                       JOIN rebuild_unwritten ON filled AND tab = item AND col = c);

@@ -16,17 +16,16 @@ use crate::projection::{AnyProjection, Definition};
 use crate::read_model::RowTable;
 use crate::transaction;
 
-/// The shadow tables of a rebuild, and what it takes to fill them.
+/// The shadow tables of a rebuild, with the connections, locks and loops that fill them.
 pub(super) struct Copy {
-    /// Connections of the rebuild's own: for its locks, for the loops that fill the tables, for what it compares and
-    /// replaces.
+    /// The rebuild's own connections: for its locks, for the loops that fill the tables, for comparing and replacing.
     pub(super) pool: PgPool,
     /// An open transaction whose advisory locks exclude a reset, an undo and another rebuild of the projection, and a reset
     /// of those that it comes `after`, for as long as the rebuild takes.
     guard: Transaction<'static, Postgres>,
     pub(super) filler: Filler,
     pub(super) beside: Beside,
-    /// What its handlers look up is of these generations, or newer.
+    /// The generations of the looked-up projections, read before the tables are filled; look-ups may see newer rows.
     pub(super) built_on: Generations,
 }
 
@@ -35,7 +34,8 @@ pub(super) struct Copy {
 pub(super) struct Beside {
     pub(super) definition: &'static Definition,
     schema: String,
-    /// Columns that handlers write, like `band.name`: those of row handlers, and those that were observed too late.
+    /// Columns that handlers are known to write, like `band.name`: those of row handlers, and those that the first
+    /// attempt found to hold generated numbers.
     written: Vec<String>,
 }
 
@@ -128,13 +128,13 @@ impl Copy {
         Ok(Copy { pool: pool_of_copy, guard, filler, beside, built_on })
     }
 
-    /// An error if the locks are lost, because the server has ended the session that holds them.
+    /// Returns an error if the locks are lost because the server ended the session that held them.
     pub(super) async fn is_guarded(&mut self) -> sqlx::Result<()> {
         sqlx::query("SELECT 1").execute(&mut *self.guard).await.map(drop)
     }
 
-    /// Makes the tables again, empty, if a handler reads numbers that a table gives: these begin elsewhere in the tables of the
-    /// first attempt, so that this shows. Returns whether it did.
+    /// Recreates the tables, empty, if a handler reads numbers that a table generates: in the first attempt these
+    /// numbers start far away, so that their use is found. Returns whether the tables were recreated.
     pub(super) async fn again_with_numbers(&mut self) -> sqlx::Result<bool> {
         let mut tx = transaction::begin_bounded(&self.pool).await?;
         transaction::allow_long_statements(&mut tx).await?;
@@ -159,7 +159,7 @@ impl Copy {
             let mut tx = transaction::begin_bounded(&self.pool).await?;
             self.beside.drop(&mut tx).await?;
             tx.commit().await?;
-            // In good order, so that its locks are gone.
+            // Closed explicitly, so that its locks are released.
             self.guard.rollback().await
         };
         if let Err(error) = removed.await {
@@ -170,23 +170,23 @@ impl Copy {
     }
 }
 
-/// Acquires the locks of a rebuild for this transaction, which then may be idle until the rebuild is done. `false`:
-/// another rebuild, a verification, a reset or an undo of the projection is under way.
+/// Acquires the locks of a rebuild in this transaction, which may then be idle until the rebuild is done. Returns
+/// `false` if another rebuild, a verification, a reset or an undo of the projection is under way.
 async fn guard_rebuild(guard: &mut PgConnection, definition: &Definition) -> sqlx::Result<bool> {
     sqlx::query("SET LOCAL idle_in_transaction_session_timeout = 0").execute(&mut *guard).await?;
     transaction::allow_long_statements(guard).await?;
     if !exclude_rebuild(guard, definition.name).await? {
         return Ok(false);
     }
-    // What its handlers look up is not emptied meanwhile.
+    // Prevents a reset of the tables that its handlers look up.
     let sql = "SELECT pg_advisory_xact_lock_shared(hashtext('projection looked up'), hashtext(name))
                FROM UNNEST($1::text[]) AS name";
     sqlx::query(sql).bind(definition.after).execute(guard).await?;
     Ok(true)
 }
 
-/// Excludes rebuilds, verifications, resets and undos of the projection until the transaction ends. `false`: one of them is
-/// under way.
+/// Excludes rebuilds, verifications, resets and undos of the projection until the transaction ends. Returns `false` if
+/// one of them is under way.
 pub(crate) async fn exclude_rebuild(tx: &mut PgConnection, name: &str) -> sqlx::Result<bool> {
     let sql = "SELECT pg_try_advisory_xact_lock(hashtext('projection rebuild'), hashtext($1))";
     let started = Instant::now();
@@ -194,7 +194,7 @@ pub(crate) async fn exclude_rebuild(tx: &mut PgConnection, name: &str) -> sqlx::
         if sqlx::query_scalar(sql).bind(name).fetch_one(&mut *tx).await? {
             return Ok(true);
         }
-        // If the one before was killed, the server may be about to see that.
+        // If the previous rebuild was killed, the server may not have noticed yet.
         if started.elapsed() > Duration::from_secs(3) {
             return Ok(false);
         }
@@ -215,7 +215,7 @@ async fn make_schema(tx: &mut PgConnection, beside: &Beside) -> sqlx::Result<()>
         .map(drop)
 }
 
-/// Connections like those of the pool, for as many loops.
+/// Creates a pool with the options of `pool`, large enough for this number of loops.
 fn pool_of_copy(pool: &PgPool, loops: usize) -> PgPool {
     // One more for the guard, one for what is compared and replaced, one for the snapshot of a verification, and one to
     // spare.

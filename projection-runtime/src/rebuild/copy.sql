@@ -1,7 +1,7 @@
--- Makes the projection's tables anew, empty, in a schema of their own, with all that changes what a handler does: columns
+-- Creates the projection's shadow tables, empty, in their own schema, with everything that affects a handler: columns
 -- with defaults, constraints and indexes, sequences, foreign keys among them, triggers that change a row before it is
--- written, and triggers that may write to these tables (triggers.sql). Others would only tell of rows that are not
--- live. Beside them are `readviews` and `readview_failures`, so that the copy has its own position.
+-- written, and triggers that may write to these tables (triggers.sql). Other triggers would report rows that are not
+-- live. The schema also has `readviews` and `readview_failures`, so that the shadow tables have their own position.
 DO $$
 DECLARE
     beside    CONSTANT text := current_setting('rebuild.schema');
@@ -58,8 +58,8 @@ BEGIN
     FOREACH item IN ARRAY statements LOOP
         EXECUTE item;
     END LOOP;
-    -- Which other columns are written is observed: a default says that it is taken, and a statement that inserts rows without
-    -- taking it, or updates the column, writes the column. columns.sql reads it.
+    -- Observes which other columns are written: a default records that it was evaluated; a statement that inserts rows
+    -- without evaluating it, or updates the column, writes the column. columns.sql reads the result.
     EXECUTE format(
         'CREATE FUNCTION %I.rebuild_observe() RETURNS trigger LANGUAGE plpgsql AS $f$
          DECLARE
@@ -92,13 +92,14 @@ BEGIN
             LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
             WHERE a.attrelid = format('%I.%I', beside, item)::regclass AND a.attnum > 0 AND NOT a.attisdropped
               AND a.attgenerated = '' AND t.typdefault IS NULL AND item || '.' || a.attname <> ALL (written)
-              -- Another one must be written.
+              -- A NOT NULL column without a default must be written.
               AND (NOT a.attnotnull OR a.atthasdef OR a.attidentity <> '')
         LOOP
             key := observed.key;
             keys := keys || key;
             IF observed.numbers IS NOT NULL THEN
-                -- From a number on that is found nowhere else: so it shows if a handler reads it and writes it to another column.
+                -- Starts at a number found nowhere else, to show whether a handler reads it and writes it to another
+                -- column.
                 SELECT s.seqincrement, s.seqmin, s.seqmax, s.seqcycle, format_type(s.seqtypid, NULL) AS type,
                        CASE WHEN s.seqincrement <= 0 THEN s.seqstart
                             WHEN s.seqmax > 4611686018427387904 THEN 4611686018427387904

@@ -31,8 +31,8 @@ pub struct TableDifference {
     pub extra: i64,
     /// Live rows with another value in a column.
     pub changed: i64,
-    /// Columns that no handler writes, like one with a number that the table gives, or one that is filled by hand. They are
-    /// not compared, and a rebuild keeps their values in the rows that stay.
+    /// Columns that no handler writes, such as an identity column or one that is filled by hand. They are not compared,
+    /// and a rebuild keeps their values in the rows that stay.
     pub not_written: Vec<String>,
     /// The first 20 of those that differ.
     pub shown: Vec<RowDifference>,
@@ -121,7 +121,7 @@ impl TableDifference {
 }
 
 impl Difference {
-    /// The columns that were not compared, like `band.number`.
+    /// Returns the columns that were not compared, like `band.number`.
     pub(crate) fn not_written(&self) -> Vec<String> {
         let columns = |table: &TableDifference| -> Vec<String> {
             table.not_written.iter().map(|column| format!("{}.{column}", table.table)).collect()

@@ -201,7 +201,7 @@ impl Filler {
         }
     }
 
-    /// The position of each loop, in their order.
+    /// Returns the position of each loop, in order.
     pub(super) async fn positions(&self) -> sqlx::Result<Vec<i64>> {
         let places: Vec<_> = self.definition.places().collect();
         let sql = "SELECT COALESCE(r.position, 0) FROM UNNEST($1::text[]) WITH ORDINALITY AS place (name, nr)
@@ -209,14 +209,14 @@ impl Filler {
         sqlx::query_scalar(sql).bind(places).fetch_all(&mut *self.begin().await?).await
     }
 
-    /// A transaction in the shadow schema.
+    /// Starts a transaction in the shadow schema.
     async fn begin(&self) -> sqlx::Result<Transaction<'static, Postgres>> {
         transaction::begin_with(&self.copy, self.beginning.clone()).await
     }
 
-    /// Why the shadow tables cannot be filled.
+    /// Returns the reason why the shadow tables cannot be filled.
     async fn failed(&self, error: sqlx::Error) -> Error {
-        // A transaction in the schema does not start if the schema is not there.
+        // A transaction in the schema does not start if the schema is gone.
         let is_missing = error
             .as_database_error()
             .and_then(DatabaseError::code)

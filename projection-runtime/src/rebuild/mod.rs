@@ -232,18 +232,18 @@ impl Rebuild<'_> {
     }
 }
 
-/// Starts the transaction of a comparison: all that it reads is of one snapshot.
+/// Starts the transaction of a comparison, which reads from one snapshot.
 const COMPARING: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ; SET LOCAL idle_in_transaction_session_timeout = '1min'";
 
-/// A transaction whose statements take as long as there are rows.
+/// Starts a transaction without a statement time-out.
 async fn begin(pool: &PgPool) -> sqlx::Result<Transaction<'static, Postgres>> {
     let mut tx = transaction::begin_bounded(pool).await?;
     transaction::allow_long_statements(&mut tx).await?;
     Ok(tx)
 }
 
-/// An error if the shadow tables have rows of events that the projection has not passed. The locks of the rebuild exclude
-/// a reset and an undo, but not a position that is changed by hand.
+/// Returns an error if the shadow tables have rows of events that the projection has not passed. The locks of the
+/// rebuild exclude a reset and an undo, but not a position that is changed by hand.
 async fn not_ahead(shadow: &Filler, positions: &[i64]) -> Result<(), Error> {
     let projection = shadow.definition.name;
     let filled = shadow.positions().await.map_err(Error::database(doing(projection)))?;
@@ -273,18 +273,18 @@ async fn until_there(copy: &mut Copy, patience: Duration) -> Result<(), Error> {
     }
 }
 
-/// How long a verification tries to find the projections that are looked up, and the one that looks, at one position.
+/// How long a verification tries to bring the projection and those that it looks things up in to one position.
 const ALIGNMENT: Duration = Duration::from_secs(10);
-/// For how long it stops the former at a time.
+/// How long an attempt may stop the projections that are looked up.
 const STOPPED: Duration = Duration::from_secs(1);
 
 /// Starts the transaction of a verification. If the projection looks things up in others' tables, they are stopped until the
 /// transaction ends, all at one position, to which this one has come as well.
 ///
 /// Otherwise the look-ups of the shadow tables could find rows of events that the live projection has not passed yet, and
-/// handles later: a difference that the next events remove. This way each look-up has seen nothing that lies behind the
-/// position of the comparison. What stays is a difference that lasts: a row that was looked up, and has changed since, if no
-/// event of this projection says so.
+/// handles later: a difference that the next events remove. With the others stopped, no look-up sees an event after the
+/// position of the comparison. The remaining differences are lasting: a row that was looked up has changed since, and
+/// no handler of this projection follows the change.
 async fn hold_looked_up(pool: &PgPool, definition: &Definition) -> sqlx::Result<Transaction<'static, Postgres>> {
     let started = Instant::now();
     loop {
@@ -322,7 +322,7 @@ async fn hold_looked_up(pool: &PgPool, definition: &Definition) -> sqlx::Result<
     }
 }
 
-/// What a projection does whose position is waited for.
+/// The progress of a projection towards a position.
 enum Arrival {
     There,
     Moves,
@@ -330,7 +330,7 @@ enum Arrival {
     Stands,
 }
 
-/// Waits for a moment until the projection, or each of its partitions, has come to the position.
+/// Waits briefly until the projection, or each of its partitions, has reached the position.
 async fn arrives(tx: &mut PgConnection, name: &str, position: i64) -> sqlx::Result<Arrival> {
     let (started, before) = (Instant::now(), position::range(tx, &[name]).await?);
     loop {

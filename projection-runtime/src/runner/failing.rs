@@ -15,7 +15,7 @@ use crate::share;
 
 /// The most events that a rebuild passes by: they are kept in memory until its rows are in place.
 const MOST_PASSED_BY: usize = 10_000;
-/// Retries, whatever the policy, of an event whose statement failed for a reason that is no event's.
+/// Number of retries, whatever the policy, of an event whose statement failed with an error of the environment.
 const RETRIES: u32 = 2;
 
 /// An event that failed.
@@ -23,7 +23,7 @@ const RETRIES: u32 = 2;
 pub(super) struct Suspect {
     id: Uuid,
     pub(super) tstamp: i64,
-    /// The statement may have been one for too many events.
+    /// Whether the statement may have failed because of too many events.
     pub(super) of_size: bool,
     /// In how many transactions.
     attempts: i32,
@@ -132,7 +132,7 @@ impl Runner {
             self.meter.failures.inc();
             let FailedEvent { id, name, tstamp, handler, error, newer_version } = failed;
             let next = match newer_version {
-                Some(_) => "a newer program goes on here".to_owned(),
+                Some(_) => "a program that knows the event's version continues here".to_owned(),
                 None => format!("after the fix: retry {}", self.definition.name),
             };
             tracing::error!(

@@ -62,7 +62,7 @@ pub(crate) struct Runner {
     events_at: EventsAt,
     /// The position that was found last.
     found: Passed,
-    /// What the events' database said last.
+    /// The last answer of the events' database.
     look: Option<Look>,
     projection: Arc<dyn AnyProjection>,
     definition: &'static Definition,
@@ -326,7 +326,7 @@ impl Runner {
         }
     }
 
-    /// One transaction. An error is transient, or one of the database that no event is to blame for.
+    /// Runs one transaction. An error is transient, or a database error that is not of an event.
     pub(crate) async fn step(&mut self) -> sqlx::Result<Step> {
         let ahead = self.plan.ahead.take();
         // Not kept where there is nothing to read.
@@ -352,7 +352,7 @@ impl Runner {
         };
         let mut end = place.head.min(bound);
         if end < place.head && (self.until.is_some() || self.events_at.other().is_some()) {
-            // So that its position is that of an event, even if the one that bounds it is not.
+            // Ensures that its position is that of an event, even if the bounding position is not.
             end = self.events_at.stands(&mut tx, end).await?;
         }
         if end <= place.position {
@@ -411,7 +411,7 @@ impl Runner {
                 let last = page.events[..events].last().map(|event| event.tstamp);
                 if let Some((bound, suspect)) = self.plan.bound.zip(self.plan.suspect.filter(|suspect| suspect.of_size))
                 {
-                    // The event failed among more events, and not among so many: more are never tried again.
+                    // The event failed in a larger batch, and succeeded in this one: later batches stay this small.
                     if last >= Some(suspect.tstamp) {
                         self.options.batch.events = bound;
                     }
@@ -437,7 +437,7 @@ impl Runner {
         }
     }
 
-    /// The index of the first event of the page that the projection skips.
+    /// Returns the index of the first event of the page that the projection skips.
     async fn first_skipped(&self, tx: &mut PgConnection, place: &Place, page: &Page) -> sqlx::Result<Option<usize>> {
         if !place.skips {
             return Ok(None);
@@ -470,10 +470,11 @@ impl Runner {
             if let Err(RunError { at, error }) = apply(&*self.projection, &run, &mut tx).await {
                 match error.class() {
                     ErrorClass::Transient => return Err(transient(error)),
-                    // If the connection is gone as well, that is the trouble, whatever the handler made of it.
+                    // If the connection is lost, the rollback fails; that error is the cause, whatever the handler
+                    // returned.
                     ErrorClass::Event => tx.rollback().await?,
                     ErrorClass::Environment => {
-                        // The connection may be what is wrong; and its statements have plans from before a table was altered.
+                        // The cause may be the connection, or prepared statements from before a table was altered.
                         let _ = tx.clear_cached_statements().await;
                         let _ = tx.rollback().await;
                     }
@@ -539,7 +540,7 @@ impl Runner {
     async fn lock(&self, tx: &mut PgConnection, mode: Mode, head: Option<i64>) -> sqlx::Result<Option<Place>> {
         let mut place = position::lock(tx, self.place, self.partition_of, mode, &self.program, head).await?;
         if let Some(Place { retry, failed_event: Some(event), newer_version: Some(version), .. }) = &mut place {
-            // It stopped a program that is older than this one.
+            // The event stopped an older program than this one.
             *retry |= self.definition.knows(event, *version);
         }
         Ok(place)
@@ -564,7 +565,7 @@ impl Runner {
         Ok(())
     }
 
-    /// The position, with the event's id if it is that of the newest event.
+    /// Returns the position, with the event's id if it is the newest event.
     fn passed(&self, position: i64) -> Passed {
         Passed { position, id: self.look.filter(|look| look.head == position).and_then(|look| look.id) }
     }
@@ -622,7 +623,7 @@ async fn apply(projection: &dyn AnyProjection, run: &Run<'_>, tx: &mut PgConnect
     done.unwrap_or_else(|panic| Err(ApplyError::panic(&*panic).into()))
 }
 
-/// The `sqlx::Error` of a transient error.
+/// Returns the `sqlx::Error` inside a transient error.
 fn transient(error: ApplyError) -> sqlx::Error {
     match error {
         ApplyError::Handler(error) => match error.downcast::<sqlx::Error>() {

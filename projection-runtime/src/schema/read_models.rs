@@ -1,8 +1,8 @@
-//! Whether the tables of the projections fit what `run` and the row handlers do with them: rights, row security, rules,
-//! triggers, keys and columns.
+//! Checks that the tables of the projections fit the statements of `run` and the row handlers: privileges, row
+//! security, rules, triggers, keys and columns.
 //!
-//! What must hold: a problem is something that stops a projection at an event, or that silently changes its rows; what
-//! only may do so is a warning. Each remedy runs when it is pasted; what it cannot know stands behind `--`.
+//! What must hold: a problem stops a projection at an event, or silently changes its rows; what merely may do so is a
+//! warning. Each remedy is executable as it stands; what the check cannot know follows in a comment after `--`.
 
 use sqlx::postgres::{PgRow, PgTypeInfo};
 use sqlx::{AssertSqlSafe, Column as _, PgConnection, Row as _};
@@ -17,7 +17,7 @@ use crate::read_model::{FieldType, RowTable};
 struct Table {
     /// As in `tables`.
     name: String,
-    /// As SQL has it, quoted where it must be.
+    /// The name in SQL, quoted if necessary.
     quoted: String,
     /// The role of this session, quoted.
     role: String,
@@ -38,17 +38,17 @@ struct Column {
     /// As in `tables`.
     table: String,
     name: String,
-    /// As SQL has it.
+    /// The name in SQL, quoted if necessary.
     quoted: String,
-    /// Its type, with length and the like.
+    /// The type, with modifiers such as the length.
     data_type: String,
     is_not_null: bool,
     in_primary_key: bool,
-    /// It has a default, or is an identity column.
+    /// Whether it has a default, or is an identity column.
     has_default: bool,
-    /// It is computed from others.
+    /// Whether it is a generated column.
     is_generated: bool,
-    /// It is an identity column that takes no value from a statement.
+    /// Whether it is GENERATED ALWAYS AS IDENTITY.
     is_identity_always: bool,
 }
 
@@ -59,11 +59,11 @@ struct Key {
     /// As in `tables`.
     table: String,
     columns: Vec<String>,
-    /// As SQL has it.
+    /// The name in SQL, quoted if necessary.
     quoted: String,
     is_primary: bool,
     is_deferrable: bool,
-    /// It has a WHERE, or is on expressions.
+    /// Whether it has a WHERE clause, or is on expressions.
     is_partial: bool,
     is_valid: bool,
 }
@@ -116,7 +116,7 @@ JOIN pg_index i ON i.indrelid = to_regclass(t.name) AND i.indisunique
 JOIN pg_class c ON c.oid = i.indexrelid
 ORDER BY c.relname";
 
-/// Adds what is wrong with the tables of each projection.
+/// Adds the problems and warnings of the tables of each projection.
 pub(super) async fn check(connection: &mut PgConnection, set: &ProjectionSet, check: &mut Check) -> sqlx::Result<()> {
     let (owners, names) = super::owners(set);
     let tables: Vec<Table> = sqlx::query_as(TABLES).bind(&names).fetch_all(&mut *connection).await?;
@@ -146,7 +146,7 @@ pub(super) async fn check(connection: &mut PgConnection, set: &ProjectionSet, ch
     Ok(())
 }
 
-/// Where findings about a table go.
+/// Collects the findings about a table.
 struct Found<'a> {
     projection: &'static str,
     table: &'a Table,
@@ -169,7 +169,7 @@ impl Found<'_> {
         self.check.warnings.push(problem);
     }
 
-    /// What the role may do, and what the server does with what it writes.
+    /// Checks the role's privileges, and the row security, rules and triggers that affect its writes.
     fn rights(&mut self, has_row_handlers: bool) {
         let Table { name, quoted, role, is_owned, has_row_security, is_unlogged, lacks, rules, triggers } = self.table;
         let lacking = |privileges: &[&str]| -> Vec<String> {
@@ -211,7 +211,7 @@ impl Found<'_> {
             if has_row_handlers {
                 self.problem(
                     Some(rule),
-                    format!("{text}: ON CONFLICT, which row handlers use, cannot be had with it"),
+                    format!("{text}: ON CONFLICT, which row handlers use, does not work with it"),
                     cure,
                 );
             } else {
@@ -224,9 +224,9 @@ impl Found<'_> {
                     Some(trigger),
                     format!(
                         "trigger {trigger} of `{name}` may change each row before it is written, and row handlers write a \
-                         row once for all events of a batch: what it makes must not depend on how often that is"
+                         row once for all events of a batch: its result must not depend on the number of writes"
                     ),
-                    format!("DROP TRIGGER {trigger} ON {quoted}; -- or leave it, where its result is the same for one write"),
+                    format!("DROP TRIGGER {trigger} ON {quoted}; -- or keep it, if one write gives the same result"),
                 );
             }
         }
@@ -235,7 +235,7 @@ impl Found<'_> {
                 None,
                 format!(
                     "table `{name}` is UNLOGGED: a crash of the server empties it, a standby has no rows of it, and \
-                     `rebuild {}` has to make them again",
+                     `rebuild {}` must restore them",
                     self.projection
                 ),
                 format!("ALTER TABLE {quoted} SET LOGGED;"),
@@ -243,7 +243,7 @@ impl Found<'_> {
         }
     }
 
-    /// That the table has a key that ON CONFLICT can use.
+    /// Checks that the table has a key that ON CONFLICT can use.
     fn key(&mut self, row: &RowTable, keys: &[Key], columns: &[&Column]) {
         let Table { name, quoted: table, .. } = self.table;
         let mut sorted = row.key.to_vec();
@@ -254,7 +254,7 @@ impl Found<'_> {
             .iter()
             .map(|key| columns.iter().find(|column| column.name == *key).map(|column| column.quoted.as_str()))
             .collect();
-        // A column that is not there is a problem of its own.
+        // A missing column is a problem of its own.
         let Some(quoted) = quoted.map(|quoted| quoted.join(", ")) else { return };
         let key = row.key.join(", ");
         if keys.iter().any(|key| key.is_valid && !key.is_partial && !key.is_deferrable) {
@@ -285,8 +285,8 @@ impl Found<'_> {
         );
     }
 
-    /// That the columns are there, take what is written, and that there are no others that need a value. Returns whether
-    /// all are there.
+    /// Checks that the columns exist and accept the values, and that no other column needs a value. Returns whether all
+    /// columns exist.
     fn columns(&mut self, row: &RowTable, columns: &[&Column]) -> bool {
         let Table { name, quoted: table, triggers, .. } = self.table;
         let mut complete = true;
@@ -317,7 +317,7 @@ impl Found<'_> {
                 Some(column) => self.nullability(column, *ty),
             }
         }
-        // Whoever changes the row before it is written may set them.
+        // A BEFORE ROW trigger may set them.
         let needed = columns.iter().filter(|column| column.is_not_null && !column.has_default && triggers.is_empty());
         for Column { name: column, quoted, in_primary_key, .. } in needed {
             if row.columns.contains(&column.as_str()) {
@@ -367,7 +367,7 @@ impl Found<'_> {
         }
     }
 
-    /// That each field can be read from its column.
+    /// Checks that each field can be read from its column.
     fn types(&mut self, row: &RowTable, columns: &[&Column], found: &PgRow) {
         let Table { name, quoted: table, .. } = self.table;
         for (field, ty) in row.columns.iter().zip(row.types) {

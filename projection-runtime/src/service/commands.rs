@@ -47,7 +47,7 @@ impl Service {
         .connect_lazy_with(options))
     }
 
-    /// A manager over a database that answers, directly or through a pooler that this program can work with.
+    /// Creates a manager, after checking that a pooler before the database, if any, supports what the program needs.
     async fn reached(&self, database: &Database) -> Result<ProjectionManager, BoxError> {
         let manager = self.manager(database, Session::Shared)?;
         reach_both(&manager).await?;
@@ -67,18 +67,19 @@ impl Service {
     }
 }
 
-/// Whether a connection has a session of the server for itself: only then is anything set for the session.
+/// Whether a connection has its own server session; session settings are made only then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Session {
     Own,
     Shared,
 }
 
-/// An error if a pooler before one of the databases breaks what this program needs of it.
+/// Returns an error if a pooler before one of the databases breaks LISTEN or prepared statements that the program
+/// needs.
 async fn usable(manager: &ProjectionManager, listens: bool) -> Result<(), BoxError> {
     for pool in [Some(manager.pool()), manager.events_at().other()].into_iter().flatten() {
         let options = pool.connect_options();
-        // The pool reports trouble with the database itself.
+        // The pool reports errors of the database itself.
         let detecting = tokio::time::timeout(Duration::from_secs(10), pooler::detect(&options));
         let Ok(Ok(pooling)) = detecting.await else { continue };
         let problem = match pooling {
@@ -116,7 +117,7 @@ pub(super) fn rabbitmq(service: &Service, url: &str, ca: Option<&Path>) -> Resul
     })
 }
 
-/// The error, with the cause where it is that a pool had no connection to give.
+/// Returns the error, with the cause if a pool timed out.
 pub(super) async fn explained(service: &Service, database: &Database, error: BoxError) -> BoxError {
     let text = error.to_string();
     let Ok(manager) = service.manager(database, Session::Shared) else { return error };
@@ -180,8 +181,8 @@ pub(super) fn connect_options(url: &str) -> Result<PgConnectOptions, BoxError> {
     options_of(url, DATABASE_URL)
 }
 
-/// What the URL says. An error repeats nothing of it but names of parameters that are known: whatever else stands where, it
-/// may be a part of a password.
+/// Parses the URL. An error repeats only the names of known parameters: any other part of the URL may be part of a
+/// password.
 fn options_of(url: &str, said_by: &str) -> Result<PgConnectOptions, BoxError> {
     let wrong = |what: &str| Usage(format!("{said_by} {what}; it must look like postgres://user@host/database"));
     let Some(rest) = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://")) else {
@@ -214,7 +215,7 @@ fn options_of(url: &str, said_by: &str) -> Result<PgConnectOptions, BoxError> {
     PgConnectOptions::from_str(url).map_err(|error| wrong(&format!("cannot be read: {error}")).into())
 }
 
-/// What `sslmode` may be.
+/// The valid values of `sslmode`.
 const SSL_MODES: [&str; 6] = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
 
 pub(super) async fn migrate(service: &Service, database: &Database) -> Result<(), BoxError> {
@@ -441,7 +442,7 @@ async fn checked(service: &Service, manager: &ProjectionManager) -> Result<Check
     Ok(check)
 }
 
-/// What helps if something is missing although each migration of the service has run.
+/// Returns the remedy if something is missing although all migrations of the service have run.
 fn cure_beyond_migrations(problem: &Problem) -> String {
     if problem.projection.is_some() {
         let table = &problem.table;
@@ -450,8 +451,8 @@ fn cure_beyond_migrations(problem: &Problem) -> String {
              service (its build.rs must name the folder: `cargo::rerun-if-changed=migrations`), and run `migrate`"
         );
     }
-    "`migrate` has run and does not make it: either it was dropped since, and a backup has it, or the service's migrations \
-     lack it, which `projection_runtime::migrations` adds"
+    "`migrate` has run and does not make it: either it was dropped since (restore it from a backup), or the service's \
+     migrations lack it (`projection_runtime::migrations` adds it)"
         .to_owned()
 }
 
@@ -557,7 +558,7 @@ pub(super) async fn reset(service: &Service, database: &Database, names: &[Strin
     Ok(())
 }
 
-/// The projections, and those that come after one of them, in the order of their rebuilds.
+/// Returns the projections and those that come after one of them, in the order of their rebuilds.
 pub(super) fn with_dependents(service: &Service, names: &[String]) -> Result<Vec<String>, Error> {
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     Ok(service.projections.with_dependents(&names)?.into_iter().map(str::to_owned).collect())

@@ -50,7 +50,7 @@ pub struct Service {
     pub projections: ProjectionSet,
     /// The schema: event store, `readviews` and read model tables; see [`migrations`](crate::migrations).
     pub migrations: &'static Migrator,
-    /// What `demo` shows, if there is a demo.
+    /// The data of the `demo` command; `None`: no demo.
     pub demo: Option<Demo>,
 }
 
@@ -206,7 +206,7 @@ impl Service {
     }
 }
 
-/// Takes a URL out of the error, which may hold a password: one that stands where none is expected, or one beside a flag.
+/// Removes a URL, which may hold a password, from the error: one in an unexpected position, or next to a flag.
 fn hide_url(error: &mut clap::Error) {
     for kind in [ContextKind::InvalidArg, ContextKind::InvalidSubcommand, ContextKind::InvalidValue] {
         if let Some(ContextValue::String(text)) = error.get(kind)
@@ -511,7 +511,7 @@ enum Command {
         /// The projections
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
-        /// Rebuild those that come after them as well, directly or not, each behind those that it comes after
+        /// Rebuild the projections that come after them as well, directly or indirectly, in order
         #[arg(long, conflicts_with_all = ["undo", "in_place"])]
         with_dependents: bool,
         /// Keep the rows before, for `--undo`

@@ -39,14 +39,14 @@ impl Drop for Telemetry {
     }
 }
 
-/// Writes each log line as one line to standard error, with nothing in it that acts on a terminal.
+/// Writes each log event as one line to standard error, with terminal control characters escaped.
 struct OneLine {
-    /// There are escapes that colour; those of values are escaped by then.
+    /// Whether the line has colour escapes; the layer has already escaped those in values.
     colours: bool,
 }
 
 impl Write for OneLine {
-    /// Takes a whole line: the layer writes each by one call.
+    /// Writes a whole line: the layer writes each line with one call.
     fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
         let text = String::from_utf8_lossy(line);
         let text = text.strip_suffix('\n').unwrap_or(&text);

@@ -32,8 +32,8 @@ pub(super) fn json(value: &(impl serde::Serialize + ?Sized)) -> Result<(), serde
     Ok(())
 }
 
-/// Prints text as it is: that of a program, or lines with colours whose other parts are [`shown`]. A reader that is gone, as
-/// behind `| head`, is no failure.
+/// Prints text unescaped: output for a program, or coloured lines whose other parts are [`shown`]. A closed pipe, as
+/// with `| head`, is not an error.
 pub(super) fn print_raw(text: &str) {
     if let Err(error) = writeln!(std::io::stdout(), "{text}")
         && error.kind() != std::io::ErrorKind::BrokenPipe
@@ -43,7 +43,7 @@ pub(super) fn print_raw(text: &str) {
     }
 }
 
-/// A part of a text, whatever it holds.
+/// Returns the value as escaped text, for a part of a line.
 pub(super) fn shown(part: impl std::fmt::Display) -> String {
     printable(&part.to_string()).into_owned()
 }
@@ -164,7 +164,7 @@ pub(super) fn status(service: &str, status: &Status) -> String {
     text
 }
 
-/// What a check found: a line for each problem and each warning, with its cure below.
+/// Formats the result of a check: each problem and each warning, with its remedy on the next line.
 pub(super) fn check(set: &ProjectionSet, check: &Check) -> String {
     let line = |kind: &str, problem: &Problem| {
         let whose = problem.projection.map_or("event store".to_owned(), |name| format!("projection `{name}`"));
@@ -233,7 +233,7 @@ fn outcome(difference: &Difference, acted: &str) -> String {
     format!("{name}: {acted} {differing} of {rows} rows ({})", difference.tables())
 }
 
-/// A line for the columns that were not compared.
+/// Formats a line with the columns that were not compared.
 fn not_written(difference: &Difference, what: &str) -> String {
     match difference.not_written() {
         columns if columns.is_empty() => String::new(),

@@ -53,9 +53,9 @@ pub enum Fault {
     CrashServer,
     /// The server is killed.
     KillServer,
-    /// A projection is reset. This and the next five go on while other faults happen, several at a time.
+    /// A projection is reset. This and the next five run concurrently with other faults, several at a time.
     Reset,
-    /// A projection is rebuilt; every other time its rows before are kept.
+    /// A projection is rebuilt; every other time the old rows are kept.
     Rebuild,
     /// A projection is verified.
     Verify,
@@ -102,7 +102,7 @@ impl Fault {
         matches!(self, Fault::CutBroker | Fault::DropMessages | Fault::RepeatMessages)
     }
 
-    /// It goes on while other faults happen.
+    /// Returns whether the fault is an operation that runs concurrently with other faults.
     fn is_operation(self) -> bool {
         use Fault::{Pause, Rebuild, Reset, Skip, Undo, Verify};
         matches!(self, Reset | Rebuild | Verify | Undo | Pause | Skip)
@@ -170,8 +170,8 @@ pub struct Endured {
     pub events: usize,
     /// How often there was which fault.
     pub faults: BTreeMap<Fault, usize>,
-    /// How often an operation, like a reset, came to its end. Others were refused, because one was under way or there was
-    /// nothing to do, or lost their process.
+    /// How often each operation, like a reset, completed. The others were refused, because another one was under way or
+    /// there was nothing to do, or lost their process.
     pub completed: BTreeMap<Fault, usize>,
     /// How long it took.
     pub took: Duration,
@@ -274,14 +274,14 @@ impl FaultTest {
         self
     }
 
-    /// SQL that is run when the faults are over, before the rows are compared.
+    /// Sets SQL that runs after the faults, before the rows are compared.
     pub fn settle(mut self, sql: &'static str) -> Self {
         self.settle = sql;
         self
     }
 
-    /// The error policy of one of the projections. Its handlers may fail at an event at one time and not at another: its
-    /// rows are compared at the end only.
+    /// Sets the error policy of one of the projections, whose handlers may fail at an event at one time and not at
+    /// another. Its rows are compared at the end only.
     pub fn error_policy(mut self, projection: &'static str, policy: ErrorPolicy) -> Self {
         self.policies.push((projection, policy));
         self
@@ -343,7 +343,7 @@ impl FaultTest {
                 let next = tokio::time::Instant::now() + run.test.every;
                 let fault = run.cause().await;
                 *faults.entry(fault).or_default() += 1;
-                // An operation goes on by itself.
+                // An operation runs in its own task.
                 if !fault.is_operation() {
                     tokio::time::sleep_until(next).await;
                 }
@@ -463,7 +463,7 @@ struct Run {
     writers: Writers,
 }
 
-/// The manager with the error policies of the test.
+/// Returns the manager with the error policies of the test.
 fn with_policies(manager: ProjectionManager, test: &FaultTest) -> ProjectionManager {
     test.policies.iter().fold(manager, |manager, (name, policy)| {
         manager.with_error_policy(name, *policy).unwrap_or_else(|error| panic!("{error}"))
@@ -558,13 +558,13 @@ impl Run {
         }
     }
 
-    /// A manager that no fault but those of the server reaches.
+    /// Creates a manager that only faults of the server affect.
     fn direct(&self) -> ProjectionManager {
         let manager = ProjectionManager::new(self.pool.clone(), self.test.set.clone());
         with_policies(manager.unwrap_or_else(|error| panic!("{error}")), &self.test)
     }
 
-    /// Waits for the operations under way, and lets every projection go on. Returns how many operations were completed.
+    /// Waits for the operations under way, and resumes every projection. Returns how many operations completed.
     async fn settle(&mut self) -> BTreeMap<Fault, usize> {
         let completed = self.operations.end().await;
         let (seed, manager) = (self.test.seed, self.direct());

@@ -1,5 +1,5 @@
-//! What an operator does while the faults of a [`FaultTest`](super::FaultTest) go on: several operations at a time, on the
-//! same projection as well.
+//! Runs an operator's commands during the faults of a [`FaultTest`](super::FaultTest): several at a time, also on the
+//! same projection.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,9 +13,9 @@ use crate::error::Error;
 use crate::manager::ProjectionManager;
 use crate::rebuild::{Difference, RebuildOptions};
 
-/// So many operations are under way at a time.
+/// Maximum number of concurrent operations.
 const MOST: usize = 4;
-/// So often an operation is tried again that could not be done.
+/// Maximum number of tries of an operation that is refused.
 const TRIES: usize = 3;
 
 /// The operations that are under way.
@@ -25,25 +25,26 @@ pub(super) struct Operations {
     completed: Arc<Mutex<BTreeMap<Fault, usize>>>,
 }
 
-/// What an operation is about.
+/// An operation on a projection.
 #[derive(Debug)]
 pub(super) struct Operation {
     pub(super) kind: Fault,
     pub(super) projection: &'static str,
-    /// Of the process that an operator talks to: its connections may be cut.
+    /// The manager of the process that runs the operation; its connections may be cut.
     pub(super) manager: ProjectionManager,
-    /// Straight to the server, for what must come to its end.
+    /// A manager with a direct connection to the server, for operations that must complete.
     pub(super) direct: ProjectionManager,
-    /// How long a pause lasts, and whether a rebuild keeps the rows before.
+    /// How long a pause lasts.
     pub(super) pause: Duration,
+    /// Whether a rebuild keeps the old rows.
     pub(super) keeps_old: bool,
-    /// Its handlers make the same rows of the same events at any time, since they look nothing up in rows of others and fail
-    /// at no event, so no comparison may find a difference.
+    /// Whether the handlers are deterministic: they look nothing up in other projections and never fail, so no
+    /// comparison may find a difference.
     pub(super) is_exact: bool,
 }
 
 impl Operations {
-    /// Starts the operation; `false`: too many are under way.
+    /// Starts the operation; returns `false` if too many are under way.
     pub(super) fn start(&mut self, operation: Operation) -> bool {
         while let Some(ended) = self.under_way.try_join_next() {
             ended.unwrap_or_else(|error| panic!("an operation: {error}"));
@@ -75,7 +76,7 @@ impl Operations {
         true
     }
 
-    /// Waits for those under way. Returns how many of which kind were completed.
+    /// Waits for the operations under way. Returns how many of each kind completed.
     pub(super) async fn end(&mut self) -> BTreeMap<Fault, usize> {
         while let Some(ended) = self.under_way.join_next().await {
             ended.unwrap_or_else(|error| panic!("an operation: {error}"));
@@ -84,7 +85,8 @@ impl Operations {
     }
 }
 
-/// What an operation may say when others are under way, when its process is killed, or when there is nothing to do.
+/// Returns whether the error is expected: other operations are under way, the process is killed, or there is nothing to
+/// do.
 fn is_expected(error: &Error) -> bool {
     error.is_passing()
         || matches!(
@@ -133,14 +135,14 @@ impl Operation {
     }
 }
 
-/// A projection that has stopped, and the event that it has stopped at.
+/// Returns a projection that has stopped, and the event at which it stopped.
 async fn failing(manager: &ProjectionManager) -> Result<Option<(String, Uuid)>, Error> {
     let status = manager.status().await?;
     let mut failing = status.projections.into_iter().filter_map(|one| Some((one.name, one.failure?.event_id)));
     Ok(failing.next_back())
 }
 
-/// Resumes it, also if the server is away meanwhile, or somebody else has resumed it.
+/// Resumes the projection; retries while the server is away, and accepts that it was resumed already.
 pub(super) async fn resumed(manager: &ProjectionManager, name: &str) {
     loop {
         match manager.resume(name, "fault test").await {

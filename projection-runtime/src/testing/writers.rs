@@ -1,5 +1,5 @@
-//! Who appends while the faults of a [`FaultTest`](super::FaultTest) go on: a service through its store, transactions that
-//! overlap those of others, and a stranger that has no more rights than it needs, and a search path full of decoys.
+//! The writers during the faults of a [`FaultTest`](super::FaultTest): a service through its store, transactions that
+//! overlap with others, and a stranger with the least privileges and a `search_path` full of decoys.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -27,9 +27,10 @@ pub(super) struct Writers {
     stranger: PgPool,
 }
 
-/// Makes the stranger: a role with INSERT and SELECT on `events` and nothing else, before whose eyes everything is called as
-/// the event store calls it. If a function of the store looked for a name by the caller's search path, the stranger's
-/// sequence would give the next event a position at the end of all, and its events would be appended to another table.
+/// Creates the stranger: a role with INSERT and SELECT on `events` only, whose `search_path` has decoys with the names
+/// of the event store's objects. If a function of the store looked for a name by the caller's search path, the
+/// stranger's sequence would give the next event a position at the end of all, and its events would be appended to
+/// another table.
 const STRANGER: &str = "
     CREATE ROLE stranger LOGIN;
     GRANT INSERT, SELECT ON events TO stranger;
@@ -51,8 +52,8 @@ impl Writers {
         Writers { pool: pool.clone(), store: EventStore::new(pool.clone()), stranger }
     }
 
-    /// Appends what comes, those of an aggregate in order, whatever happens to the connection: an append of which the answer
-    /// was lost is made again, and the events' ids tell whether it is there. Returns how many events.
+    /// Appends the received events, in order within each aggregate. Repeats an append whose answer was lost; the
+    /// events' ids show whether it is stored already. Returns the number of events.
     pub(super) async fn append(self, mut events: mpsc::Receiver<(Uuid, NewEvent)>, seed: u64) -> usize {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut appended = 0;
@@ -91,7 +92,7 @@ impl Writers {
     }
 }
 
-/// So often an append may find that another writer came first.
+/// Maximum number of conflicts of one append with other writers.
 const CONFLICTS: usize = 1000;
 
 async fn until_there<F: Future<Output = Result<(), Error>>>(append: impl Fn() -> F) {
@@ -122,7 +123,7 @@ async fn transaction(pool: &PgPool, events: &[(Uuid, NewEvent)], lingering: Dura
     tx.commit().await.map_err(doing())
 }
 
-/// Inserts the events as any program may that knows nothing of this library.
+/// Inserts the events by plain SQL, as a program without this library does.
 async fn strange_transaction(pool: &PgPool, level: &str, events: &[(Uuid, NewEvent)]) -> Result<(), Error> {
     let inserting = async {
         let begin = AssertSqlSafe(format!("BEGIN ISOLATION LEVEL {level}"));

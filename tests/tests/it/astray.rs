@@ -1,5 +1,5 @@
-//! A position that is that of no event, a sequence that is behind, positions ahead of the clock: each is reported with its
-//! remedy, and no event is skipped meanwhile.
+//! Positions of no event, a sequence that is behind, positions ahead of the clock: each is reported with its remedy,
+//! and no event is skipped meanwhile.
 
 use std::process::Command;
 use std::time::Duration;
@@ -26,7 +26,7 @@ async fn number(pool: &PgPool, sql: &'static str) -> i64 {
     sqlx::query_scalar(sql).fetch_one(pool).await.unwrap()
 }
 
-/// A session in which nobody has appended before.
+/// Returns a pool of a new session, which has not appended before.
 async fn new_session(url: &str) -> PgPool {
     PgPoolOptions::new().max_connections(1).connect(url).await.unwrap()
 }
@@ -114,7 +114,7 @@ async fn an_event_ahead_of_the_clock() {
     assert!(health.ready && health.warnings.len() == 1, "{health:?}");
 }
 
-/// The sequence was set back by hand, or restored without the events: whoever appends next sets it right.
+/// The sequence was set back by hand, or restored without the events: the next append repairs it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sequence_that_was_set_back() {
     let db = TestDatabase::new().await;
@@ -198,7 +198,7 @@ async fn a_store_that_was_replicated() {
     run(&first, &format!("SELECT setval('events_tstamp', {FAR})")).await;
     let store = EventStore::new(first.clone());
     append(&store, 0).await;
-    // In one server the slot must be made by itself.
+    // Within one server the slot must be created separately.
     run(&first, "CREATE PUBLICATION events FOR TABLE events").await;
     run(&first, "SELECT pg_create_logical_replication_slot('events', 'pgoutput')").await;
     let port = server.port();
@@ -236,8 +236,8 @@ async fn new_pool(server: &PostgresServer) -> PgPool {
     PgPoolOptions::new().connect(&server.url("second")).await.unwrap()
 }
 
-/// The events are in another database, which a replica took over that had not all of them. It gave a lost position to
-/// another event.
+/// The events are in another database, whose promoted replica lacked some of them and gave a lost position to another
+/// event.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_position_that_another_event_has() {
     let (events, rows) = (TestDatabase::new().await, TestDatabase::new().await);

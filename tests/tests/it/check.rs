@@ -62,7 +62,7 @@ const CASES: &[Case] = &[
         None,
         "events",
         Some("events_before_insert"),
-        "trigger `events_before_insert` of `events` is disabled: an event could be given another place in the order, or \
+        "trigger `events_before_insert` of `events` is disabled: an event could get another position, or \
          no sequence_no",
         "ALTER TABLE events ENABLE TRIGGER events_before_insert;",
     ),
@@ -152,7 +152,7 @@ const CASES: &[Case] = &[
         None,
         "events",
         Some("events_tell"),
-        "there is no function `events_tell`: projections would not hear of the last events of a process",
+        "there is no function `events_tell`: projections would not be woken for the last events of a process",
         "run `migrate`, or take it from the migrations",
     ),
     (
@@ -160,7 +160,7 @@ const CASES: &[Case] = &[
         None,
         "events",
         Some("events_replicated"),
-        "trigger `events_replicated` of `events` is disabled: later events could be given a place before one that was \
+        "trigger `events_replicated` of `events` is disabled: later events could get positions before one that was \
          replicated",
         "ALTER TABLE events ENABLE REPLICA TRIGGER events_replicated;",
     ),
@@ -169,7 +169,7 @@ const CASES: &[Case] = &[
         None,
         "events",
         Some("events_tell"),
-        "function `events_tell` has no fixed search_path: objects of another session could take the place of the event \
+        "function `events_tell` has no fixed search_path: objects of another session could replace the event \
          store's",
         "ALTER FUNCTION events_tell() SET search_path = public, pg_temp;",
     ),

@@ -97,7 +97,7 @@ const PROBLEMS: &[(&str, &str, &str, &str)] = &[
     (
         "CREATE RULE twice AS ON INSERT TO account DO ALSO NOTIFY account",
         "twice",
-        "rule twice of `account`: ON CONFLICT, which row handlers use, cannot be had with it",
+        "rule twice of `account`: ON CONFLICT, which row handlers use, does not work with it",
         "DROP RULE twice ON account;",
     ),
     (
@@ -158,7 +158,7 @@ async fn what_would_stop_a_projection_at_an_event() {
         assert_eq!((one.projection, one.table.as_str()), (Some("accounts"), "account"), "{damage}");
         assert_eq!((one.constraint.as_deref(), one.problem.as_str()), (Some(constraint), problem), "{damage}");
         assert_eq!(one.cure, cure, "{damage}");
-        // It is none for nothing. (A domain that refuses NULL cannot be mended by its column.)
+        // The problem is real. (A NOT NULL domain cannot be repaired by altering the column.)
         assert_ne!(applied(&db.pool).await, State::Live, "{damage}");
         if damage.contains("DOMAIN") {
             continue;
@@ -239,7 +239,7 @@ async fn what_may_stop_it() {
     }
 }
 
-/// The role of the service is what counts, not that of whoever made the tables.
+/// The role of the service counts, not the owner of the tables.
 #[tokio::test(flavor = "multi_thread")]
 async fn rights_and_row_security() {
     let db = database().await;
@@ -265,7 +265,7 @@ async fn rights_and_row_security() {
             &*format!("GRANT UPDATE, DELETE ON account TO {role};")
         )]
     );
-    // Who only inserts needs no more; a reset does.
+    // Handlers that only insert need no more; a reset does.
     let said: Vec<_> = found.warnings.iter().map(|one| one.cure.as_str()).collect();
     let grants = ["account", "opening"].map(|table| format!("GRANT TRUNCATE ON {table} TO {role};"));
     assert_eq!(said, grants);
@@ -284,7 +284,7 @@ async fn rights_and_row_security() {
     as_owner(one.cure.clone()).await;
     assert_eq!(check(&clerk).await.problems, []);
 
-    // Also to whoever owns the table, where it is forced.
+    // Row security also applies to the table's owner if it is forced.
     as_owner(format!(
         "ALTER ROLE {role} NOBYPASSRLS; ALTER TABLE account OWNER TO {role}; ALTER TABLE account FORCE ROW LEVEL SECURITY"
     ))
@@ -298,7 +298,7 @@ async fn rights_and_row_security() {
     as_owner(format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
 }
 
-/// No remedy makes what another command refuses: what a rebuild says of a foreign key is what a reset says.
+/// A rebuild and a reset name the same remedy for a foreign key.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_remedy_of_a_foreign_key_is_to_drop_it() {
     let db = database().await;

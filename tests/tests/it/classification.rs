@@ -41,7 +41,7 @@ impl Raising {
     }
 }
 
-/// `raise` raises an error with this code: one that passes by itself four times, any other always.
+/// Creates `raise`, which raises an error with this code: a transient one four times out of five, any other always.
 async fn create(pool: &PgPool) {
     sqlx::raw_sql(
         "CREATE TABLE raising (id UUID PRIMARY KEY, code TEXT NOT NULL, at_commit BOOLEAN NOT NULL);
@@ -78,7 +78,7 @@ fn of(blame: Blame) -> Vec<&'static str> {
 fn manager(pool: &PgPool) -> ProjectionManager {
     let policy = ErrorPolicy::default().live(OnError::SKIP);
     let mut options = ManagerOptions::default();
-    // One event a transaction, so that the tries of one are no others'.
+    // One event per transaction, so that each event has its own tries.
     options.batch.events = 1;
     let manager = ProjectionManager::new(pool.clone(), projections![Raising]).unwrap().with_options(options);
     manager.with_error_policy("raising", policy).unwrap()
@@ -102,7 +102,7 @@ async fn outcomes(pool: &PgPool) -> (Vec<String>, Vec<String>) {
     (all(skipped).await, all(applied).await)
 }
 
-/// Under the policy `skip`, where it can do most harm.
+/// Runs under the policy `skip`, which can do most harm.
 async fn in_a_projection(at_commit: bool) {
     let state = async |pool: &PgPool| {
         let manager = manager(pool);
@@ -144,7 +144,7 @@ async fn in_a_projection(at_commit: bool) {
             assert_eq!(at, *code, "{}", failure.error);
             assert!(failure.error.contains("raised"), "{}", failure.error);
             assert!(failure.error.contains("no error policy skips it"), "{}", failure.error);
-            // An operator may.
+            // An operator may skip it.
             manager(&db.pool).skip("raising", failure.event_id, "a test", "the test").await.unwrap();
         }
         assert_eq!(state(&db.pool).await.state, State::Live);
@@ -163,7 +163,7 @@ async fn each_sqlstate_at_the_commit() {
     in_a_projection(true).await;
 }
 
-/// `--skip-invalid` skips what is of the event, and nothing else; a caller that appends is told what passes by itself.
+/// `--skip-invalid` skips what is of the event, and nothing else; an append reports whether its error is transient.
 #[tokio::test(flavor = "multi_thread")]
 async fn each_sqlstate_by_an_append_and_an_import() {
     let db = TestDatabase::new().await;

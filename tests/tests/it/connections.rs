@@ -1,5 +1,4 @@
-//! Limits that an operator puts on the connections of a role or a database: the service lives with them, or says what they
-//! keep it from.
+//! Limits on the connections of a role or a database: the service tolerates them, or reports their effect.
 
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -24,8 +23,8 @@ async fn execute(db: &TestDatabase, sql: String) {
     sqlx::raw_sql(AssertSqlSafe(sql)).execute(&db.pool).await.unwrap();
 }
 
-/// The connection that listens stays, however long nothing happens: with it goes the lock that says that the process is
-/// there, and others would take over its projections.
+/// The listening connection survives idle periods: it holds the lock that marks the process as alive, and without it
+/// others would take over its projections.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_session_timeout_does_not_end_the_connection_that_listens() {
     let db = TestDatabase::new().await;
@@ -39,7 +38,7 @@ async fn an_idle_session_timeout_does_not_end_the_connection_that_listens() {
     let manager = ProjectionManager::new(pool, dancefinder_projections::projections()).unwrap();
     let (stop, task) = running(&manager);
     let listens = || async {
-        // What it said last.
+        // The last query of the session.
         sqlx::query_scalar::<_, i32>(
             "SELECT pid FROM pg_stat_activity
              WHERE datname = current_database() AND state = 'idle' AND query = 'SELECT pg_try_advisory_lock($1, $2)'",
@@ -62,7 +61,7 @@ async fn an_idle_session_timeout_does_not_end_the_connection_that_listens() {
     task.await.unwrap();
 }
 
-/// A pool that cannot have the connections that it needs says why.
+/// A pool that cannot open the connections that it needs reports the cause.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_limit_is_named() {
     let db = TestDatabase::new().await;

@@ -1,4 +1,4 @@
-//! Errors that the tables, the server or the program are to blame for: the projection stops, and skips nothing.
+//! Errors of the environment (tables, server, program): the projection stops, and skips nothing.
 
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ impl Places {
     }
 }
 
-/// As many do: the error in a type of their own, which shows the text and the source of what it holds as its own.
+/// Wraps the error in a transparent type, as many programs do.
 struct Wrapping;
 
 #[projection(name = "places", tables = ["places"])]
@@ -162,8 +162,8 @@ async fn count(db: &TestDatabase, table: &str) -> i64 {
     sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(&db.pool).await.unwrap()
 }
 
-/// Eight events that cannot be applied after `change`, whatever the event: the first one stops the projection, which says
-/// what to do; none is skipped; after `cure` all of them are applied.
+/// Applies `change`, after which none of eight events can be applied: the first one stops the projection, the error
+/// names the remedy, and none is skipped. After `cure` all of them are applied.
 async fn stops(set: fn() -> ProjectionSet, change: &'static str, cure: &'static str, says: &[&str]) {
     let db = with_events(8).await;
     sqlx::raw_sql(change).execute(&db.pool).await.unwrap();

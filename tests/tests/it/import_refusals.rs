@@ -1,4 +1,4 @@
-//! What an import refuses: payloads that the program cannot read, and nothing for a reason that no line is to blame for.
+//! An import refuses payloads that the program cannot read, and no line for a reason that is not the line's fault.
 
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -26,7 +26,8 @@ async fn stored(pool: &PgPool) -> i64 {
     sqlx::query_scalar("SELECT COUNT(*) FROM events").fetch_one(pool).await.unwrap()
 }
 
-/// Valid lines into a store that does not take them: an error, also with `--skip-invalid`, and after the cure all of them.
+/// Imports valid lines into a store that rejects them: an error, also with `--skip-invalid`; after `cure` all are
+/// imported.
 async fn none_is_skipped(db: &TestDatabase, pool: &PgPool, cure: &'static str, says: &[&str]) {
     let lines = bands(20);
     for skip_invalid in [false, true] {
@@ -223,7 +224,7 @@ async fn what_is_not_checked() {
     let result = imported(&db.pool, &lines.join("\n"), unchecked).await.unwrap();
     assert_eq!(result.appended, lines.len() as u64);
 
-    // An event that no projection handles is nobody's to read.
+    // No event type can check an event that no projection handles.
     let line = format!(r#"{{"name":"Unknown","aggregate_name":"x","aggregate_id":"{}","data":7}}"#, Uuid::from_u128(8));
     assert_eq!(imported(&db.pool, &line, ImportOptions::default()).await.unwrap().appended, 1);
 }

@@ -31,7 +31,7 @@ fn lag(status: &Status) -> f64 {
     status.projection("band").unwrap().seconds_behind
 }
 
-/// As if the server's clock had been set back by an hour, when the newest event had been appended.
+/// Simulates a server clock that was set back by an hour after the newest event.
 async fn clock_set_back(db: &TestDatabase) {
     let sql = "SELECT setval('events_tstamp', ((extract(epoch FROM clock_timestamp()) + 3600) * 1000000)::bigint)";
     sqlx::query(sql).execute(&db.pool).await.unwrap();
@@ -61,14 +61,14 @@ async fn the_lag_grows_after_the_clock_was_set_back() {
     assert!(view > 1.0 && view < 60.0, "{view}");
     let health = manager.health().await;
     assert!(!health.ready && health.problems.iter().any(|problem| problem.starts_with("band: ")), "{health:?}");
-    // And it is no alarm for ever.
+    // The alarm does not last for ever.
     let status = manager.catch_up(|_| {}).await.unwrap();
     assert_eq!(lag(&status), 0.0);
     assert!(manager.health().await.ready);
 }
 
-/// An event from before the clock was set back tells nothing by its times. A process knows by its own clock how long it has
-/// seen the projection stand still.
+/// The times of an event from before the clock was set back are of no use. A process measures by its own clock how long
+/// the projection has stood still.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_sees_a_standstill_by_its_own_clock() {
     let db = TestDatabase::new().await;

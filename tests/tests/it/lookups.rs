@@ -139,7 +139,7 @@ async fn what_is_built_on_replaced_rows_is_stale() {
     assert_eq!(stale(&manager).await, both());
     let text = manager.stale().await.unwrap()[0].to_string();
     assert!(text.ends_with("rows of `letters` that have been rebuilt since"), "{text}");
-    // In whichever order: what is rebuilt on stale rows stays stale.
+    // In any order: rows rebuilt on stale rows stay stale.
     rebuild(&manager, "counts").await;
     assert_eq!(stale(&manager).await, both());
     rebuild(&manager, "letters").await;
@@ -158,7 +158,7 @@ async fn what_is_built_on_replaced_rows_is_stale() {
     manager.reset_projection("counts").await.unwrap();
     manager.catch_up(|_| {}).await.unwrap();
     assert_eq!(stale(&manager).await, []);
-    // What begins afterwards is built on the new rows.
+    // Rows made afterwards are built on the new rows.
     manager.reset_projection("counts").await.unwrap();
     manager.reset_projection("letters").await.unwrap();
     manager.reset_projection("names").await.unwrap();
@@ -166,7 +166,7 @@ async fn what_is_built_on_replaced_rows_is_stale() {
     assert_eq!(stale(&manager).await, []);
 }
 
-/// By the command line all of them are rebuilt, each behind those that it looks things up in.
+/// The command line rebuilds all of them, each after those that it looks things up in.
 #[tokio::test(flavor = "multi_thread")]
 async fn dependents_are_rebuilt_in_order() {
     let set = projections![Counts, Letters, Names];

@@ -1,4 +1,4 @@
-//! Operations on one projection that overlap: what an operator does while its rows are rebuilt or verified.
+//! Overlapping operations on one projection: resets, undos, skips and rebuilds while its rows are rebuilt or verified.
 
 use std::time::Duration;
 
@@ -51,7 +51,7 @@ async fn a_reset_during_a_rebuild() {
     assert!(matches!(reset, Err(Error::RebuildUnderWay { .. })), "{reset:?}");
     assert!(rebuilt.unwrap().is_none());
     assert_eq!(scalar::<i64>(&db.pool, "SELECT position FROM readviews WHERE name = 'event'").await, before);
-    // Those of others are none of its business.
+    // A reset of another projection is allowed.
     let (rebuilt, reset) =
         rebuild_and(&manager, RebuildOptions::default(), async || manager.reset_projection("dancehall").await).await;
     reset.unwrap();
@@ -113,7 +113,7 @@ async fn a_skip_during_a_rebuild() {
     assert_eq!(rows, events - deleted - 1);
 }
 
-/// By hand, past all locks: the rebuild finds out, and changes nothing.
+/// A change by hand ignores the locks; the rebuild detects it, and changes nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_position_that_moves_back_during_a_rebuild() {
     let (db, manager) = filled(20_000).await;

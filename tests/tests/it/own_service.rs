@@ -71,7 +71,7 @@ async fn its_migrations_make_a_schema_that_check_accepts() {
     assert_eq!(row, (id, "Torvaldzons".into(), 1));
 }
 
-/// All of the runtime's, and of DanceFinder's folder the rest is one file.
+/// `migrations` has all files of the folder except DanceFinder's read models.
 #[test]
 fn the_runtimes_migrations() {
     let ours = projection_runtime::migrations(&Migrator::with_migrations(Vec::new()));

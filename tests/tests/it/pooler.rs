@@ -1,5 +1,5 @@
-//! A pooler before the database: one that keeps a session for a connection changes nothing, one that does not is found out,
-//! and nothing of the runtime's stays behind in a session that others get next.
+//! A pooler before the database: session mode changes nothing, transaction mode is detected, and the runtime leaves no
+//! state in a session that another client gets next.
 
 use std::process::{Command, Output};
 
@@ -16,7 +16,7 @@ async fn filled(seed: u64) -> TestDatabase {
     db
 }
 
-/// A manager that uses nothing of a session.
+/// Creates a manager that does not depend on a session.
 async fn manager(url: &str) -> ProjectionManager {
     let pool = PgPoolOptions::new().max_connections(13).connect(url).await.unwrap();
     let mut options = ManagerOptions::default();

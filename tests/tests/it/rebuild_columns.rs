@@ -152,7 +152,7 @@ async fn what_handlers_write_is_compared() {
     );
 }
 
-/// A handler that reads the number which the table gave, and writes it elsewhere: both belong together.
+/// If a handler reads a generated number and writes it to another column, both columns are compared.
 #[tokio::test(flavor = "multi_thread")]
 async fn numbers_that_a_handler_reads() {
     let db = TestDatabase::new().await;

@@ -1,4 +1,4 @@
-//! Triggers of read model tables: what they write is a part of the rows, and a rebuild makes it as well.
+//! Triggers of read model tables: what they write is part of the rows, and is rebuilt as well.
 
 use projection_runtime::{Error, PgConnection, ProjectionManager, RebuildOptions, Recorded, projection, projections};
 use sqlx::AssertSqlSafe;
@@ -97,7 +97,7 @@ async fn what_triggers_write_is_rebuilt() {
     }
 }
 
-/// A trigger that tells others of the live rows does not fire for the rows of a rebuild.
+/// A trigger that only writes to other tables does not fire for the rows of a rebuild.
 #[tokio::test(flavor = "multi_thread")]
 async fn triggers_that_write_elsewhere_do_not_fire() {
     let body = "-- each entry

@@ -102,7 +102,7 @@ async fn towns(db: &TestDatabase) -> Vec<String> {
     sqlx::query_scalar("SELECT town FROM towns ORDER BY town").fetch_all(&db.pool).await.unwrap()
 }
 
-/// Rows that were made of an older form of the event are stale when there is an upcast, or another one.
+/// Rows made from an older form of the event are stale after an upcast was added or replaced.
 #[tokio::test(flavor = "multi_thread")]
 async fn another_version_makes_rows_stale() {
     let db = database().await;
@@ -118,7 +118,7 @@ async fn another_version_makes_rows_stale() {
         (stale.matters(), stale.handlers[0].change, stale.handlers[0].behind),
         (true, HandlerChange::Version, true)
     );
-    assert_eq!(stale.to_string(), "handler `moved` of Moved takes another version of its event, or by other upcasts");
+    assert_eq!(stale.to_string(), "handler `moved` of Moved gets another version of its event, or other upcasts");
     two.rebuild("towns", Default::default(), &mut |_| {}).await.unwrap();
     assert_eq!(two.stale().await.unwrap(), []);
     assert_eq!(towns(&db).await, ["LEKSAND"]);
@@ -141,7 +141,7 @@ async fn another_upcast_leaves_newer_events_alone() {
     assert!(matches!(&found[..], [stale] if !stale.matters()), "{found:?}");
 }
 
-/// The older program stops at an event that is too new for it, and the newer one goes on without anybody's help.
+/// The older program stops at an event that is too new for it, and the newer one continues without an operator.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_newer_program_goes_on() {
     let db = database().await;

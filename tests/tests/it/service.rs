@@ -100,7 +100,7 @@ async fn what_is_wrong_is_said_and_gives_the_exit_code() {
     assert!(text(&output.stderr).contains("no database: set DATABASE_URL"), "{}", text(&output.stderr));
 }
 
-/// Also where `migrate` has been run, and would do nothing.
+/// The remedy differs if `migrate` has run already and would do nothing.
 #[tokio::test]
 async fn run_without_a_schema_says_what_to_do() {
     let db = TestDatabase::new().await;

@@ -1,4 +1,5 @@
-//! Synchronous replication: what a standby has not confirmed does not leave the database. And a standby as DATABASE_URL.
+//! Synchronous replication: effects of unconfirmed events do not leave the database. A standby as `DATABASE_URL` is
+//! refused.
 
 use std::time::Duration;
 
@@ -101,7 +102,7 @@ async fn what_no_standby_has_does_not_leave_the_database() {
     task.await.unwrap();
 }
 
-/// What cannot be done on a standby is refused at once, and not done later, when it is promoted.
+/// Commands that write are refused on a standby at once, and do not run later, when it is promoted.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_standby_as_the_database() {
     let primary = blocking(|| PostgresServer::start("TEST_DATABASE_URL").unwrap()).await;

@@ -1,5 +1,5 @@
-//! What a person reads: nothing that an event, a row or an error holds acts on the terminal, and no part of a password is
-//! in it.
+//! Output for people: no content of an event, a row or an error controls the terminal, and no part of a password is
+//! shown.
 
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -18,7 +18,7 @@ fn service(url: &str, arguments: &[&str]) -> Output {
     command.args(arguments).env("DATABASE_URL", url).env_remove("RUST_LOG").stdin(Stdio::null()).output().unwrap()
 }
 
-/// It has the text, and nothing that acts on a terminal.
+/// Asserts that the output has no terminal control characters, and returns it.
 fn assert_printable(what: &str, printed: &[u8]) -> String {
     let text = String::from_utf8(printed.to_vec()).unwrap();
     let acts = |c: char| c != '\n' && (c.is_control() || "\u{202e}\u{2066}\u{200f}\u{61c}\u{2028}".contains(c));
@@ -84,7 +84,7 @@ async fn nothing_acts_on_the_terminal() {
     assert!(skipped.contains("no projection knows the event `Evil"), "{skipped}");
     std::fs::remove_file(file).unwrap();
 
-    // For a program it is what it is.
+    // JSON output is not escaped.
     let status: Value = serde_json::from_slice(&service(&db.url, &["status", "--json"]).stdout).unwrap();
     assert_eq!(status["unknown_events"], Value::from(vec![HOSTILE]));
 }
@@ -111,7 +111,7 @@ async fn the_unknown_events_are_bounded() {
     assert!(text.contains("Thing000100, and more"), "{text}");
 }
 
-/// A part of a password, wherever a mistake in the URL puts it, is in no message; a typo is told all the same.
+/// No message holds part of a password, wherever a mistake in the URL puts it; a typo is still reported.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_part_of_a_url_that_may_be_a_password() {
     for (url, said) in [
@@ -141,7 +141,7 @@ async fn no_part_of_a_url_that_may_be_a_password() {
             assert!(!error.contains("sesame") && !error.contains("12"), "{url}: {error}");
         }
     }
-    // A URL that stands where none is expected.
+    // A URL in an unexpected position.
     for arguments in [["status", "postgres://u:sesame@h/d"], ["postgres://u:sesame@h/d", "status"]] {
         let output = service("", &arguments);
         let error = String::from_utf8(output.stderr).unwrap();
@@ -154,7 +154,7 @@ async fn no_part_of_a_url_that_may_be_a_password() {
         };
         assert!(!error.contains("sesame"), "{url}: {error}");
     }
-    // What is well is taken: an `@` in a parameter, an `options[..]`, no user.
+    // Valid URLs are accepted: an `@` in a parameter, an `options[..]`, no user.
     for url in [
         "postgres://127.0.0.1:1/db?user=a@b",
         "postgres://u:p@127.0.0.1:1/db?options[search_path]=x&sslmode=Disable",

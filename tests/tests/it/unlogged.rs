@@ -1,5 +1,5 @@
-//! A crash of the server empties UNLOGGED tables and leaves positions. It is noticed, and a rebuild or a reset makes the rows
-//! again.
+//! A server crash empties UNLOGGED tables and leaves positions. The loss is detected, and a rebuild or a reset restores
+//! the rows.
 
 use projection_runtime::postgres_server::{PostgresServer, StopMode};
 use projection_runtime::{NewEvent, ProjectionManager, RebuildOptions, Status, WarningKind};

@@ -164,7 +164,7 @@ fn shadows() -> String {
     sql
 }
 
-/// Whatever a writer puts in the place of the store's objects, the store uses its own.
+/// The store uses its own objects, whatever a writer creates under the same names.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_writer_cannot_take_the_place_of_the_stores_objects() {
     let db = TestDatabase::new().await;
@@ -204,7 +204,7 @@ async fn a_writer_cannot_take_the_place_of_the_stores_objects() {
     writer.drop().await;
 }
 
-/// What a writer has no right to, and what it may call but to no avail.
+/// Some statements are refused for lack of privileges; others are allowed but without effect.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_writer_can_do_no_more_than_insert_events() {
     let db = TestDatabase::new().await;
@@ -305,7 +305,7 @@ async fn a_store_in_another_schema() {
     pool.close().await;
 }
 
-/// A program of the server's version: it stands beside the server, or in the search path.
+/// Returns a command for a PostgreSQL program: from the server's binaries, or from `PATH`.
 fn program(name: &str) -> Command {
     let folders = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let mut folders: Vec<_> = folders.map(|folder| folder.path().join("bin").join(name)).collect();
@@ -314,7 +314,7 @@ fn program(name: &str) -> Command {
     Command::new(named.chain(folders.into_iter().rev()).find(|file| file.is_file()).unwrap_or_else(|| name.into()))
 }
 
-/// The URL without what only sqlx knows.
+/// Returns the URL without parameters that only sqlx knows.
 fn url(db: &TestDatabase) -> &str {
     db.url.split('?').next().unwrap()
 }

@@ -1,4 +1,5 @@
-//! A rebuild beside the loop, and what operators do meanwhile: a reset, an undo, a skip, a second rebuild.
+//! Model of a rebuild that runs concurrently with the loop and with operators: a reset, an undo, a skip, a second
+//! rebuild.
 //!
 //! The rebuild fills shadow tables up to a position that it reads now and then, without a lock; at last it locks the
 //! projection's row, fills up to the live position, and replaces the live rows. What must hold: the live rows are those of
@@ -13,11 +14,11 @@ use super::{Machine, Steps, breaks, holds, list, title, without};
 enum Act {
     Reset,
     Undo,
-    /// Of the failing event.
+    /// Skips the failing event.
     Skip,
 }
 
-/// What is done otherwise than by the design.
+/// Deviations from the design.
 #[derive(Clone, Copy, Default)]
 struct Without {
     /// A reset and an undo do not take the lock of the rebuild.
@@ -37,7 +38,7 @@ struct Rebuilds {
     fails: Option<u8>,
     rebuilds: usize,
     acts: &'static [Act],
-    /// Of rebuilds.
+    /// Number of rebuilds that may be killed.
     kills: u8,
     without: Without,
 }
@@ -87,7 +88,7 @@ enum Acting {
 struct State {
     head: u8,
     live: Live,
-    /// Up to where the loop applies events, in the transaction that is open.
+    /// The position up to which the loop's open transaction applies events.
     applies: Option<u8>,
     shadow: Option<Shadow>,
     /// The rebuild, or the operator behind the rebuilds, that holds the advisory lock.

@@ -39,7 +39,7 @@ const eventsBehind = (view) => `${upTo(view)}${plural(view.events_behind, "event
 
 function staleText({ handlers, other_code, tables, lookups, partitions }) {
   const changes = { changed: "has changed", added: "is new", removed: "is gone",
-    version: "takes another version of its event, or by other upcasts" };
+    version: "gets another version of its event, or other upcasts" };
   const parts = handlers.map(({ event, handler, change, behind }) => {
     const but = behind ? "" : ", but none of its events were applied yet";
     return `handler \`${handler}\` of ${event} ${changes[change]}${but}`;

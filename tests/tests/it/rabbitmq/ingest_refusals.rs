@@ -1,5 +1,5 @@
-//! What ingest dead-letters: messages that are no events of the program's, and none for a reason that no message is to blame
-//! for.
+//! Ingest dead-letters messages that are not events of the program, and none for a reason that is not the message's
+//! fault.
 
 use futures_util::StreamExt;
 use lapin::BasicProperties;
@@ -42,7 +42,8 @@ async fn stored(db: &TestDatabase) -> i64 {
     sqlx::query_scalar("SELECT COUNT(*) FROM events").fetch_one(&db.pool).await.unwrap()
 }
 
-/// Good messages into a store that does not take them: they wait, the status says why, and after the cure all are events.
+/// Sends valid messages to a store that rejects them: they wait, the status reports why, and after `cure` all are
+/// appended.
 async fn they_wait(db: &TestDatabase, running: Running, exchange: &Exchange, cure: String, says: &[&str]) {
     connected(&running).await;
     exchange.publish(bands(50)).await;
@@ -147,7 +148,7 @@ async fn a_payload_that_the_program_cannot_read() {
         assert!(found.contains(reason), "{found}");
     }
 
-    // The same, where payloads are taken as they are.
+    // With `unchecked`, all of them are appended.
     let (db, exchange) = (TestDatabase::new().await, Exchange::new().await);
     let mut options = ingesting(&exchange);
     options.unchecked = true;
