@@ -19,7 +19,8 @@ BEGIN
         PERFORM pg_notify('readviews', projection);
     END IF;
 EXCEPTION
-    WHEN lock_not_available THEN NULL;
+    -- Or another partition was faster, and the session's transactions are of a higher isolation level.
+    WHEN lock_not_available OR serialization_failure THEN NULL;
 END
 $$;
 

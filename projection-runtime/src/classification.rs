@@ -168,10 +168,12 @@ fn of_text(text: &str) -> Option<ErrorClass> {
 
 /// Classifies a panic by its text: `unwrap` prints the error's `Debug` form.
 fn of_panic(text: &str) -> ErrorClass {
-    let database = "Database(PgDatabaseError".to_owned();
+    // As `unwrap` and `expect` write an error, whatever is inside of it.
+    let others = ["Database(PgDatabaseError", ": Io(", ": Tls(", ": Decode(", ": ColumnDecode {", ": Configuration("];
     let beginning = |sample: &sqlx::Error| format!("{sample:?}").split(MARK).next().unwrap_or_default().to_owned();
     // The database error is not examined further: in doubt it is of the environment.
-    let of_sqlx = samples().iter().map(beginning).chain([database]).any(|beginning| text.contains(&beginning));
+    let of_sqlx =
+        samples().iter().map(beginning).chain(others.map(str::to_owned)).any(|beginning| text.contains(&beginning));
     if of_sqlx { Environment } else { Event }
 }
 
@@ -327,6 +329,11 @@ mod tests {
             Err(sqlx::Error::ColumnNotFound("name".into()))
         }
         let panic = std::panic::catch_unwind(|| column().unwrap()).unwrap_err();
+        assert_eq!(ApplyError::panic(&*panic).class(), Environment);
+        fn reset() -> sqlx::Result<()> {
+            Err(sqlx::Error::Io(std::io::ErrorKind::ConnectionReset.into()))
+        }
+        let panic = std::panic::catch_unwind(|| reset().expect("a row")).unwrap_err();
         assert_eq!(ApplyError::panic(&*panic).class(), Environment);
         assert_eq!(ApplyError::Panic("index out of bounds".into()).class(), Event);
     }

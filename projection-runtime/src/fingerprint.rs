@@ -398,7 +398,10 @@ pub(crate) async fn settle(pool: &PgPool, events_at: &EventsAt, set: &Projection
             found = self::found(&mut tx, events_at, definition).await?;
         }
         match found {
-            Found::Settled => {}
+            Found::Settled => {
+                lookups::record_missing(&mut tx, definition).await?;
+                tx.commit().await?;
+            }
             Found::Matters(stale) => matter.push(stale),
             Found::Unsettled { restart, stale } => {
                 if let Some(stale) = stale {

@@ -51,6 +51,23 @@ pub(crate) async fn record_first(tx: &mut PgConnection, definition: &Definition)
     Ok(())
 }
 
+/// Records the generations of projections that were added to `after` since the rows were built. Which rows they had then is
+/// not known, so replacements count from now on.
+pub(crate) async fn record_missing(connection: &mut PgConnection, definition: &Definition) -> sqlx::Result<()> {
+    sqlx::query(
+        "UPDATE readviews SET built_on = (
+             SELECT jsonb_object_agg(name, COALESCE(generation, 0))
+             FROM UNNEST($2::text[]) AS after (name) LEFT JOIN readviews USING (name)
+         ) || COALESCE(built_on, '{}')
+         WHERE name = $1 AND NOT COALESCE(built_on, '{}') ?& $2::text[]",
+    )
+    .bind(definition.name)
+    .bind(definition.after)
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
 /// Increments the generation, because rows of the projection were replaced.
 pub(crate) async fn count_replacement(tx: &mut PgConnection, name: &str) -> sqlx::Result<()> {
     let sql = "UPDATE readviews SET generation = generation + 1 WHERE name = $1";

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::backoff::Backoff;
+use crate::classification::is_transient;
 use crate::control;
 use crate::error::Error;
 use crate::error_policy::ErrorPolicy;
@@ -278,8 +279,14 @@ impl ProjectionManager {
             };
             match settling.await {
                 Ok(stale) => break stale,
-                // The loops of the projections tell of trouble with the database.
-                Err(_) => tokio::time::sleep(backoff.next()).await,
+                Err(error) => {
+                    // The loops log errors that are transient.
+                    if backoff.tries() % 20 == 0 && !is_transient(&error) {
+                        let error = crate::error::describe(&error);
+                        tracing::warn!(error, "what made the rows could not be compared; trying again");
+                    }
+                    tokio::time::sleep(backoff.next()).await;
+                }
             }
         };
         if self.options.when_stale == WhenStale::Rebuild {

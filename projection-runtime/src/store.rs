@@ -208,12 +208,15 @@ impl EventStore {
         Ok(Appended { position, version: versions.last().copied().unwrap_or(actual) })
     }
 
-    /// The position of the newest event; 0 where there is none.
+    /// The position of the newest event that projections may pass; 0 if there is none. An event ahead of the sequence of
+    /// positions is not counted: later events could be assigned positions before it.
     pub async fn head(&self) -> Result<i64, Error> {
-        sqlx::query_scalar("SELECT COALESCE(MAX(tstamp), 0) FROM events")
-            .fetch_one(&self.pool)
-            .await
-            .map_err(Error::database("reading the newest position"))
+        sqlx::query_scalar(
+            "SELECT COALESCE(MAX(tstamp), 0) FROM events WHERE tstamp <= (SELECT pg_sequence_last_value('events_tstamp'))",
+        )
+        .fetch_one(&self.pool)
+        .await
+        .map_err(Error::database("reading the newest position"))
     }
 
     /// Reads the events of these names after a position, by growing `tstamp`.
@@ -236,7 +239,9 @@ pub(crate) async fn append_alone(
     lock_timeout: Option<&str>,
 ) -> Result<Appended, Error> {
     let doing = || Error::database(appending(aggregate_id));
-    let mut tx = transaction::begin(pool).await.map_err(doing())?;
+    // The statement after the one that waits for the ordering lock must see what was committed meanwhile.
+    let tx = transaction::begin_with(pool, "BEGIN ISOLATION LEVEL READ COMMITTED");
+    let mut tx = tx.await.map_err(doing())?;
     if let Some(timeout) = lock_timeout {
         let set = sqlx::query("SELECT set_config('lock_timeout', $1, true)").bind(timeout);
         set.execute(&mut *tx).await.map_err(doing())?;

@@ -135,12 +135,16 @@ async fn checkpoint_held(connection: &mut PgConnection, rows: &[Row]) -> sqlx::R
          JOIN pg_stat_activity a USING (pid)
          WHERE h.pid <> pg_backend_pid()
            AND COALESCE(a.xact_start < clock_timestamp() - interval '10 s', true)
-           -- A running statement may take long.
-           AND (a.state IS DISTINCT FROM 'active' OR a.wait_event_type = 'Client'
-                OR a.xact_start < clock_timestamp() - interval '1 min')
+           -- A running statement may take long, and so may a rebuild that compares and replaces rows: its transaction is
+           -- never idle for long, unless its process is frozen.
+           AND CASE WHEN starts_with(a.application_name, $2)
+                    THEN a.state <> 'active' AND a.state_change < clock_timestamp() - interval '15 s'
+                    ELSE a.state IS DISTINCT FROM 'active' OR a.wait_event_type = 'Client'
+                         OR a.xact_start < clock_timestamp() - interval '1 min' END
          ORDER BY h.name, h.pid",
     )
     .bind(behind)
+    .bind(crate::rebuild::APPLICATION)
     .fetch_all(connection)
     .await?;
     Ok(holders

@@ -22,7 +22,7 @@ BEGIN
            pg_sequence_last_value(pg_get_serial_sequence(c.oid::regclass::text, a.attname)::regclass) IS NOT NULL AS numbered,
            EXISTS (SELECT FROM pg_trigger tr JOIN pg_proc p ON p.oid = tr.tgfoid
                    WHERE tr.tgrelid = la.attrelid AND NOT tr.tgisinternal AND tr.tgenabled IN ('O', 'A') AND tr.tgtype & 3 = 3
-                     AND lower(p.prosrc) ~ ('\m' || lower(a.attname) || '\M')) AS by_trigger
+                     AND lower(p.prosrc) ~ ('\m' || regexp_replace(lower(a.attname), '(\W)', '\\\1', 'g') || '\M')) AS by_trigger
     FROM UNNEST(own) AS t (name)
     JOIN pg_class c ON c.oid = to_regclass(format('%I.%I', beside, t.name))
     JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''

@@ -27,7 +27,9 @@ BEGIN
     PERFORM set_config('work_mem', '64MB', true), set_config('row_security', 'off', true);
     IF current_setting('rebuild.lock') = 'on' THEN
         -- The projection waits meanwhile: not for long, and it is tried again.
-        PERFORM set_config('lock_timeout', '1s', true);
+        -- Longer than it takes until the server cancels an autovacuum that is in the way.
+        PERFORM set_config('lock_timeout',
+            (extract(epoch FROM current_setting('deadlock_timeout')::interval) * 1000 + 500)::int || 'ms', true);
         FOREACH item IN ARRAY own LOOP
             -- Readers go on; whoever else writes waits.
             EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', item::regclass);

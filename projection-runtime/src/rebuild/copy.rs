@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{ConnectOptions, Executor, PgConnection, PgPool, Postgres, Transaction};
+use tokio::sync::Mutex;
 use uuid::Uuid;
 
 use super::fill::Filler;
@@ -22,7 +23,7 @@ pub(super) struct Copy {
     pub(super) pool: PgPool,
     /// An open transaction whose advisory locks exclude a reset, an undo and another rebuild of the projection, and a reset
     /// of those that it comes `after`, for as long as the rebuild takes.
-    guard: Transaction<'static, Postgres>,
+    pub(super) guard: Guard,
     pub(super) filler: Filler,
     pub(super) beside: Beside,
     /// The generations of the looked-up projections, read before the tables are filled; look-ups may see newer rows.
@@ -69,7 +70,9 @@ impl Beside {
 
     /// Tells the scripts, which are literals, what they are about, for this transaction.
     pub(super) async fn tell_scripts(&self, tx: &mut PgConnection) -> sqlx::Result<()> {
-        let sql = "SELECT set_config('rebuild.name', $1, true), set_config('rebuild.schema', $2, true),
+        // The scripts are parsed when they run.
+        let sql = "SELECT set_config('standard_conforming_strings', 'on', true),
+                          set_config('rebuild.name', $1, true), set_config('rebuild.schema', $2, true),
                           set_config('rebuild.tables', $3::text[]::text, true),
                           set_config('rebuild.written', $4::text[]::text, true)";
         let Definition { name, tables, .. } = *self.definition;
@@ -125,12 +128,8 @@ impl Copy {
         let beginning = transaction::beginning_in_schema(&mut tx, &beside.schema).await.map_err(doing())?;
         tx.commit().await.map_err(doing())?;
         let filler = Filler::new(pool.clone(), events_at, (pool_of_copy.clone(), beginning), projection, options);
+        let guard = Guard(Arc::new(Mutex::new(guard)));
         Ok(Copy { pool: pool_of_copy, guard, filler, beside, built_on })
-    }
-
-    /// Returns an error if the locks are lost because the server ended the session that held them.
-    pub(super) async fn is_guarded(&mut self) -> sqlx::Result<()> {
-        sqlx::query("SELECT 1").execute(&mut *self.guard).await.map(drop)
     }
 
     /// Recreates the tables, empty, if a handler reads numbers that a table generates: in the first attempt these
@@ -158,15 +157,26 @@ impl Copy {
         let removed = async {
             let mut tx = transaction::begin_bounded(&self.pool).await?;
             self.beside.drop(&mut tx).await?;
-            tx.commit().await?;
-            // Closed explicitly, so that its locks are released.
-            self.guard.rollback().await
+            tx.commit().await
         };
         if let Err(error) = removed.await {
             let error = crate::error::describe(&error);
             tracing::warn!(projection = self.beside.name(), error, "the copy is left, and removed at the next start");
         }
+        drop(self.guard);
         self.pool.close().await;
+    }
+}
+
+/// The open transaction that holds the locks of a rebuild.
+#[derive(Clone)]
+pub(super) struct Guard(Arc<Mutex<Transaction<'static, Postgres>>>);
+
+impl Guard {
+    /// Returns an error if the locks are lost, because the session that holds them has ended. It also keeps the connection
+    /// from being taken for an idle one on its way.
+    pub(super) async fn is_held(&self) -> sqlx::Result<()> {
+        sqlx::query("SELECT 1").execute(&mut **self.0.lock().await).await.map(drop)
     }
 }
 

@@ -42,7 +42,7 @@ use crate::probe::{Moment, Probe};
 use crate::projection::{AnyProjection, Definition};
 use crate::transaction;
 use crate::unlogged;
-use copy::{Beside, Copy};
+use copy::{Beside, Copy, Guard};
 use difference::{apply, compare};
 use fill::Filler;
 
@@ -121,11 +121,12 @@ impl Rebuild<'_> {
     pub(crate) async fn run(mut self, task: Task) -> Result<Difference, Error> {
         let mut copy = Copy::make(self.pool, self.events_at, self.projection, self.options).await?;
         copy.filler.verifies = matches!(task, Task::Verify);
-        let beating = beat(self.pool, copy.beside.name());
+        let (pool, name, guard) = (self.pool, copy.beside.name(), copy.guard.clone());
         let done = tokio::select! {
             done = self.run_with(&mut copy, task) => done,
-            never = beating => match never {},
+            lost = beat(pool, name, &guard) => Err(Error::database(doing(name))(lost)),
         };
+        drop(guard);
         copy.remove().await;
         done
     }
@@ -184,7 +185,7 @@ impl Rebuild<'_> {
         let Copy { pool, filler, beside, built_on, .. } = &mut *copy;
         let Definition { name, partitions: ours, .. } = *beside.definition;
         let doing = || Error::database(doing(name));
-        let mut tx = begin(pool).await.map_err(doing())?;
+        let mut tx = begin(pool, name).await.map_err(doing())?;
         let live = hold_positions(&mut tx, beside.definition).await.map_err(doing())?;
         let position = self.events_at.stands(&mut tx, live.position).await.map_err(doing())?;
         let mut positions = live.partitions;
@@ -225,7 +226,7 @@ impl Rebuild<'_> {
         // With the rows, so that nothing of it is left whenever this ends.
         beside.drop(&mut tx).await.map_err(doing())?;
         self.probe.at(Moment::Replaced).await;
-        copy.is_guarded().await.map_err(doing())?;
+        copy.guard.is_held().await.map_err(doing())?;
         tx.commit().await.map_err(doing())?;
         tracing::info!(projection = name, position, differed = difference.tables(), "rebuilt");
         Ok(difference)
@@ -235,10 +236,16 @@ impl Rebuild<'_> {
 /// Starts the transaction of a comparison, which reads from one snapshot.
 const COMPARING: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ; SET LOCAL idle_in_transaction_session_timeout = '1min'";
 
+/// Name of the session that compares and replaces rows, before the projection's name.
+pub(crate) const APPLICATION: &str = "rebuild of ";
+
 /// Starts a transaction without a statement time-out.
-async fn begin(pool: &PgPool) -> sqlx::Result<Transaction<'static, Postgres>> {
+async fn begin(pool: &PgPool, name: &str) -> sqlx::Result<Transaction<'static, Postgres>> {
     let mut tx = transaction::begin_bounded(pool).await?;
     transaction::allow_long_statements(&mut tx).await?;
+    // Tells an operator what holds the projection's row.
+    let sql = "SELECT set_config('application_name', $1, true)";
+    sqlx::query(sql).bind(format!("{APPLICATION}{name:.40}")).execute(&mut *tx).await?;
     Ok(tx)
 }
 
@@ -288,7 +295,7 @@ const STOPPED: Duration = Duration::from_secs(1);
 async fn hold_looked_up(pool: &PgPool, definition: &Definition) -> sqlx::Result<Transaction<'static, Postgres>> {
     let started = Instant::now();
     loop {
-        let mut tx = begin(pool).await?;
+        let mut tx = begin(pool, definition.name).await?;
         if definition.after.is_empty() {
             return Ok(tx);
         }
@@ -346,9 +353,12 @@ async fn arrives(tx: &mut PgConnection, name: &str, position: i64) -> sqlx::Resu
 }
 
 /// Says that someone is at it, also while a statement takes long.
-async fn beat(pool: &PgPool, name: &str) -> std::convert::Infallible {
+async fn beat(pool: &PgPool, name: &str, guard: &Guard) -> sqlx::Error {
     loop {
         tokio::time::sleep(Duration::from_secs(5)).await;
+        if let Err(lost) = guard.is_held().await {
+            return lost;
+        }
         let sql = "UPDATE readview_rebuilds SET seen_at = clock_timestamp() WHERE name = $1";
         if let Err(error) = sqlx::query(sql).bind(name).execute(pool).await {
             tracing::debug!(%error, "the progress of a rebuild could not be told");
@@ -363,7 +373,7 @@ fn doing(name: &str) -> String {
 /// Puts the rows back that the last rebuild with `keep_old` replaced; the projection goes on from where it was then.
 pub(crate) async fn undo(pool: &PgPool, definition: &'static Definition) -> Result<Difference, Error> {
     let doing = || Error::database(format!("undoing the rebuild of `{}`", definition.name));
-    let mut tx = begin(pool).await.map_err(doing())?;
+    let mut tx = begin(pool, definition.name).await.map_err(doing())?;
     if !exclude_rebuild(&mut tx, definition.name).await.map_err(doing())? {
         return Err(Error::RebuildUnderWay { projection: definition.name });
     }

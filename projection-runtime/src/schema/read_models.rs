@@ -19,6 +19,8 @@ struct Table {
     name: String,
     /// The name in SQL, quoted if necessary.
     quoted: String,
+    /// With its schema: a type of PostgreSQL may have the name of the table.
+    qualified: String,
     /// The role of this session, quoted.
     role: String,
     is_owned: bool,
@@ -68,7 +70,8 @@ struct Key {
     is_valid: bool,
 }
 
-const TABLES: &str = "SELECT t.name, c.oid::regclass::text AS quoted, quote_ident(current_user) AS role,
+const TABLES: &str = "SELECT t.name, c.oid::regclass::text AS quoted,
+       format('%I.%I', n.nspname, c.relname) AS qualified, quote_ident(current_user) AS role,
        pg_has_role(c.relowner, 'USAGE') AS is_owned,
        row_security_active(c.oid) AS has_row_security,
        c.relpersistence = 'u' OR EXISTS (SELECT FROM pg_partition_tree(c.oid) part
@@ -86,6 +89,7 @@ const TABLES: &str = "SELECT t.name, c.oid::regclass::text AS quoted, quote_iden
              ORDER BY 1) AS triggers
 FROM UNNEST($1::text[]) WITH ORDINALITY AS t (name, place)
 JOIN pg_class c ON c.oid = to_regclass(t.name) AND c.relkind IN ('r', 'p')
+JOIN pg_namespace n ON n.oid = c.relnamespace
 ORDER BY t.place";
 
 const COLUMNS: &str = "SELECT t.name AS \"table\", a.attname::text AS name, quote_ident(a.attname) AS quoted,
@@ -137,7 +141,7 @@ pub(super) async fn check(connection: &mut PgConnection, set: &ProjectionSet, ch
             found.key(row, &keys, &columns);
             if found.columns(row, &columns) {
                 // One row of NULLs, whose columns have the types that a handler's row is read from.
-                let sql = AssertSqlSafe(format!("SELECT (NULL::{}).*", table.quoted));
+                let sql = AssertSqlSafe(format!("SELECT (NULL::{}).*", table.qualified));
                 let types = sqlx::query(sql).persistent(false).fetch_one(&mut *connection).await?;
                 found.types(row, &columns, &types);
             }
@@ -171,7 +175,8 @@ impl Found<'_> {
 
     /// Checks the role's privileges, and the row security, rules and triggers that affect its writes.
     fn rights(&mut self, has_row_handlers: bool) {
-        let Table { name, quoted, role, is_owned, has_row_security, is_unlogged, lacks, rules, triggers } = self.table;
+        let Table { name, quoted, role, is_owned, has_row_security, is_unlogged, lacks, rules, triggers, .. } =
+            self.table;
         let lacking = |privileges: &[&str]| -> Vec<String> {
             lacks.iter().filter(|lacking| privileges.contains(&lacking.as_str())).cloned().collect()
         };

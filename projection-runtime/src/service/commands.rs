@@ -76,12 +76,18 @@ enum Session {
 
 /// Returns an error if a pooler before one of the databases breaks LISTEN or prepared statements that the program
 /// needs.
-async fn usable(manager: &ProjectionManager, listens: bool) -> Result<(), BoxError> {
+///
+/// `false`: not known, because a database does not answer.
+async fn usable(manager: &ProjectionManager, listens: bool) -> Result<bool, BoxError> {
+    let mut is_known = true;
     for pool in [Some(manager.pool()), manager.events_at().other()].into_iter().flatten() {
         let options = pool.connect_options();
         // The pool reports errors of the database itself.
         let detecting = tokio::time::timeout(Duration::from_secs(10), pooler::detect(&options));
-        let Ok(Ok(pooling)) = detecting.await else { continue };
+        let Ok(Ok(pooling)) = detecting.await else {
+            is_known = false;
+            continue;
+        };
         let problem = match pooling {
             Pooling::Transaction { keeps_statements: false } => pooler::NO_STATEMENTS,
             Pooling::Transaction { .. } if listens => pooler::NO_LISTEN,
@@ -89,7 +95,7 @@ async fn usable(manager: &ProjectionManager, listens: bool) -> Result<(), BoxErr
         };
         return Err(format!("{}: {problem}", place(&options)).into());
     }
-    Ok(())
+    Ok(is_known)
 }
 
 /// Has the server notice within 11 s that this process is cut off, instead of hours: until then the projections whose rows
@@ -370,8 +376,9 @@ async fn listen(http: &Endpoint) -> Result<Option<TcpListener>, BoxError> {
 async fn fits(service: &Service, manager: &ProjectionManager, listens: bool) -> Result<(), BoxError> {
     let mut backoff = Backoff::default();
     loop {
-        usable(manager, listens).await?;
+        let is_known = usable(manager, listens).await?;
         match checked(service, manager).await {
+            Ok(check) if check.problems.is_empty() && !is_known => tokio::time::sleep(backoff.next()).await,
             Ok(check) if check.problems.is_empty() => {
                 for Problem { projection, problem, cure, .. } in check.warnings {
                     tracing::warn!(projection, remedy = cure, "{problem}");
