@@ -328,11 +328,11 @@ mod tests {
         fn column() -> sqlx::Result<()> {
             Err(sqlx::Error::ColumnNotFound("name".into()))
         }
-        let panic = std::panic::catch_unwind(|| column().unwrap()).unwrap_err();
-        assert_eq!(ApplyError::panic(&*panic).class(), Environment);
         fn reset() -> sqlx::Result<()> {
             Err(sqlx::Error::Io(std::io::ErrorKind::ConnectionReset.into()))
         }
+        let panic = std::panic::catch_unwind(|| column().unwrap()).unwrap_err();
+        assert_eq!(ApplyError::panic(&*panic).class(), Environment);
         let panic = std::panic::catch_unwind(|| reset().expect("a row")).unwrap_err();
         assert_eq!(ApplyError::panic(&*panic).class(), Environment);
         assert_eq!(ApplyError::Panic("index out of bounds".into()).class(), Event);
