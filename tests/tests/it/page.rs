@@ -141,6 +141,11 @@ async fn rebuilding_hanging_gone() {
     wide.until("!document.querySelector('[data-projection=band] progress').checkVisibility()", SOON);
     let done = "document.querySelector('#acts').innerText.includes('500 changed')";
     wide.until(done, SOON);
+    // The rows that are built on those of the bands are stale now.
+    let stale = format!("{}.includes('built on rows of band')", text("[data-projection=userpreferences]"));
+    wide.until(&stale, SOON);
+    assert_eq!(service.act(TOKEN, "userpreferences/rebuild", &order).await.0, 202);
+    wide.until(&format!("!{stale}"), SOON);
 
     // Now it is the handler that waits.
     let mut lock = db.pool.begin().await.unwrap();
