@@ -644,7 +644,7 @@ pub(crate) async fn unknown_events(database: impl PgExecutor<'_>, set: &Projecti
              WHERE n.name IS NOT NULL
          )
          -- The recursion goes on only as long as rows are asked for.
-         SELECT name FROM names WHERE name <> ALL ($1) LIMIT $2",
+         SELECT name FROM names WHERE name IS NOT NULL AND name <> ALL ($1) LIMIT $2",
     )
     .bind(known)
     .bind(i64::from(MOST_UNKNOWN) + 1)
