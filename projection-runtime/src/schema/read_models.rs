@@ -24,6 +24,8 @@ struct Table {
     /// The role of this session, quoted.
     role: String,
     is_owned: bool,
+    /// It may move positions. Of another role, which only asks, nothing is to be learned about the one that runs.
+    may_run: bool,
     has_row_security: bool,
     is_unlogged: bool,
     /// The privileges that the role lacks.
@@ -74,14 +76,13 @@ const TABLES: &str = "SELECT t.name, c.oid::regclass::text AS quoted,
        format('%I.%I', n.nspname, c.relname) AS qualified, quote_ident(current_user) AS role,
        pg_has_role(c.relowner, 'USAGE') AS is_owned,
        row_security_active(c.oid) AS has_row_security,
+       COALESCE(has_table_privilege(to_regclass('readviews'), 'UPDATE'), false) AS may_run,
        c.relpersistence = 'u' OR EXISTS (SELECT FROM pg_partition_tree(c.oid) part
                                          JOIN pg_class p ON p.oid = part.relid
                                          WHERE p.relpersistence = 'u') AS is_unlogged,
        ARRAY(SELECT privilege FROM UNNEST(ARRAY['SELECT', 'INSERT', 'UPDATE']) AS privilege
              WHERE NOT has_any_column_privilege(c.oid, privilege)
-             UNION ALL
-             SELECT privilege FROM UNNEST(ARRAY['DELETE', 'TRUNCATE']) AS privilege
-             WHERE NOT has_table_privilege(c.oid, privilege)) AS lacks,
+             UNION ALL SELECT 'DELETE' WHERE NOT has_table_privilege(c.oid, 'DELETE')) AS lacks,
        ARRAY(SELECT quote_ident(r.rulename) FROM pg_rewrite r WHERE r.ev_class = c.oid ORDER BY 1) AS rules,
        -- 1: for each row; 2: before.
        ARRAY(SELECT quote_ident(g.tgname) FROM pg_trigger g
@@ -175,13 +176,15 @@ impl Found<'_> {
 
     /// Checks the role's privileges, and the row security, rules and triggers that affect its writes.
     fn rights(&mut self, has_row_handlers: bool) {
-        let Table { name, quoted, role, is_owned, has_row_security, is_unlogged, lacks, rules, triggers, .. } =
-            self.table;
+        let Table {
+            name, quoted, role, is_owned, may_run, has_row_security, is_unlogged, lacks, rules, triggers, ..
+        } = self.table;
         let lacking = |privileges: &[&str]| -> Vec<String> {
             lacks.iter().filter(|lacking| privileges.contains(&lacking.as_str())).cloned().collect()
         };
         let writes = lacking(&["SELECT", "INSERT", "UPDATE", "DELETE"]);
-        if has_row_handlers && !writes.is_empty() || lacking(&["INSERT", "UPDATE", "DELETE"]).len() == 3 {
+        let is_needed = has_row_handlers && !writes.is_empty() || lacking(&["INSERT", "UPDATE", "DELETE"]).len() == 3;
+        if *may_run && is_needed {
             let writes = writes.join(", ");
             self.problem(
                 None,
@@ -189,14 +192,7 @@ impl Found<'_> {
                 format!("GRANT {writes} ON {quoted} TO {role};"),
             );
         }
-        if !lacking(&["TRUNCATE"]).is_empty() {
-            self.warning(
-                None,
-                format!("role {role} lacks TRUNCATE on `{name}`, which `reset` needs"),
-                format!("GRANT TRUNCATE ON {quoted} TO {role};"),
-            );
-        }
-        if *has_row_security {
+        if *may_run && *has_row_security {
             let cure = if *is_owned {
                 format!("ALTER TABLE {quoted} NO FORCE ROW LEVEL SECURITY;")
             } else {

@@ -265,11 +265,9 @@ async fn rights_and_row_security() {
             &*format!("GRANT UPDATE, DELETE ON account TO {role};")
         )]
     );
-    // Handlers that only insert need no more; a reset does.
-    let said: Vec<_> = found.warnings.iter().map(|one| one.cure.as_str()).collect();
-    let grants = ["account", "opening"].map(|table| format!("GRANT TRUNCATE ON {table} TO {role};"));
-    assert_eq!(said, grants);
-    for cure in found.problems.into_iter().chain(found.warnings).map(|one| one.cure) {
+    // A table of handlers that are not of rows may be one that is only inserted into.
+    assert_eq!(found.warnings, []);
+    for cure in found.problems.into_iter().map(|one| one.cure) {
         as_owner(cure).await;
     }
     let found = check(&clerk).await;
@@ -293,6 +291,9 @@ async fn rights_and_row_security() {
     let [one] = &found[..] else { panic!("{found:?}") };
     assert_eq!(one.cure, "ALTER TABLE account NO FORCE ROW LEVEL SECURITY;");
     sqlx::raw_sql(AssertSqlSafe(one.cure.clone())).execute(&clerk).await.unwrap();
+    assert_eq!(check(&clerk).await.problems, []);
+    // Who may not run the projections asks for others.
+    as_owner(format!("REVOKE UPDATE ON readviews FROM {role}; REVOKE ALL ON account, opening FROM {role}")).await;
     assert_eq!(check(&clerk).await.problems, []);
     clerk.close().await;
     as_owner(format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use dancefinder_projections::events::BandCreated;
 use projection_runtime::{EventStore, ExpectedVersion, NewEvent, ProjectionManager};
-use sqlx::AssertSqlSafe;
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tests::{TestDatabase, eventually, running};
 use uuid::Uuid;
 
@@ -75,6 +75,11 @@ async fn a_connection_limit_is_named() {
     )
     .await;
     let url = db.url.replace("postgres@", &format!("{role}@"));
+    // Others have all of them.
+    let mut others: Vec<PgConnection> = Vec::new();
+    for _ in 0..3 {
+        others.push(PgConnection::connect(&url).await.unwrap());
+    }
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let mut run = Command::new(env!("CARGO_BIN_EXE_dancefinder"));
     run.args(["run", "--http-addr", &format!("127.0.0.1:{port}")]).env("DATABASE_URL", &url).env_remove("RUST_LOG");
@@ -97,13 +102,17 @@ async fn a_connection_limit_is_named() {
         Command::new(env!("CARGO_BIN_EXE_dancefinder")).arg("status").env("DATABASE_URL", &url).output().unwrap();
     let error = String::from_utf8(one_shot.stderr).unwrap();
     assert!(error.contains(&format!("too many connections for role \"{role}\"")), "{error}");
-    // The loops wait for a connection for 10 s before they say so.
+    // With two of them it starts, but cannot have one for each loop. These wait for 10 s before they say so.
+    for other in others.drain(1..) {
+        other.close().await.unwrap();
+    }
     let cause = cause.replace('\\', "");
     let read = || std::fs::read_to_string(&file).unwrap().replace('\\', "");
     eventually("a loop names the limit", Duration::from_secs(40), || async {
         read().lines().any(|line| line.contains("trouble; trying again") && line.contains(&cause))
     })
     .await;
+    others.remove(0).close().await.unwrap();
     assert!(Command::new("kill").arg(run.0.id().to_string()).status().unwrap().success());
     run.0.wait().unwrap();
     let log = read();
