@@ -80,7 +80,7 @@ async fn formats_and_time_outs() {
         "extra_float_digits = 0",
         "standard_conforming_strings = off",
         "lock_timeout = '5s'",
-        "idle_in_transaction_session_timeout = '200ms'",
+        "idle_in_transaction_session_timeout = '2s'",
         "statement_timeout = '20s'",
         "jit = on",
         "enable_indexscan = off",
