@@ -28,7 +28,7 @@ pub(crate) async fn reset(
     let mut backoff = Backoff::default();
     loop {
         let doing = || format!("reset of `{}`", definition.name);
-        match attempt(pool, set, projection, backoff.tries() % 4 == 3).await {
+        match attempt(pool, set, projection).await {
             Ok(Attempt::Done) => {
                 tracing::info!(projection = definition.name, "reset: tables emptied, position 0");
                 return Ok(());
@@ -60,13 +60,7 @@ enum Attempt {
     RebuildUnderWay,
 }
 
-/// One transaction. `patient`: it waits for the tables until the server cancels an autovacuum that is in the way.
-async fn attempt(
-    pool: &PgPool,
-    set: &ProjectionSet,
-    projection: &Arc<dyn AnyProjection>,
-    patient: bool,
-) -> sqlx::Result<Attempt> {
+async fn attempt(pool: &PgPool, set: &ProjectionSet, projection: &Arc<dyn AnyProjection>) -> sqlx::Result<Attempt> {
     let definition = projection.definition();
     let mut tx = transaction::begin_bounded(pool).await?;
     // A rebuild that goes on would find the position behind what it has applied.
@@ -85,14 +79,7 @@ async fn attempt(
         return Ok(Attempt::Blocked(blocked));
     }
     // Behind a TRUNCATE that waits for a long reader every new reader queues up: give up early and come back.
-    sqlx::query(
-        "SELECT set_config('lock_timeout',
-                           (CASE WHEN $1 THEN extract(epoch FROM current_setting('deadlock_timeout')::interval) * 1000
-                                 ELSE 0 END + 250)::int || 'ms', true)",
-    )
-    .bind(patient)
-    .execute(&mut *tx)
-    .await?;
+    sqlx::query("SET LOCAL lock_timeout = '250ms'").execute(&mut *tx).await?;
     projection.reset(&mut tx).await?;
     position::restart(&mut tx, definition.name, definition.partitions, 0).await?;
     sqlx::query("SELECT pg_notify('readviews', $1)").bind(definition.name).execute(&mut *tx).await?;
