@@ -77,16 +77,22 @@ enum Session {
 /// Returns an error if a pooler before one of the databases breaks LISTEN or prepared statements that the program
 /// needs.
 ///
-/// `false`: not known, because a database does not answer.
-async fn usable(manager: &ProjectionManager, listens: bool) -> Result<bool, BoxError> {
-    let mut is_known = true;
+/// `Some`: not known, because a database does not answer, or does not give two connections at the same time.
+async fn usable(manager: &ProjectionManager, listens: bool) -> Result<Option<String>, BoxError> {
+    let mut unknown = None;
     for pool in [Some(manager.pool()), manager.events_at().other()].into_iter().flatten() {
         let options = pool.connect_options();
-        // The pool reports errors of the database itself.
         let detecting = tokio::time::timeout(Duration::from_secs(10), pooler::detect(&options));
-        let Ok(Ok(pooling)) = detecting.await else {
-            is_known = false;
-            continue;
+        let pooling = match detecting.await {
+            Ok(Ok(pooling)) => pooling,
+            Ok(Err(error)) => {
+                unknown = Some(format!("{}: {}", place(&options), crate::error::describe(&error)));
+                continue;
+            }
+            Err(_) => {
+                unknown = Some(format!("{} does not answer within 10 s", place(&options)));
+                continue;
+            }
         };
         let problem = match pooling {
             Pooling::Transaction { keeps_statements: false } => pooler::NO_STATEMENTS,
@@ -95,7 +101,7 @@ async fn usable(manager: &ProjectionManager, listens: bool) -> Result<bool, BoxE
         };
         return Err(format!("{}: {problem}", place(&options)).into());
     }
-    Ok(is_known)
+    Ok(unknown)
 }
 
 /// Has the server notice within 11 s that this process is cut off, instead of hours: until then the projections whose rows
@@ -376,10 +382,17 @@ async fn listen(http: &Endpoint) -> Result<Option<TcpListener>, BoxError> {
 async fn fits(service: &Service, manager: &ProjectionManager, listens: bool) -> Result<(), BoxError> {
     let mut backoff = Backoff::default();
     loop {
-        let is_known = usable(manager, listens).await?;
+        let unknown = usable(manager, listens).await?;
         match checked(service, manager).await {
-            Ok(check) if check.problems.is_empty() && !is_known => tokio::time::sleep(backoff.next()).await,
             Ok(check) if check.problems.is_empty() => {
+                if let Some(error) = unknown {
+                    tracing::warn!(
+                        error,
+                        "whether a pooler stands before the database is not known; trying again until it is"
+                    );
+                    tokio::time::sleep(backoff.next()).await;
+                    continue;
+                }
                 for Problem { projection, problem, cure, .. } in check.warnings {
                     tracing::warn!(projection, remedy = cure, "{problem}");
                 }
