@@ -78,6 +78,7 @@ async fn a_process_sees_a_standstill_by_its_own_clock() {
     let event = event.recorded_at(chrono::Utc::now() + chrono::TimeDelta::hours(1));
     EventStore::new(db.pool.clone()).append(Uuid::new_v4(), ExpectedVersion::Any, &[event]).await.unwrap();
     assert!(manager.health().await.ready);
+    // Longer than the lag that is allowed.
     tokio::time::sleep(Duration::from_millis(1200)).await;
     let health = manager.health().await;
     assert!(
