@@ -62,17 +62,22 @@ pub(crate) async fn begin_with(
 
 /// Returns the statements that start a bounded transaction in a shadow schema.
 ///
-/// Unqualified names resolve to the shadow schema first, then to the usual search path. A lock prevents the schema from
-/// being dropped. If the schema is gone already, the transaction does not start, so that no handler ever writes to a
-/// live table instead.
-pub(crate) async fn beginning_in_schema(connection: &mut PgConnection, schema: &str) -> sqlx::Result<SqlStr> {
+/// Unqualified names resolve to the shadow schema first, then to the usual search path. A lock of a table that only this
+/// schema has prevents the schema from being dropped. If the schema is gone already, or is that of another rebuild, the
+/// transaction does not start, so that no handler ever writes to the tables of others instead.
+pub(crate) async fn beginning_in_schema(
+    connection: &mut PgConnection,
+    schema: &str,
+    marker: &str,
+) -> sqlx::Result<SqlStr> {
     let text: String = sqlx::query_scalar(
         "SELECT format(
-             'SELECT set_config(''search_path'', %L, true); LOCK TABLE %I.readviews IN ACCESS SHARE MODE',
-             concat_ws(', ', quote_ident($1), NULLIF(current_setting('search_path'), '')), $1
+             'SELECT set_config(''search_path'', %L, true); LOCK TABLE %I.%I IN ACCESS SHARE MODE',
+             concat_ws(', ', quote_ident($1), NULLIF(current_setting('search_path'), '')), $1, $2
          )",
     )
     .bind(schema)
+    .bind(marker)
     .fetch_one(connection)
     .await?;
     // Safe: the database has quoted the schema's name and the path.

@@ -8,7 +8,7 @@ use sqlx::{ConnectOptions, Executor, PgConnection, PgPool, Postgres, Transaction
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
-use super::fill::Filler;
+use super::fill::{Filler, is_missing};
 use crate::error::{Error, Refusal};
 use crate::events_at::EventsAt;
 use crate::lookups::{self, Generations};
@@ -35,6 +35,9 @@ pub(super) struct Copy {
 pub(super) struct Beside {
     pub(super) definition: &'static Definition,
     schema: String,
+    /// The name of an empty table that only the shadow schema of this rebuild has. If the rebuild loses its locks, another
+    /// one may replace the schema by one of the same name.
+    marker: String,
     /// Columns that handlers are known to write, like `band.name`: those of row handlers, and those that the first
     /// attempt found to hold generated numbers.
     written: Vec<String>,
@@ -60,7 +63,8 @@ impl Beside {
         };
         let columns = |rows: &RowTable| rows.columns.iter().map(|column| format!("{}.{column}", rows.table)).collect();
         let written = definition.rows.iter().flat_map(|rows| -> Vec<String> { columns(rows) }).collect();
-        Beside { definition, schema: format!("{prefix}_{name}"), written }
+        let marker = format!("rebuild_{}", Uuid::new_v4().simple());
+        Beside { definition, schema: format!("{prefix}_{name}"), marker, written }
     }
 
     /// The projection's name.
@@ -73,10 +77,12 @@ impl Beside {
         // The scripts are parsed when they run.
         let sql = "SELECT set_config('standard_conforming_strings', 'on', true),
                           set_config('rebuild.name', $1, true), set_config('rebuild.schema', $2, true),
-                          set_config('rebuild.tables', $3::text[]::text, true),
-                          set_config('rebuild.written', $4::text[]::text, true)";
+                          set_config('rebuild.marker', $3, true),
+                          set_config('rebuild.tables', $4::text[]::text, true),
+                          set_config('rebuild.written', $5::text[]::text, true)";
         let Definition { name, tables, .. } = *self.definition;
-        sqlx::query(sql).bind(name).bind(&self.schema).bind(tables).bind(&self.written).execute(tx).await.map(drop)
+        let query = sqlx::query(sql).bind(name).bind(&self.schema).bind(&self.marker).bind(tables).bind(&self.written);
+        query.execute(tx).await.map(drop)
     }
 
     /// Removes the schema and all in it, and the word of it.
@@ -125,7 +131,8 @@ impl Copy {
         let beside = Beside::copy(definition);
         let mut tx = transaction::begin_bounded(&pool_of_copy).await.map_err(doing())?;
         make_schema(&mut tx, &beside).await.map_err(doing())?;
-        let beginning = transaction::beginning_in_schema(&mut tx, &beside.schema).await.map_err(doing())?;
+        let beginning =
+            transaction::beginning_in_schema(&mut tx, &beside.schema, &beside.marker).await.map_err(doing())?;
         tx.commit().await.map_err(doing())?;
         let filler = Filler::new(pool.clone(), events_at, (pool_of_copy.clone(), beginning), projection, options);
         let guard = Guard(Arc::new(Mutex::new(guard)));
@@ -148,14 +155,18 @@ impl Copy {
         self.beside.written.extend(numbered);
         let mut tx = transaction::begin_bounded(&self.pool).await?;
         make_schema(&mut tx, &self.beside).await?;
+        self.guard.is_held().await?;
         tx.commit().await?;
         Ok(true)
     }
 
-    /// Removes what is left of it. Where that fails, the next start does so.
+    /// Removes what is left of it, but not the tables of another rebuild. If that fails, the next start does so.
     pub(super) async fn remove(self) {
         let removed = async {
-            let mut tx = transaction::begin_bounded(&self.pool).await?;
+            let mut tx = match self.filler.begin().await {
+                Err(error) if is_missing(&error) => return Ok(()),
+                begun => begun?,
+            };
             self.beside.drop(&mut tx).await?;
             tx.commit().await
         };

@@ -20,6 +20,7 @@ BEGIN
     EXECUTE format('COMMENT ON SCHEMA %I IS %L', beside, format(
         'Made by a rebuild: tables of projection %s that are made anew. Removed when that is done, or at the next start.',
         current_setting('rebuild.name')));
+    EXECUTE format('CREATE TABLE %I.%I ()', beside, current_setting('rebuild.marker'));
     FOREACH item IN ARRAY own || ARRAY['readviews', 'readview_failures'] LOOP
         -- Not logged: after a crash of the server all of it is empty, rows and position.
         EXECUTE format('CREATE UNLOGGED TABLE %I.%I (LIKE %s INCLUDING ALL)', beside, item, item::regclass);

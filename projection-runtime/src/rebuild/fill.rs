@@ -209,30 +209,33 @@ impl Filler {
         sqlx::query_scalar(sql).bind(places).fetch_all(&mut *self.begin().await?).await
     }
 
-    /// Starts a transaction in the shadow schema.
-    async fn begin(&self) -> sqlx::Result<Transaction<'static, Postgres>> {
+    /// Starts a transaction in the shadow schema. See [`is_missing`] for the error if the schema is gone.
+    pub(super) async fn begin(&self) -> sqlx::Result<Transaction<'static, Postgres>> {
         transaction::begin_with(&self.copy, self.beginning.clone()).await
     }
 
     /// Returns the reason why the shadow tables cannot be filled.
     async fn failed(&self, error: sqlx::Error) -> Error {
-        // A transaction in the schema does not start if the schema is gone.
-        let is_missing = error
-            .as_database_error()
-            .and_then(DatabaseError::code)
-            .is_some_and(|code| ["3F000", "42P01"].contains(&&*code));
-        let sql = "SELECT EXISTS (SELECT FROM pg_namespace n JOIN readview_rebuilds r ON r.schema = n.nspname
-                                  WHERE r.name = $1)";
-        let projection = self.definition.name;
-        if is_missing && let Ok(false) = sqlx::query_scalar(sql).bind(projection).fetch_one(&self.live).await {
-            return Error::ShadowTablesGone { projection };
+        if !is_missing(&error) {
+            return self.doing()(error);
         }
-        self.doing()(error)
+        // The schema, or something that a handler uses.
+        match self.begin().await {
+            Ok(_) => self.doing()(error),
+            Err(gone) if is_missing(&gone) => Error::ShadowTablesGone { projection: self.definition.name },
+            Err(unknown) => self.doing()(unknown),
+        }
     }
 
     fn doing(&self) -> impl FnOnce(sqlx::Error) -> Error {
         Error::database(format!("filling a copy of the tables of `{}`", self.definition.name))
     }
+}
+
+/// Returns whether the error is that of a schema or a table that does not exist.
+pub(super) fn is_missing(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(DatabaseError::code);
+    code.is_some_and(|code| ["3F000", "42P01"].contains(&&*code))
 }
 
 /// One transaction of the runner, after that time; with how many events it has applied.

@@ -126,6 +126,13 @@ impl Rebuild<'_> {
             done = self.run_with(&mut copy, task) => done,
             lost = beat(pool, name, &guard) => Err(Error::database(doing(name))(lost)),
         };
+        // Without the locks, another process may have removed the tables as those of a rebuild that was killed.
+        let done = match done {
+            Err(gone @ Error::ShadowTablesGone { .. }) => {
+                Err(guard.is_held().await.map_or_else(Error::database(doing(name)), |()| gone))
+            }
+            done => done,
+        };
         drop(guard);
         copy.remove().await;
         done

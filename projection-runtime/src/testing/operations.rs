@@ -93,8 +93,6 @@ fn is_expected(error: &Error) -> bool {
             error,
             Error::RebuildUnderWay { .. }
                 | Error::RebuildFailed { .. }
-                // Its locks went with a session that was cut, and another process removed what it took for left behind.
-                | Error::ShadowTablesGone { .. }
                 | Error::NothingKept { .. }
                 | Error::NotFailed { .. }
                 | Error::NotTheFailingEvent { .. }

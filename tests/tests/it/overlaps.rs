@@ -84,6 +84,35 @@ async fn a_rebuild_during_a_rebuild() {
     positions_are_right(&db.pool, &manager).await;
 }
 
+/// The session that holds the locks ends, and another rebuild starts before the first one has noticed: the first one
+/// neither fills nor removes the tables of the second.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuild_that_has_lost_its_locks() {
+    let (db, manager) = filled(20_000).await;
+    let mut live = db.pool.begin().await.unwrap();
+    let act = async || {
+        let cut = "SELECT COUNT(pg_terminate_backend(pid)) FROM pg_locks JOIN pg_database d ON d.oid = database
+                   WHERE datname = current_database()
+                     AND (locktype, classid) = ('advisory', (hashtext('projection rebuild')::bigint & 4294967295)::oid)";
+        execute(&db.pool, cut).await;
+        let second = manager.clone();
+        let second = tokio::spawn(async move { second.rebuild("event", RebuildOptions::default(), &mut |_| {}).await });
+        eventually("the second one has filled its tables", Duration::from_secs(20), || async {
+            let waiting = "SELECT EXISTS (SELECT FROM pg_stat_activity
+                                          WHERE application_name = 'rebuild of event' AND wait_event_type = 'Lock')";
+            scalar(&db.pool, waiting).await
+        })
+        .await;
+        second
+    };
+    sqlx::query("SELECT FROM readviews WHERE name = 'event' FOR UPDATE").execute(&mut *live).await.unwrap();
+    let (first, second) = rebuild_and(&manager, RebuildOptions::default(), act).await;
+    assert!(first.as_ref().is_err_and(Error::is_passing), "{first:?}");
+    live.rollback().await.unwrap();
+    assert!(second.await.unwrap().unwrap().is_none());
+    positions_are_right(&db.pool, &manager).await;
+}
+
 /// The event that is skipped lies behind the position that the rebuild knew when it began.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_skip_during_a_rebuild() {
