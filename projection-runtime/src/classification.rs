@@ -100,13 +100,18 @@ fn of_sqlx(error: &sqlx::Error) -> ErrorClass {
         | sqlx::Error::PoolTimedOut
         | sqlx::Error::PoolClosed
         | sqlx::Error::WorkerCrashed => Transient,
-        // If the connection ends while it is being opened, sqlx 0.9 reads a zero byte as the answer.
-        sqlx::Error::Protocol(text) if text.starts_with("unexpected response from SSLRequest: 0x00") => Transient,
+        sqlx::Error::Protocol(text) if is_refused_session(text) => Transient,
         // A value of the event cannot be encoded for PostgreSQL, or a look-up found no row.
         sqlx::Error::Encode(_) | sqlx::Error::RowNotFound => Event,
         // Usage: too many bound values, a column of another name or type, a wrong configuration.
         _ => Environment,
     }
+}
+
+/// Returns whether the text is that of sqlx 0.9 for a connection that ended while it was being opened, which sqlx reads
+/// as a zero byte, or for an error of the server, `E`, at a moment when only resources can be missing: it could not fork.
+fn is_refused_session(text: &str) -> bool {
+    ["0x00", "0x45"].iter().any(|byte| text.starts_with(&format!("unexpected response from SSLRequest: {byte}")))
 }
 
 fn of_postgres(error: &PgDatabaseError) -> ErrorClass {

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use dancefinder_projections::events::BandCreated;
 use projection_runtime::{EventStore, ExpectedVersion, NewEvent, ProjectionManager};
+use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tests::{TestDatabase, eventually, running};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use uuid::Uuid;
 
 /// Killed when it is dropped, also by a test that fails.
@@ -125,4 +127,27 @@ async fn a_connection_limit_is_named() {
     std::fs::remove_file(&file).unwrap();
     assert!(!log.contains("pool timed out"), "{log}");
     execute(&db, format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+}
+
+/// Answers that a client gets instead of one to its `SSLRequest`, and whether another attempt may succeed: a server that
+/// ends, one that cannot fork, and something that is no PostgreSQL server.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_cannot_start_a_session() {
+    const NO_FORK: &[u8] = b"Ecould not fork new process for connection: Resource temporarily unavailable\n\0";
+    for (answer, passes) in [(&b""[..], true), (NO_FORK, true), (b"HTTP/1.1 400 Bad Request\r\n\r\n", false)] {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("postgres://{}/events", listener.local_addr().unwrap());
+        let server = tokio::spawn(async move {
+            loop {
+                let (mut client, _) = listener.accept().await.unwrap();
+                client.read_exact(&mut [0; 8]).await.unwrap();
+                client.write_all(answer).await.unwrap();
+            }
+        });
+        let pool = PgPoolOptions::new().acquire_timeout(Duration::from_secs(2)).connect_lazy(&url).unwrap();
+        let manager = ProjectionManager::new(pool, dancefinder_projections::projections()).unwrap();
+        let error = manager.status().await.unwrap_err();
+        assert_eq!(error.is_passing(), passes, "{error}");
+        server.abort();
+    }
 }
