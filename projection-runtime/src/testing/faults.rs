@@ -495,7 +495,7 @@ impl Run {
     async fn cause(&mut self) -> Fault {
         loop {
             tokio::time::sleep(Duration::from_millis(self.rng.random_range(0..100))).await;
-            let operations = self.rng.random_bool(0.5);
+            let operations = self.rng.random_bool(0.75);
             let kinds: Vec<_> = self.test.kinds.iter().filter(|kind| kind.is_operation() == operations).collect();
             let Some(&&fault) = kinds.choose(&mut self.rng) else { continue };
             if fault.is_of_rabbitmq() && self.test.rabbitmq.is_none() {
@@ -503,7 +503,13 @@ impl Run {
             }
             let victim = self.rng.random_range(0..self.processes.len());
             let definitions: Vec<_> = self.test.set.definitions().collect();
-            let Definition { name, after, .. } = **definitions.choose(&mut self.rng).expect("projections");
+            // Operations on different projections seldom affect each other.
+            let again = self.operations.latest.filter(|_| operations && self.rng.random_bool(0.7));
+            let Definition { name, after, .. } = **definitions
+                .iter()
+                .find(|definition| Some(definition.name) == again)
+                .or_else(|| definitions.choose(&mut self.rng))
+                .expect("projections");
             let while_long = Duration::from_millis(self.rng.random_range(50..500));
             tracing::debug!(?fault, victim, name, "fault");
             let relay = &self.processes[victim].relay;

@@ -15,6 +15,8 @@ use crate::rebuild::{Difference, RebuildOptions};
 
 /// Maximum number of concurrent operations.
 const MOST: usize = 4;
+/// Maximum duration of an operation once there are no more faults: a rebuild of all events of the longest run takes less.
+const LONGEST: Duration = Duration::from_mins(5);
 /// Maximum number of tries of an operation that is refused.
 const TRIES: usize = 3;
 
@@ -22,6 +24,8 @@ const TRIES: usize = 3;
 #[derive(Debug, Default)]
 pub(super) struct Operations {
     under_way: JoinSet<()>,
+    /// The projection of the latest operation.
+    pub(super) latest: Option<&'static str>,
     completed: Arc<Mutex<BTreeMap<Fault, usize>>>,
 }
 
@@ -52,6 +56,7 @@ impl Operations {
         if self.under_way.len() >= MOST {
             return false;
         }
+        self.latest = Some(operation.projection);
         let completed = Arc::clone(&self.completed);
         self.under_way.spawn(async move {
             let (kind, projection) = (operation.kind, operation.projection);
@@ -78,9 +83,13 @@ impl Operations {
 
     /// Waits for the operations under way. Returns how many of each kind completed.
     pub(super) async fn end(&mut self) -> BTreeMap<Fault, usize> {
-        while let Some(ended) = self.under_way.join_next().await {
-            ended.unwrap_or_else(|error| panic!("an operation: {error}"));
-        }
+        let ending = async {
+            while let Some(ended) = self.under_way.join_next().await {
+                ended.unwrap_or_else(|error| panic!("an operation: {error}"));
+            }
+        };
+        let ended = tokio::time::timeout(LONGEST, ending).await;
+        assert!(ended.is_ok(), "an operation has not ended {LONGEST:?} after the last fault");
         self.completed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
