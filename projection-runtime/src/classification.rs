@@ -23,7 +23,8 @@
 //! | 22P03, 2200H | environment | the program's binary form of a type is not the server's; a sequence is exhausted |
 //! | 23, 44 | event | a constraint refuses the row |
 //! | 23502 | environment | NULL in a column, usually one that no handler writes; `read_model` knows the columns of its rows, and makes it an error of the event for those |
-//! | 25006, 25P03 | transient | read-only during a fail-over; the session was ended because it was idle |
+//! | 25006 | transient | read-only during a fail-over |
+//! | 25P03 | environment | the transaction was idle for too long: the handler waits for something else each time |
 //! | 38000, P0001 to P0004 | event | a function of the database refuses what it was given |
 //! | 40 | transient | deadlock, serialization failure |
 //! | 40002 | event | as 23, at the commit |
@@ -125,7 +126,7 @@ fn of_postgres(error: &PgDatabaseError) -> ErrorClass {
 fn of_state(code: &str) -> ErrorClass {
     match code {
         "08P01" | "22P03" | "2200H" | "23502" | "53400" => Environment,
-        "25006" | "25P03" | "55P03" | "57P01" | "57P02" | "57P03" | "57P05" | "58030" | "72000" | "HV00N" => Transient,
+        "25006" | "55P03" | "57P01" | "57P02" | "57P03" | "57P05" | "58030" | "72000" | "HV00N" => Transient,
         "20000" | "21000" | "38000" | "40002" | "54000" | "54001" | "P0001" | "P0002" | "P0003" | "P0004" => Event,
         _ => match code.get(..2).unwrap_or_default() {
             "08" | "40" | "53" => Transient,
@@ -269,6 +270,10 @@ fn remedy_of_state(code: &str) -> &'static str {
              it, this event has no value for it, and `skip` skips the event"
         }
         "25P02" => "the handler ignores an error of an earlier statement: let it return the error",
+        "25P03" => {
+            "a transaction may be idle for 30 s at most: let the handler not wait for other services, or bound the time that \
+             it waits"
+        }
         "25P04" => "raise `transaction_timeout` for the service's role",
         "42501" => "grant the privilege to the role that the service connects as",
         "42P10" => "give the table the unique key that ON CONFLICT names",

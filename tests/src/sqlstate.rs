@@ -135,7 +135,7 @@ pub const SQLSTATES: &[(&str, &str, Blame)] = &[
     ("25008", "held_cursor_requires_same_isolation_level", Environment),
     ("25P01", "no_active_sql_transaction", Environment),
     ("25P02", "in_failed_sql_transaction", Environment),
-    ("25P03", "idle_in_transaction_session_timeout", Transient),
+    ("25P03", "idle_in_transaction_session_timeout", Environment),
     ("25P04", "transaction_timeout", Environment),
     ("26000", "invalid_sql_statement_name", Environment),
     ("27000", "triggered_data_change_violation", Environment),

@@ -331,3 +331,20 @@ async fn an_event_with_too_many_values() {
     }
     stops(|| projections![Endless], "SELECT 1", "", &["65,535"]).await;
 }
+
+/// A handler that waits for something else, each time for longer than its transaction may be idle.
+#[tokio::test]
+async fn a_handler_that_waits() {
+    struct Waiting;
+    #[projection(name = "places", tables = ["places"])]
+    impl Waiting {
+        #[on(PlaceOpened)]
+        async fn opened(event: &Recorded<PlaceOpened>, tx: &mut PgConnection) -> Result<()> {
+            // The runtime's own bound is 30 s.
+            sqlx::query("SET LOCAL idle_in_transaction_session_timeout = '50ms'").execute(&mut *tx).await?;
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            Places::opened(event, tx).await
+        }
+    }
+    stops(|| projections![Waiting], "SELECT 1", "", &["25P03", "not wait for other services"]).await;
+}
