@@ -8,6 +8,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -17,7 +18,7 @@ use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
 use uuid::Uuid;
 
 use crate::backoff::Backoff;
-use crate::classification::{ErrorClass, classify, is_transient, remedy};
+use crate::classification::{is_transient, remedy};
 use crate::durable::Durable;
 use crate::error::{Error, describe, shortened};
 use crate::event::{NUL, has_nul};
@@ -85,43 +86,69 @@ pub struct ImportProgress {
 pub enum ImportError {
     /// A line is no event. Nothing of the batch that it is in was appended.
     #[error(
-        "{file}, line {}: {}. Lines before line {unwritten} are imported, nothing from there on. Mend the line and \
-         import again (what is there is not appended twice), or pass over such lines with --skip-invalid",
-        invalid.line, printable(&invalid.reason)
+        "{file}, line {}: {}. Correct the line, or skip such lines with --skip-invalid. {}",
+        invalid.line, printable(&invalid.reason), done.again(file)
     )]
     Invalid {
         /// The file's name, or `-`.
         file: String,
         /// The line.
         invalid: InvalidLine,
-        /// The first line of the batch.
-        unwritten: u64,
+        /// What is imported.
+        done: Done,
     },
-    /// The database rejected the events for a reason that is not the fault of a line.
+    /// The database did not take the events, for a reason that is not the fault of a line.
     #[error(
-        "{file}: the database rejected the events: {}. No line is to blame, so none is skipped; lines before line \
-         {unwritten} are imported. Remedy: {}. Then import again (stored events are not appended twice)",
-        describe(source), remedy(source).unwrap_or("fix what the message names")
+        "{file}: the database did not take the events: {}. No line is to blame, so none is skipped. Remedy: {}. {}",
+        describe(source), remedy(source).unwrap_or("make sure that the database answers"), done.again(file)
     )]
     Environment {
         /// The file's name, or `-`.
         file: String,
-        /// The first line that is not imported.
-        unwritten: u64,
+        /// What is imported.
+        done: Done,
         /// The database's answer.
         source: sqlx::Error,
     },
     /// The file could not be read.
-    #[error("{file} cannot be read after line {line}: {source}")]
+    #[error("{file} cannot be read after line {line}: {source}. {}", done.again(file))]
     Read {
         /// The file's name, or `-`.
         file: String,
         /// The last line that could be read.
         line: u64,
+        /// What is imported.
+        done: Done,
         /// Why.
         #[source]
         source: std::io::Error,
     },
+}
+
+/// What an import that ended early has imported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Done {
+    /// The first line that is not imported; those before it are.
+    pub unwritten: u64,
+    /// Number of imported events with neither `id` nor `sequence_no`, which another import would append again.
+    pub without_identity: u64,
+}
+
+impl Done {
+    /// Says how to go on.
+    fn again(self, file: &str) -> String {
+        let Done { unwritten, without_identity } = self;
+        match without_identity {
+            0 => format!(
+                "Lines before line {unwritten} are imported, no others; import again, stored events are not appended twice"
+            ),
+            n => format!(
+                "Lines before line {unwritten} are imported, no others; {n} of their events have neither id nor \
+                 sequence_no, and another import would append them again: go on with `tail -n +{unwritten} {file} | .. \
+                 import -`"
+            ),
+        }
+    }
 }
 
 /// Imports the lines of `source`, which messages call `file`.
@@ -133,34 +160,19 @@ pub async fn import(
     source: impl AsyncBufRead + Unpin,
     file: &str,
     options: ImportOptions,
-    progress: impl FnMut(ImportProgress),
-) -> Result<Imported, Error> {
-    writable::require(pool, &format!("importing {file}")).await?;
-    let imported = import_lines(pool, projections, source, file, options, progress).await;
-    // Also after an invalid line: the message says which lines are imported.
-    if !matches!(imported, Err(Error::Database { .. })) {
-        let flushed = retried(async || Durable::flush(pool).await).await;
-        let flushed = flushed.map_err(Error::database(format!("importing {file}")));
-        return imported.and_then(|imported| flushed.map(|()| imported));
-    }
-    imported
-}
-
-async fn import_lines(
-    pool: &PgPool,
-    projections: &ProjectionSet,
-    source: impl AsyncBufRead + Unpin,
-    file: &str,
-    options: ImportOptions,
     mut progress: impl FnMut(ImportProgress),
 ) -> Result<Imported, Error> {
+    writable::require(pool, &format!("importing {file}")).await?;
     let mut lines = Lines::new(source);
     let mut imported = Imported::default();
     let mut batch = Batch::default();
     loop {
         let line = lines.line;
         let read = lines.next().await;
-        let read = read.map_err(|source| ImportError::Read { file: file.to_owned(), line, source })?;
+        let read = read.map_err(|source| {
+            let unwritten = batch.lines.first().copied().unwrap_or(line + 1);
+            ImportError::Read { file: file.to_owned(), line, done: imported.done(unwritten), source }
+        })?;
         let Some(text) = read else { break };
         let event = text.map_err(str::to_owned).and_then(|text| parse(text, projections, options.unchecked));
         match event {
@@ -183,6 +195,10 @@ async fn import_lines(
 }
 
 impl Imported {
+    fn done(&self, unwritten: u64) -> Done {
+        Done { unwritten, without_identity: self.without_identity }
+    }
+
     /// Notes an invalid line, or ends the import with it.
     fn invalid(
         &mut self,
@@ -192,7 +208,7 @@ impl Imported {
         unwritten: u64,
     ) -> Result<(), ImportError> {
         if !options.skip_invalid {
-            return Err(ImportError::Invalid { file: file.to_owned(), invalid, unwritten });
+            return Err(ImportError::Invalid { file: file.to_owned(), invalid, done: self.done(unwritten) });
         }
         self.invalid += 1;
         if self.first_invalid.len() < TOLD {
@@ -340,7 +356,8 @@ impl Batch {
     }
 }
 
-/// Appends the batch in one transaction, flushed by the end of the import, and empties it.
+/// Appends the batch in one transaction, waits until it is durable, and empties it. A crash of the server loses nothing
+/// that the import counts, also if the import goes on after it.
 async fn append(
     pool: &PgPool,
     batch: &mut Batch,
@@ -355,12 +372,16 @@ async fn append(
     }
     let all: Vec<&Incoming> = events.iter().map(|event| &event.incoming).collect();
     // The events have ids by now, so a batch whose commit was not confirmed is not appended twice.
-    let outcome = retried(async || incoming::append(pool, &all, !options.skip_invalid).await).await;
-    let outcome = outcome.map_err(|source| match classify(&source) {
-        ErrorClass::Environment => {
-            ImportError::Environment { file: file.to_owned(), unwritten: lines[0], source }.into()
-        }
-        _ => Error::Database { doing: format!("importing {file}"), source },
+    let most_appended = AtomicU64::new(0);
+    let outcome = retried(async || {
+        let mut outcome = incoming::append(pool, &all, !options.skip_invalid).await?;
+        // If only the answer to the flush was lost, the next attempt finds the events there already.
+        outcome.appended = most_appended.fetch_max(outcome.appended, Ordering::Relaxed).max(outcome.appended);
+        Durable::flush(pool).await.map(|()| outcome)
+    });
+    let outcome = outcome.await.map_err(|source| {
+        let done = imported.done(lines[0]);
+        ImportError::Environment { file: file.to_owned(), done, source }
     })?;
     for (place, reason) in outcome.refused {
         let invalid = InvalidLine { line: lines[place], reason };

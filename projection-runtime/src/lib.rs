@@ -78,7 +78,7 @@ pub use error::{ApplyError, BoxError, Error, Refusal};
 pub use error_policy::{ErrorPolicy, OnError};
 pub use event::{DomainEvent, EventSet, MessageFields, NewEvent, Recorded, StoredEvent};
 pub use fingerprint::{HandlerChange, Stale, StaleHandler, WhenStale};
-pub use import::{ImportError, ImportOptions, ImportProgress, Imported, import};
+pub use import::{Done as ImportDone, ImportError, ImportOptions, ImportProgress, Imported, import};
 pub use manager::{Health, ManagerOptions, ProjectionManager};
 pub use migrations::migrations;
 pub use projection::{Definition, EventType, Form, Order, Projection, ProjectionSet};

@@ -197,8 +197,8 @@ async fn each_sqlstate_by_an_append_and_an_import() {
             (Blame::Transient, Ok(imported)) => {
                 assert_eq!((imported.appended, imported.invalid), (1, 0), "{code} {name}");
             }
-            (Blame::Environment, Err(Error::Import(ImportError::Environment { unwritten, .. }))) => {
-                assert_eq!(unwritten, 1, "{code} {name}");
+            (Blame::Environment, Err(Error::Import(ImportError::Environment { done, .. }))) => {
+                assert_eq!(done.unwritten, 1, "{code} {name}");
             }
             (blame, imported) => panic!("{code} {name}, {blame:?}: {imported:?}"),
         }

@@ -133,8 +133,8 @@ async fn a_bad_line_is_named_with_its_reason() {
     for (bad, reason) in cases {
         let lines = [band(2), bad.clone(), band(3)].join("\n");
         let error = imported(&db.pool, lines.as_bytes(), false).await.unwrap_err();
-        let Error::Import(ImportError::Invalid { file, invalid, unwritten }) = &error else { panic!("{error:?}") };
-        assert_eq!((file.as_str(), invalid.line, *unwritten), ("events.jsonl", 2, 1), "{bad}");
+        let Error::Import(ImportError::Invalid { file, invalid, done }) = &error else { panic!("{error:?}") };
+        assert_eq!((file.as_str(), invalid.line, done.unwritten), ("events.jsonl", 2, 1), "{bad}");
         assert!(invalid.reason.contains(reason), "{bad}: {}", invalid.reason);
         assert_eq!(stored(&db.pool).await, 0, "nothing of its batch: {bad}");
     }

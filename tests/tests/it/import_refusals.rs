@@ -3,7 +3,7 @@
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use projection_runtime::{Error, ImportError, ImportOptions, Imported, import};
+use projection_runtime::{Error, ImportDone, ImportError, ImportOptions, Imported, import};
 use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tests::TestDatabase;
@@ -33,7 +33,10 @@ async fn none_is_skipped(db: &TestDatabase, pool: &PgPool, cure: &'static str, s
     for skip_invalid in [false, true] {
         let error =
             imported(pool, &lines, ImportOptions { skip_invalid, ..ImportOptions::default() }).await.unwrap_err();
-        assert!(matches!(error, Error::Import(ImportError::Environment { unwritten: 1, .. })), "{error:?}");
+        assert!(
+            matches!(error, Error::Import(ImportError::Environment { done: ImportDone { unwritten: 1, .. }, .. })),
+            "{error:?}"
+        );
         let error = error.to_string();
         let always = ["No line is to blame, so none is skipped", "before line 1 are imported", "import again"];
         for text in [says, &always].concat() {
@@ -145,8 +148,45 @@ async fn in_the_middle_of_a_file() {
     let error =
         imported(&db.pool, &bands(2000), ImportOptions { skip_invalid: true, ..ImportOptions::default() }).await;
     let error = error.unwrap_err().to_string();
-    assert!(error.contains("lines before line 1001 are imported"), "{error}");
+    assert!(error.contains("Lines before line 1001 are imported"), "{error}");
     assert_eq!(stored(&db.pool).await, 1000);
+}
+
+/// Lines without an identity are not known when they come again: the message says how to go on.
+#[tokio::test]
+async fn lines_without_identity_in_the_middle_of_a_file() {
+    let db = TestDatabase::new().await;
+    let line = |n: u128| {
+        let id = Uuid::from_u128(n);
+        format!(r#"{{"name":"BandCreated","aggregate_id":"{id}","data":{{"name":"Band {n}"}}}}"#)
+    };
+    let mut lines: Vec<String> = (1..=2500).map(line).collect();
+    lines[2200] = "{}".into();
+    let error = imported(&db.pool, &lines.join("\n"), ImportOptions::default()).await.unwrap_err().to_string();
+    assert!(error.contains("2000 of their events have neither id nor sequence_no"), "{error}");
+    assert!(error.contains("go on with `tail -n +2001 events.jsonl | .. import -`"), "{error}");
+    lines[2200] = line(2201);
+    let rest = imported(&db.pool, &lines[2000..].join("\n"), ImportOptions::default()).await.unwrap();
+    assert_eq!((rest.appended, stored(&db.pool).await), (500, 2500));
+}
+
+/// A trigger or a rule that drops events without an error.
+#[tokio::test]
+async fn events_that_the_database_drops() {
+    const FUNCTION: &str = "CREATE FUNCTION drops() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;";
+    let trigger = |when: &str| {
+        format!("{FUNCTION} CREATE TRIGGER a BEFORE INSERT ON events FOR EACH ROW {when} EXECUTE FUNCTION drops()")
+    };
+    let rule = "CREATE RULE quiet AS ON INSERT TO events DO INSTEAD NOTHING".to_owned();
+    for (damage, cure) in [
+        (trigger(""), "DROP TRIGGER a ON events"),
+        (trigger("WHEN (NEW.data->>'name' = 'Band 7')"), "DROP TRIGGER a ON events"),
+        (rule, "DROP RULE quiet ON events"),
+    ] {
+        let db = TestDatabase::new().await;
+        sqlx::raw_sql(sqlx::AssertSqlSafe(damage)).execute(&db.pool).await.unwrap();
+        none_is_skipped(&db, &db.pool, cure, &["events"]).await;
+    }
 }
 
 /// The server goes away for a moment.
