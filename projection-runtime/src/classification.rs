@@ -163,13 +163,13 @@ fn samples() -> [sqlx::Error; 13] {
 
 const MARK: &str = "<mark>";
 
-/// Classifies an error by its text, if that is the text of an error of sqlx.
+/// Classifies an error by its text, if that has the text of an error of sqlx in it.
 fn of_text(text: &str) -> Option<ErrorClass> {
     let beginning = |sample: &sqlx::Error| {
         let sample = sample.to_string().replace(&usize::MAX.to_string(), MARK);
         sample.split(MARK).next().unwrap_or_default().to_owned()
     };
-    samples().iter().find(|sample| text.starts_with(&beginning(sample))).map(of_sqlx)
+    samples().iter().find(|sample| text.contains(&beginning(sample))).map(of_sqlx)
 }
 
 /// Classifies a panic by its text: `unwrap` prints the error's `Debug` form.
@@ -201,7 +201,18 @@ impl ApplyError {
             | ApplyError::OtherKey { .. }
             | ApplyError::Untimely { .. }
             | ApplyError::UnlikeKey { .. }
-            | ApplyError::NotItsTables { .. } => Environment,
+            | ApplyError::NotItsTables { .. }
+            | ApplyError::HiddenStatement(_) => Environment,
+        }
+    }
+
+    /// Returns whether the error may stand for that of a statement: it is the handler's own, and its sources do not say
+    /// what the database answered.
+    pub(crate) fn may_hide_a_statement(&self) -> bool {
+        match self {
+            ApplyError::Handler(error) => sources(error.as_ref()).all(|error| of_one(error).is_none()),
+            ApplyError::Panic(text) => of_panic(text) == Event,
+            _ => false,
         }
     }
 
@@ -210,6 +221,9 @@ impl ApplyError {
         match self {
             ApplyError::Handler(error) => remedy(error.as_ref()),
             ApplyError::Commit(error) => remedy(error),
+            ApplyError::HiddenStatement(_) => {
+                Some("let the handler return the error of the statement, or have it as the `source` of its own error")
+            }
             ApplyError::Panic(text) if of_panic(text) == Environment => {
                 Some("return the error instead of unwrapping it, so that it says what to do")
             }
@@ -230,6 +244,9 @@ fn state(error: &(dyn StdError + 'static)) -> Option<String> {
         None => error.downcast_ref::<PgDatabaseError>().map(|error| error.code().to_owned()),
     })
 }
+
+/// The error if events are neither stored nor refused.
+pub(crate) const DROPPED: &str = "a trigger or a rule of the table `events` drops events";
 
 /// Start of the text of sqlx's error for too many bound values.
 const TOO_MANY: &str = "too many arguments for query";
@@ -253,7 +270,9 @@ pub(crate) fn remedy(error: &(dyn StdError + 'static)) -> Option<&'static str> {
     }
     let text = chain(error);
     let says = |part: &str| text.contains(part);
-    Some(if says(TOO_MANY) {
+    Some(if says(DROPPED) {
+        "remove the trigger or the rule, which `check` names"
+    } else if says(TOO_MANY) {
         "a statement takes at most 65,535 bound values: bind an array for each column, and UNNEST them"
     } else if says("decoding column") || says("no column found") || says("column index out of bounds") {
         "the handler reads a column of another name or type than the table has: compare them, `check` helps"

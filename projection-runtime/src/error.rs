@@ -531,6 +531,9 @@ pub enum ApplyError {
         /// The database's message, which names the column.
         reason: String,
     },
+    /// The handler failed after one of its statements had failed, with an error that does not say why.
+    #[error("{0}; before, a statement of the handler failed, and this error does not say with which error")]
+    HiddenStatement(Box<ApplyError>),
     /// The handler returned `Ok`, but the transaction cannot be committed.
     #[error("the handler returned Ok, but the transaction failed afterwards: {}", describe(.0))]
     Commit(sqlx::Error),
@@ -569,7 +572,8 @@ impl ApplyError {
     /// Returns whether a statement failed for a reason that is not of the event. A retry may still succeed: if the
     /// statement was cancelled, if the connection has a plan from before a table was altered, or with fewer events.
     pub(crate) fn is_of_the_statement(&self) -> bool {
-        matches!(self, ApplyError::Handler(_) | ApplyError::Commit(_)) && self.class() == ErrorClass::Environment
+        matches!(self, ApplyError::Handler(_) | ApplyError::Commit(_) | ApplyError::HiddenStatement(_))
+            && self.class() == ErrorClass::Environment
     }
 
     pub(crate) fn panic(panic: &(dyn std::any::Any + Send)) -> Self {

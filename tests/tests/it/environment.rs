@@ -348,3 +348,33 @@ async fn a_handler_that_waits() {
     }
     stops(|| projections![Waiting], "SELECT 1", "", &["25P03", "not wait for other services"]).await;
 }
+
+/// Handlers that return a text of their own, or panic with one, instead of the error of their statement: nothing says
+/// whether the event is to blame.
+#[tokio::test]
+async fn an_error_that_hides_that_of_a_statement() {
+    struct Texting;
+    #[projection(name = "places", tables = ["places"])]
+    impl Texting {
+        #[on(PlaceOpened)]
+        async fn opened(event: &Recorded<PlaceOpened>, tx: &mut PgConnection) -> anyhow::Result<()> {
+            Places::opened(event, tx).await.map_err(|error| anyhow::anyhow!("could not save: {error}"))
+        }
+    }
+    struct Panicking;
+    #[projection(name = "places", tables = ["places"])]
+    impl Panicking {
+        #[on(PlaceOpened)]
+        async fn opened(event: &Recorded<PlaceOpened>, tx: &mut PgConnection) -> Result<()> {
+            Places::opened(event, tx).await.unwrap_or_else(|_| panic!("could not save"));
+            Ok(())
+        }
+    }
+    let (change, cure) = ("ALTER TABLE places RENAME TO other", "ALTER TABLE other RENAME TO places");
+    let says = ["could not save", "a statement of the handler failed", "return the error of the statement"];
+    stops(|| projections![Texting], change, cure, &says).await;
+    stops(|| projections![Panicking], change, cure, &says).await;
+    // The transaction goes on: the error is that of reading a column.
+    let (change, cure) = ("ALTER TABLE places ALTER number TYPE INT", "ALTER TABLE places ALTER number TYPE BIGINT");
+    stops(|| projections![Texting], change, cure, &["could not save", "another name or type"]).await;
+}
