@@ -60,16 +60,22 @@ pub(crate) async fn begin_with(
     ToItsEnd(Some(Box::pin(begun))).await
 }
 
-/// Returns the statements that start a bounded transaction in a shadow schema.
+/// Starts one of the runtime's own transactions in the shadow schema that [`entering_schema`] has these statements for.
+///
+/// They are not sent with BEGIN: sqlx 0.9 gives the connection back to the pool in an aborted transaction if a statement
+/// after BEGIN fails.
+pub(crate) async fn begin_in(pool: &PgPool, entering: &SqlStr) -> sqlx::Result<Transaction<'static, Postgres>> {
+    let mut tx = begin_bounded(pool).await?;
+    sqlx::raw_sql(entering.clone()).execute(&mut *tx).await?;
+    Ok(tx)
+}
+
+/// Returns the statements with which a transaction enters a shadow schema.
 ///
 /// Unqualified names resolve to the shadow schema first, then to the usual search path. A lock of a table that only this
-/// schema has prevents the schema from being dropped. If the schema is gone already, or is that of another rebuild, the
-/// transaction does not start, so that no handler ever writes to the tables of others instead.
-pub(crate) async fn beginning_in_schema(
-    connection: &mut PgConnection,
-    schema: &str,
-    marker: &str,
-) -> sqlx::Result<SqlStr> {
+/// schema has prevents the schema from being dropped. If the schema is gone already, or is that of another rebuild, they
+/// fail, so that no handler ever writes to the tables of others instead.
+pub(crate) async fn entering_schema(connection: &mut PgConnection, schema: &str, marker: &str) -> sqlx::Result<SqlStr> {
     let text: String = sqlx::query_scalar(
         "SELECT format(
              'SELECT set_config(''search_path'', %L, true); LOCK TABLE %I.%I IN ACCESS SHARE MODE',
@@ -81,7 +87,7 @@ pub(crate) async fn beginning_in_schema(
     .fetch_one(connection)
     .await?;
     // Safe: the database has quoted the schema's name and the path.
-    Ok(sqlx::AssertSqlSafe(format!("{BOUNDED}; {text}")).into_sql_str())
+    Ok(sqlx::AssertSqlSafe(text).into_sql_str())
 }
 
 /// Disables the role's time-outs for this transaction, because its statements take time in proportion to the rows. If

@@ -131,10 +131,9 @@ impl Copy {
         let beside = Beside::copy(definition);
         let mut tx = transaction::begin_bounded(&pool_of_copy).await.map_err(doing())?;
         make_schema(&mut tx, &beside).await.map_err(doing())?;
-        let beginning =
-            transaction::beginning_in_schema(&mut tx, &beside.schema, &beside.marker).await.map_err(doing())?;
+        let entering = transaction::entering_schema(&mut tx, &beside.schema, &beside.marker).await.map_err(doing())?;
         tx.commit().await.map_err(doing())?;
-        let filler = Filler::new(pool.clone(), events_at, (pool_of_copy.clone(), beginning), projection, options);
+        let filler = Filler::new(pool.clone(), events_at, (pool_of_copy.clone(), entering), projection, options);
         let guard = Guard(Arc::new(Mutex::new(guard)));
         Ok(Copy { pool: pool_of_copy, guard, filler, beside, built_on })
     }

@@ -26,8 +26,8 @@ pub(super) struct Filler {
     live: PgPool,
     events_at: EventsAt,
     copy: PgPool,
-    /// The statements that start a transaction in the shadow schema.
-    beginning: SqlStr,
+    /// The statements with which a transaction enters the shadow schema.
+    entering: SqlStr,
     pub(super) definition: &'static Definition,
     /// One for each partition, where there are any.
     runners: Vec<Runner>,
@@ -46,13 +46,13 @@ impl Filler {
     pub(super) fn new(
         live: PgPool,
         events_at: &EventsAt,
-        (copy, beginning): (PgPool, SqlStr),
+        (copy, entering): (PgPool, SqlStr),
         projection: &Arc<dyn AnyProjection>,
         options: ManagerOptions,
     ) -> Self {
         let definition = projection.definition();
         let runner = |place| {
-            let shadow = (copy.clone(), beginning.clone());
+            let shadow = (copy.clone(), entering.clone());
             Runner::beside(shadow, projection.clone(), place, options).with_events(events_at.clone())
         };
         let runners = definition.places().map(runner).collect();
@@ -61,7 +61,7 @@ impl Filler {
             live,
             events_at: events_at.clone(),
             copy,
-            beginning,
+            entering,
             definition,
             runners,
             patience: options.reset_patience,
@@ -211,7 +211,7 @@ impl Filler {
 
     /// Starts a transaction in the shadow schema. See [`is_missing`] for the error if the schema is gone.
     pub(super) async fn begin(&self) -> sqlx::Result<Transaction<'static, Postgres>> {
-        transaction::begin_with(&self.copy, self.beginning.clone()).await
+        transaction::begin_in(&self.copy, &self.entering).await
     }
 
     /// Returns the reason why the shadow tables cannot be filled.

@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::future::{Either, select};
+use sqlx::error::DatabaseError;
 use sqlx::{Connection, PgConnection, PgPool, Postgres, SqlStr, Transaction};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -57,8 +58,8 @@ use reading::Ahead;
 
 pub(crate) struct Runner {
     pool: PgPool,
-    /// The statements that start a transaction over shadow tables.
-    beginning: Option<SqlStr>,
+    /// The statements with which a transaction enters a shadow schema.
+    entering: Option<SqlStr>,
     events_at: EventsAt,
     /// The position that was found last.
     found: Passed,
@@ -167,7 +168,7 @@ impl Runner {
         let mode = Mode { synchronous_commit: options.synchronous_commit, custom_plans };
         Runner {
             pool,
-            beginning: None,
+            entering: None,
             events_at: EventsAt::default(),
             found: Passed::default(),
             look: None,
@@ -206,9 +207,9 @@ impl Runner {
         self
     }
 
-    /// Fills shadow tables: `beginning` starts a transaction that sees them instead of the live ones.
+    /// Fills shadow tables: `entering` makes a transaction see them instead of the live ones.
     pub(crate) fn beside(
-        (pool, beginning): (PgPool, SqlStr),
+        (pool, entering): (PgPool, SqlStr),
         projection: Arc<dyn AnyProjection>,
         place: &'static str,
         options: ManagerOptions,
@@ -218,7 +219,7 @@ impl Runner {
         let unseen = Metrics::unseen();
         let meter = unseen.meter(projection.definition().name);
         Runner {
-            beginning: Some(beginning),
+            entering: Some(entering),
             until: Some(0),
             partition_of: None,
             ..Runner::new(pool, projection, place, options, false, Wake::new(unseen), meter)
@@ -468,6 +469,7 @@ impl Runner {
                 break;
             }
             if let Err(RunError { at, error }) = apply(&*self.projection, &run, &mut tx).await {
+                let error = with_hidden_statement(&mut tx, error).await?;
                 match error.class() {
                     ErrorClass::Transient => return Err(transient(error)),
                     // If the connection is lost, the rollback fails; that error is the cause, whatever the handler
@@ -531,9 +533,9 @@ impl Runner {
     }
 
     async fn begin(&self) -> sqlx::Result<Transaction<'static, Postgres>> {
-        match &self.beginning {
+        match &self.entering {
             None => transaction::begin_bounded(&self.pool).await,
-            Some(statements) => transaction::begin_with(&self.pool, statements.clone()).await,
+            Some(entering) => transaction::begin_in(&self.pool, entering).await,
         }
     }
 
@@ -621,6 +623,23 @@ impl Drop for Ended<'_> {
 async fn apply(projection: &dyn AnyProjection, run: &Run<'_>, tx: &mut PgConnection) -> Result<(), RunError> {
     let done = AssertUnwindSafe(projection.apply(run, tx)).catch_unwind().await;
     done.unwrap_or_else(|panic| Err(ApplyError::panic(&*panic).into()))
+}
+
+/// Returns the error of the handler, with a note if a statement failed before whose error the handler did not return. The
+/// transaction is then aborted, and whether the event is to blame is not known.
+async fn with_hidden_statement(tx: &mut PgConnection, error: ApplyError) -> sqlx::Result<ApplyError> {
+    if !error.may_hide_a_statement() {
+        return Ok(error);
+    }
+    match sqlx::query("SELECT 1").execute(tx).await {
+        Ok(_) => Ok(error),
+        Err(aborted)
+            if aborted.as_database_error().and_then(DatabaseError::code).is_some_and(|code| code == "25P02") =>
+        {
+            Ok(ApplyError::HiddenStatement(Box::new(error)))
+        }
+        Err(lost) => Err(lost),
+    }
 }
 
 /// Returns the `sqlx::Error` inside a transient error.
