@@ -49,6 +49,9 @@ BEGIN
                 (id, aggregate_id, sequence_no, aggregate_name, name, version, data, metadata, recorded_at)
             VALUES ($3, $1, actual + 1, $4, $5, $6, $7, $8, COALESCE($9, clock_timestamp()))
             RETURNING tstamp INTO place;
+            IF place IS NULL THEN
+                RAISE EXCEPTION 'a trigger or a rule of the table "events" drops events' USING ERRCODE = '55000';
+            END IF;
             told := %1$I.events_to_tell(wake);
             COMMIT;
             IF told THEN
@@ -76,6 +79,8 @@ BEGIN
             INOUT actual BIGINT[] DEFAULT NULL, INOUT last BIGINT DEFAULT NULL, INOUT told BOOLEAN DEFAULT NULL,
             patience TEXT DEFAULT NULL
         ) LANGUAGE plpgsql AS $procedure$
+        DECLARE
+            stored BIGINT;
         BEGIN
             -- The statement after the one that waits for the ordering lock must see what was committed meanwhile.
             IF current_setting('transaction_isolation') <> 'read committed' THEN
@@ -109,6 +114,13 @@ BEGIN
                          UNNEST(aggregate_names) AS aggregate_name, UNNEST(names) AS name, UNNEST(versions) AS version,
                          UNNEST(datas) AS data, UNNEST(metadatas) AS metadata, UNNEST(times) AS recorded_at) AS e
             WHERE COALESCE(expected[append], actual[append]) = actual[append];
+            GET DIAGNOSTICS stored = ROW_COUNT;
+            IF stored < cardinality(ids) AND stored < (
+                SELECT COUNT(*) FROM UNNEST(appends) AS a (append)
+                WHERE COALESCE(expected[append], actual[append]) = actual[append]
+            ) THEN
+                RAISE EXCEPTION 'a trigger or a rule of the table "events" drops events' USING ERRCODE = '55000';
+            END IF;
             last := currval(%2$L);
             told := %1$I.events_to_tell(wake);
             COMMIT;

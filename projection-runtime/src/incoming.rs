@@ -3,10 +3,10 @@
 use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 use sqlx::types::Json;
-use sqlx::{Acquire, PgConnection, PgPool};
+use sqlx::{Acquire, Connection, PgConnection, PgPool};
 use uuid::Uuid;
 
-use crate::classification::{ErrorClass, classify};
+use crate::classification::{DROPPED, ErrorClass, classify};
 use crate::error::describe;
 use crate::event::StoredEvent;
 use crate::projection::EventType;
@@ -128,9 +128,24 @@ async fn insert(tx: &mut PgConnection, events: &[&Incoming]) -> sqlx::Result<u64
     .bind(column(events, |event| event.data.get()))
     .bind(column(events, |event| event.metadata.as_ref().map(Json)))
     .bind(column(events, |event| event.recorded_at))
-    .execute(tx)
+    .execute(&mut *tx)
     .await?;
-    Ok(inserted.rows_affected())
+    let inserted = inserted.rows_affected();
+    if inserted < events.len() as u64 {
+        are_there(tx, &column(events, |event| event.id)).await?;
+    }
+    Ok(inserted)
+}
+
+/// Returns an error, which is of the environment, if the database has dropped an event without an error.
+async fn are_there(tx: &mut PgConnection, ids: &[Uuid]) -> sqlx::Result<()> {
+    let sql = "SELECT COUNT(*) FROM UNNEST($1::uuid[]) AS new (id) WHERE NOT EXISTS (SELECT FROM events e WHERE e.id = new.id)";
+    if sqlx::query_scalar::<_, i64>(sql).bind(ids).fetch_one(&mut *tx).await? == 0 {
+        return Ok(());
+    }
+    // A statement that a rule replaced by nothing stays nothing in this session, also when the rule is gone.
+    tx.clear_cached_statements().await?;
+    Err(sqlx::Error::InvalidArgument(DROPPED.to_owned()))
 }
 
 /// Why the database refuses it.

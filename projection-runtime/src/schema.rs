@@ -7,6 +7,7 @@
 //! What is wrong is told all at once, each with the statement that cures it. An event that no projection knows is no
 //! problem, but worth a word: [`warn_of_unknown_events`].
 
+mod foreign_triggers;
 mod read_models;
 
 use std::collections::HashSet;
@@ -111,6 +112,14 @@ pub(crate) async fn check(
     let UnknownEvents { names: unknown_events, more: unknown_events_capped } = unknown.map_err(doing())?;
     let mut check = Check { problems, warnings: Vec::new(), unknown_events, unknown_events_capped };
     read_models::check(&mut connection, set, &mut check).await.map_err(doing())?;
+    match events_at.other() {
+        None => foreign_triggers::check(&mut connection, &mut check).await,
+        Some(events) => {
+            let mut events = events.acquire().await.map_err(doing())?;
+            foreign_triggers::check(&mut events, &mut check).await
+        }
+    }
+    .map_err(doing())?;
     Ok(check)
 }
 

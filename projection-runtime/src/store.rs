@@ -12,6 +12,7 @@ use sqlx::{AssertSqlSafe, PgConnection, PgPool, Row};
 use uuid::Uuid;
 
 use crate::append::Gathering;
+use crate::classification::DROPPED;
 use crate::error::Error;
 use crate::event::{NewEvent, Reading, StoredEvent};
 use crate::read_model::PgQuery;
@@ -204,6 +205,9 @@ impl EventStore {
             Ok(rows) => rows,
             Err(error) => return Err(refusal(error, aggregate_id, expected, actual)),
         };
+        if rows.len() < events.len() {
+            return Err(doing()(sqlx::Error::InvalidArgument(DROPPED.to_owned())));
+        }
         let position = rows.iter().map(|row| row.get(0)).max().unwrap_or(position);
         Ok(Appended { position, version: versions.last().copied().unwrap_or(actual) })
     }

@@ -442,3 +442,35 @@ async fn one_connection_is_enough() {
     assert_eq!((pool.size(), pool.num_idle()), (1, 0));
     eventually("the connection is given back", Duration::from_secs(5), || async { pool.num_idle() == 1 }).await;
 }
+
+/// A trigger that drops events without an error: no append succeeds without its events.
+#[tokio::test(flavor = "multi_thread")]
+async fn events_that_a_trigger_drops() {
+    let db = TestDatabase::new().await;
+    sqlx::raw_sql(
+        "CREATE FUNCTION drops() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+         CREATE TRIGGER z_drops BEFORE INSERT ON events FOR EACH ROW WHEN (NEW.sequence_no = 2) EXECUTE FUNCTION drops()",
+    )
+    .execute(&db.pool)
+    .await
+    .unwrap();
+    let store = EventStore::new(db.pool.clone());
+    let (first, many) = (Uuid::new_v4(), [happened(1), happened(2)]);
+    store.append(first, ExpectedVersion::Any, &[happened(1)]).await.unwrap();
+    let mut tx = db.pool.begin().await.unwrap();
+    let outcomes = [
+        store.append(first, ExpectedVersion::Exact(1), &[happened(2)]).await,
+        store.append(first, ExpectedVersion::Any, &[happened(2)]).await,
+        store.append(Uuid::new_v4(), ExpectedVersion::Exact(0), &many).await,
+        store.append(Uuid::new_v4(), ExpectedVersion::Any, &many).await,
+        EventStore::append_in(&mut tx, first, ExpectedVersion::Any, &[happened(2)]).await,
+    ];
+    for outcome in outcomes {
+        let error = outcome.unwrap_err();
+        assert!(!error.is_passing() && !error.is_version_conflict(), "{error:?}");
+        let text = error.to_string().replace('"', "`");
+        assert!(text.contains("a trigger or a rule of the table `events` drops events"), "{text}");
+    }
+    let events: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM events").fetch_one(&db.pool).await.unwrap();
+    assert_eq!(events, 1);
+}

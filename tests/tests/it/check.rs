@@ -200,6 +200,14 @@ const CASES: &[Case] = &[
         "REVOKE USAGE, UPDATE ON SEQUENCE events_tstamp FROM PUBLIC;",
     ),
     (
+        "CREATE RULE quiet AS ON INSERT TO events WHERE NEW.version > 9 DO INSTEAD NOTHING",
+        None,
+        "events",
+        Some("quiet"),
+        "rule quiet of `events` replaces INSERT: events are dropped without an error, or refused",
+        "DROP RULE quiet ON events;",
+    ),
+    (
         "ALTER TABLE events DROP COLUMN metadata",
         None,
         "events",
@@ -224,7 +232,7 @@ async fn each_is_told_with_its_cure() {
             cure: cure.to_owned(),
         };
         assert_eq!(problems(&db).await, [expected], "{damage}");
-        if cure.starts_with("ALTER") || cure.starts_with("REVOKE") {
+        if ["ALTER", "REVOKE", "DROP RULE"].iter().any(|verb| cure.starts_with(verb)) {
             sqlx::raw_sql(cure).execute(&db.pool).await.unwrap();
             assert_eq!(problems(&db).await, [], "{cure}");
         }

@@ -113,6 +113,20 @@ async fn a_statement_timeout() {
     they_wait(&db, running, &exchange, "DROP TRIGGER slow ON events".into(), &["57014", "raise the time-out"]).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn events_that_the_database_drops() {
+    let (db, exchange) = (TestDatabase::new().await, Exchange::new().await);
+    sqlx::raw_sql(
+        "CREATE FUNCTION drops() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+         CREATE TRIGGER drops BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION drops();",
+    )
+    .execute(&db.pool)
+    .await
+    .unwrap();
+    let running = start(&db, ingesting(&exchange));
+    they_wait(&db, running, &exchange, "DROP TRIGGER drops ON events".into(), &["drops events", "`check` names"]).await;
+}
+
 /// Each becomes a dead letter that says why; one of a newer version is a matter of deploying the newer program.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_payload_that_the_program_cannot_read() {
