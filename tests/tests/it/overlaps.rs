@@ -103,10 +103,10 @@ async fn a_rebuild_that_has_lost_its_locks() {
             scalar(&db.pool, waiting).await
         })
         .await;
-        second
+        (second,)
     };
     sqlx::query("SELECT FROM readviews WHERE name = 'event' FOR UPDATE").execute(&mut *live).await.unwrap();
-    let (first, second) = rebuild_and(&manager, RebuildOptions::default(), act).await;
+    let (first, (second,)) = rebuild_and(&manager, RebuildOptions::default(), act).await;
     assert!(first.as_ref().is_err_and(Error::is_passing), "{first:?}");
     live.rollback().await.unwrap();
     assert!(second.await.unwrap().unwrap().is_none());
