@@ -202,6 +202,7 @@ impl ApplyError {
             | ApplyError::Untimely { .. }
             | ApplyError::UnlikeKey { .. }
             | ApplyError::NotItsTables { .. }
+            | ApplyError::LiveTables { .. }
             | ApplyError::HiddenStatement(_) => Environment,
         }
     }

@@ -516,10 +516,20 @@ pub enum ApplyError {
     },
     /// What the handler did wrote to tables that its projection does not own.
     #[error(
-        "it wrote to {}, which is not of the projection's tables: name it in `tables`, leave it alone, or, where it is one \
-         of them, leave the schema out of the statement", tables.join(", ")
+        "it wrote to {}, which is not of the projection's tables: name it in `tables`, or leave it alone",
+        tables.join(", ")
     )]
     NotItsTables {
+        /// The tables.
+        tables: Vec<String>,
+    },
+    /// In a rebuild, a statement used a live table of the projection instead of its shadow table.
+    #[error(
+        "it used the live table {} instead of the shadow table: leave the schema out of the statement, use the table \
+         itself and not a view, and take `SET search_path` out of the functions that the handlers and the triggers call",
+        tables.join(", ")
+    )]
+    LiveTables {
         /// The tables.
         tables: Vec<String>,
     },

@@ -48,8 +48,8 @@ pub struct ManagerOptions {
     /// Whether a projection's commit waits until it is on the disk. It need not: its rows and its position are written
     /// together, so a crash of the server that loses the last commits loses both, and the events are applied again.
     pub synchronous_commit: bool,
-    /// Whether each transaction is looked at for tables that it wrote to and that are not its projection's; the event then
-    /// fails. Rebuilds and verifications always do.
+    /// Whether each transaction is checked for statements that write to tables which are not its projection's; the event
+    /// then fails. Rebuilds and verifications always do.
     pub check_tables: bool,
     /// What a projection does at a failing event; [`with_error_policy`] says so for one of them.
     ///

@@ -74,16 +74,28 @@ pub(crate) async fn begin_in(pool: &PgPool, entering: &SqlStr) -> sqlx::Result<T
 ///
 /// Unqualified names resolve to the shadow schema first, then to the usual search path. A lock of a table that only this
 /// schema has prevents the schema from being dropped. If the schema is gone already, or is that of another rebuild, they
-/// fail, so that no handler ever writes to the tables of others instead.
-pub(crate) async fn entering_schema(connection: &mut PgConnection, schema: &str, marker: &str) -> sqlx::Result<SqlStr> {
+/// fail, so that no handler ever writes to the tables of others instead. `rebuild.live` lists the live tables of these
+/// names, with their partitions, for [`written`](crate::written).
+pub(crate) async fn entering_schema(
+    connection: &mut PgConnection,
+    schema: &str,
+    marker: &str,
+    tables: &[&str],
+) -> sqlx::Result<SqlStr> {
     let text: String = sqlx::query_scalar(
         "SELECT format(
-             'SELECT set_config(''search_path'', %L, true); LOCK TABLE %I.%I IN ACCESS SHARE MODE',
-             concat_ws(', ', quote_ident($1), NULLIF(current_setting('search_path'), '')), $1, $2
+             'SELECT set_config(''search_path'', %L, true), set_config(''rebuild.live'', %L, true);
+              LOCK TABLE %I.%I IN ACCESS SHARE MODE',
+             concat_ws(', ', quote_ident($1), NULLIF(current_setting('search_path'), '')),
+             ARRAY(SELECT to_regclass(name)::oid FROM UNNEST($3::text[]) AS name
+                   UNION
+                   SELECT relid::oid FROM UNNEST($3::text[]) AS name, pg_partition_tree(to_regclass(name))),
+             $1, $2
          )",
     )
     .bind(schema)
     .bind(marker)
+    .bind(tables)
     .fetch_one(connection)
     .await?;
     // Safe: the database has quoted the schema's name and the path.

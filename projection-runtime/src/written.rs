@@ -1,44 +1,50 @@
-//! Which tables a transaction wrote to: `tables` of a projection is to be true.
+//! Checks which tables a transaction used: `tables` of a projection must be true, and a rebuild must not use the live
+//! tables.
 //!
-//! PostgreSQL counts the rows that a transaction inserts, updates and deletes, whoever made it do so: the handler's
-//! statements, triggers, foreign keys that cascade. It counts on from what the session did before, so the counts at the
-//! transaction's end are held against those at its beginning. A TRUNCATE is not counted.
+//! PostgreSQL keeps the lock of each table that a statement uses until the transaction ends, whoever executed the
+//! statement: a handler, a trigger, a function, a view, a foreign key that cascades. A statement that writes to a table
+//! locks it in ROW EXCLUSIVE mode, also if it finds nothing to write. A TRUNCATE is not found.
 
-use sqlx::PgConnection;
+use sqlx::{Executor, PgConnection};
 
 use crate::error::ApplyError;
 use crate::projection::Definition;
 
-/// Rows written by the session so far, of each table that is not the projection's own or the runtime's.
-pub(crate) struct Written(Vec<(i64, String, i64)>);
-
-impl Written {
-    pub(crate) async fn elsewhere(tx: &mut PgConnection, definition: &Definition) -> sqlx::Result<Self> {
-        sqlx::query_as(
-            "SELECT t.oid::bigint, t.oid::regclass::text, t.rows
-             FROM (SELECT c.oid, n.nspname, pg_stat_get_xact_tuples_inserted(c.oid)
-                          + pg_stat_get_xact_tuples_updated(c.oid) + pg_stat_get_xact_tuples_deleted(c.oid) AS rows
-                   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-                   WHERE c.relkind = 'r') t
-             WHERE t.rows > 0 AND t.nspname !~ '^pg_'
-               AND NOT EXISTS (
-                   SELECT FROM UNNEST($1::text[] || '{readviews,readview_failures}') AS own (name)
-                   WHERE t.oid = to_regclass(own.name)
-                      OR t.oid IN (SELECT relid FROM pg_partition_tree(to_regclass(own.name)))
-               )
-             ORDER BY 2",
-        )
-        .bind(definition.tables)
-        .fetch_all(tx)
-        .await
-        .map(Written)
+/// Returns an error if the transaction wrote to a table that is not the projection's own or the runtime's, or, in a
+/// [shadow schema](crate::transaction::entering_schema), used a live table of the projection in any way: the shadow
+/// rows would depend on the live rows.
+///
+/// Executes deferred triggers and constraints first, so that nothing happens after the check.
+pub(crate) async fn check(tx: &mut PgConnection, definition: &Definition) -> sqlx::Result<Option<ApplyError>> {
+    tx.execute("SET CONSTRAINTS ALL IMMEDIATE").await?;
+    let used: Vec<(String, bool)> = sqlx::query_as(
+        "SELECT DISTINCT c.oid::regclass::text, live.oid IS NOT NULL
+         FROM pg_locks l
+         JOIN pg_class c ON c.oid = l.relation
+         JOIN pg_namespace n ON n.oid = c.relnamespace
+         LEFT JOIN UNNEST(NULLIF(current_setting('rebuild.live', true), '')::oid[]) AS live (oid) ON live.oid = c.oid
+         WHERE l.locktype = 'relation' AND l.pid = pg_backend_pid()
+           AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+           AND (live.oid IS NOT NULL
+                OR l.mode = 'RowExclusiveLock' AND c.relkind IN ('r', 'p', 'f') AND n.nspname !~ '^pg_'
+                   AND NOT EXISTS (
+                       SELECT FROM UNNEST($1::text[] || '{readviews,readview_failures}') AS own (name)
+                       WHERE c.oid = to_regclass(own.name)
+                          OR c.oid IN (SELECT relid FROM pg_partition_tree(to_regclass(own.name)))
+                   ))
+         ORDER BY 1",
+    )
+    .bind(definition.tables)
+    .fetch_all(tx)
+    .await?;
+    if used.is_empty() {
+        return Ok(None);
     }
-
-    /// The error where there are more than before.
-    pub(crate) fn since(&self, before: &Written) -> Option<ApplyError> {
-        let count = |oid: i64| before.0.iter().find(|(known, ..)| *known == oid).map_or(0, |(.., rows)| *rows);
-        let tables = self.0.iter().filter(|(oid, _, rows)| *rows > count(*oid)).map(|(_, table, _)| table.clone());
-        let tables: Vec<String> = tables.collect();
-        (!tables.is_empty()).then_some(ApplyError::NotItsTables { tables })
-    }
+    let (live, others): (Vec<_>, Vec<_>) = used.into_iter().partition(|(_, live)| *live);
+    let names = |tables: Vec<(String, bool)>| tables.into_iter().map(|(table, _)| table).collect();
+    Ok(Some(if live.is_empty() {
+        ApplyError::NotItsTables { tables: names(others) }
+    } else {
+        ApplyError::LiveTables { tables: names(live) }
+    }))
 }

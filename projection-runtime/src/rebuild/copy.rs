@@ -131,7 +131,9 @@ impl Copy {
         let beside = Beside::copy(definition);
         let mut tx = transaction::begin_bounded(&pool_of_copy).await.map_err(doing())?;
         make_schema(&mut tx, &beside).await.map_err(doing())?;
-        let entering = transaction::entering_schema(&mut tx, &beside.schema, &beside.marker).await.map_err(doing())?;
+        let Beside { schema, marker, .. } = &beside;
+        let entering = transaction::entering_schema(&mut tx, schema, marker, definition.tables);
+        let entering = entering.await.map_err(doing())?;
         tx.commit().await.map_err(doing())?;
         let filler = Filler::new(pool.clone(), events_at, (pool_of_copy.clone(), entering), projection, options);
         let guard = Guard(Arc::new(Mutex::new(guard)));

@@ -6,6 +6,7 @@ use serde::Serialize;
 use sqlx::{Executor, PgConnection};
 
 use super::copy::Beside;
+use crate::error::Refusal;
 
 /// Where the live rows of a projection differ from what its handlers make of the events.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -193,8 +194,44 @@ fn row(
     RowDifference { key, columns, side }
 }
 
-/// Makes the live rows, compared and locked by this transaction, those beside them.
+/// Finds the triggers that [`apply`] switches off: the shadow tables have them.
+pub(super) async fn find_triggers(tx: &mut PgConnection, beside: &Beside) -> sqlx::Result<()> {
+    beside.tell_scripts(tx).await?;
+    tx.execute(include_str!("triggers.sql")).await.map(drop)
+}
+
+/// Returns the triggers that may have written the live rows that the shadow tables do not have, because they did not fire
+/// there. Empty if there are no such rows.
+pub(super) async fn refusals(
+    tx: &mut PgConnection,
+    beside: &Beside,
+    difference: &Difference,
+) -> sqlx::Result<Vec<Refusal>> {
+    if difference.tables.iter().all(|table| table.extra == 0) {
+        return Ok(Vec::new());
+    }
+    sqlx::query_as(
+        "SELECT format('trigger `%s` of `%s` may have written rows that a rebuild would delete (%s): it does not fire in a '
+                       'rebuild, since its function names none of the tables', t.tgname, own.name, $2) AS what,
+                format('if it writes such rows, name their table in its function, without a schema; otherwise '
+                       'ALTER TABLE %s DISABLE TRIGGER %I; and enable it after the rebuild',
+                       t.tgrelid::regclass, t.tgname) AS cure
+         FROM UNNEST($1::text[]) WITH ORDINALITY AS own (name, nr)
+         JOIN pg_trigger t ON t.tgrelid = to_regclass(own.name)
+         WHERE NOT t.tgisinternal AND t.tgenabled IN ('O', 'A')
+           -- For INSERT, DELETE or UPDATE, but not BEFORE .. FOR EACH ROW: see copy.sql.
+           AND t.tgtype & 28 <> 0 AND t.tgtype & 3 <> 3
+           AND t.oid NOT IN (SELECT oid FROM rebuild_triggers)
+         ORDER BY own.nr, t.tgname",
+    )
+    .bind(beside.definition.tables)
+    .bind(difference.tables())
+    .fetch_all(tx)
+    .await
+}
+
+/// Makes the live rows, compared and locked by this transaction, those beside them. [`find_triggers`] comes first.
 pub(super) async fn apply(tx: &mut PgConnection, beside: &Beside) -> sqlx::Result<()> {
     beside.tell_scripts(tx).await?;
-    tx.execute(concat!(include_str!("triggers.sql"), include_str!("apply.sql"))).await.map(drop)
+    tx.execute(include_str!("apply.sql")).await.map(drop)
 }

@@ -210,6 +210,11 @@ impl Rebuild<'_> {
         transaction::keep_alive(&mut tx, filler.fill_to(&positions, self.progress)).await.map_err(doing())??;
         filler.tell(RebuildStage::Comparing, self.progress).await;
         let difference = compare(&mut tx, beside, position, true).await.map_err(doing())?;
+        difference::find_triggers(&mut tx, beside).await.map_err(doing())?;
+        let refusals = difference::refusals(&mut tx, beside, &difference).await.map_err(doing())?;
+        if !refusals.is_empty() {
+            return Err(Error::RebuildRefused { projection: name, refusals });
+        }
         filler.tell(RebuildStage::Replacing, self.progress).await;
         if options.keep_old {
             kept::keep(&mut tx, beside.definition).await.map_err(doing())?;
@@ -393,6 +398,7 @@ pub(crate) async fn undo(pool: &PgPool, definition: &'static Definition) -> Resu
         return Err(Error::NothingKept { projection: definition.name });
     };
     let difference = compare(&mut tx, &kept, position, true).await.map_err(doing())?;
+    difference::find_triggers(&mut tx, &kept).await.map_err(doing())?;
     apply(&mut tx, &kept).await.map_err(doing())?;
     kept::restore(&mut tx, &kept).await.map_err(doing())?;
     lookups::count_replacement(&mut tx, definition.name).await.map_err(doing())?;

@@ -1,6 +1,7 @@
 -- Fills `rebuild_triggers` with the triggers of the projection's tables whose functions may write to these tables: what
 -- they write is part of the rows. PostgreSQL does not record what a function writes, so its text decides: it names one
 -- of the tables, runs dynamic SQL, or is in a language that is not parsed here. Functions that it calls count as well.
+-- If the text misleads, the rebuild is refused: see written.rs and `refusals` in difference.rs.
 CREATE TEMPORARY TABLE rebuild_triggers ON COMMIT DROP AS
 WITH RECURSIVE own AS (
     SELECT name AS item, to_regclass(name)::oid AS oid FROM UNNEST(current_setting('rebuild.tables')::text[]) AS name

@@ -51,7 +51,7 @@ use crate::share::{self, Share};
 use crate::store::{Page, PageLimit, Planned, ReadSql};
 use crate::transaction;
 use crate::wake::Wake;
-use crate::written::Written;
+use crate::written;
 
 use failing::Suspect;
 use reading::Ahead;
@@ -457,10 +457,6 @@ impl Runner {
         end: i64,
     ) -> sqlx::Result<Applied> {
         let started = Instant::now();
-        let mut before = None;
-        if self.options.check_tables {
-            before = Some(Written::elsewhere(&mut tx, self.definition).await?);
-        }
         let mut applied = 0;
         for run in runs(self.definition, &page.events) {
             // Only where what is applied so far is what comes first in the stream.
@@ -496,12 +492,16 @@ impl Runner {
             applied += run.events.len();
         }
 
-        if let Some(before) = before
-            && let Some(error) = Written::elsewhere(&mut tx, self.definition).await?.since(&before)
-        {
-            // One of the events is to blame, and halving finds it.
-            tx.rollback().await?;
-            return Ok(Applied::Failed { at: applied / 2, error });
+        if self.options.check_tables && applied > 0 {
+            match written::check(&mut tx, self.definition).await {
+                Ok(None) => {}
+                Ok(Some(error)) => {
+                    // One of the events is to blame, and halving finds it.
+                    tx.rollback().await?;
+                    return Ok(Applied::Failed { at: applied / 2, error });
+                }
+                Err(error) => return failed_after(applied, error),
+            }
         }
         let to = if page.complete && applied == page.events.len() {
             let last = page.events.last().map(Passed::event).filter(|last| last.position == end);
@@ -513,12 +513,7 @@ impl Runner {
             Ok(true) => Ok(Applied::Committed(applied)),
             // Without a look for the event: what is applied again is there twice.
             Ok(false) => Ok(Applied::Failed { at: 0, error: ApplyError::TransactionEnded }),
-            // A deferred constraint, or a handler that returned Ok over a failed statement: one of the events is to
-            // blame, and halving finds it.
-            Err(error) if applied > 0 && error.as_database_error().is_some() && !is_transient(&error) => {
-                Ok(Applied::Failed { at: applied / 2, error: ApplyError::Commit(error) })
-            }
-            Err(error) => Err(error),
+            Err(error) => failed_after(applied, error),
         }
     }
 
@@ -617,6 +612,15 @@ impl Drop for Ended<'_> {
             self.pulse.dead();
         }
     }
+}
+
+/// Returns the outcome of a transaction that failed after its handlers succeeded. The cause may be a deferred constraint,
+/// or a handler that returned Ok over a failed statement: one of the events is to blame, and halving finds it.
+fn failed_after(applied: usize, error: sqlx::Error) -> sqlx::Result<Applied> {
+    if applied > 0 && error.as_database_error().is_some() && !is_transient(&error) {
+        return Ok(Applied::Failed { at: applied / 2, error: ApplyError::Commit(error) });
+    }
+    Err(error)
 }
 
 /// Calls the handler; a panic in it is an error of its events, not the end of the process.

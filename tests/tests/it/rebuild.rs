@@ -579,17 +579,25 @@ async fn tables_are_true() {
     let told = manager.verify("stray", &mut nobody).await.unwrap_err();
     assert!(matches!(&told, Error::RebuildFailed { handler, .. } if handler == "happened"), "{told}");
     assert!(told.to_string().contains("it wrote to elsewhere"), "{told}");
-    // A name with its schema is the live table, not the copy.
-    execute(&db.pool, "DROP TABLE elsewhere").await;
+    // Also if there is nothing to write.
     execute(
         &db.pool,
         "CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
-        CREATE TABLE elsewhere (n INT);
         CREATE TRIGGER nothing BEFORE INSERT ON elsewhere FOR EACH ROW EXECUTE FUNCTION nothing()",
     )
     .await;
     let told = manager.verify("stray", &mut nobody).await.unwrap_err().to_string();
-    assert!(told.contains("it wrote to public.journal") && told.contains("leave the schema out"), "{told}");
+    assert!(told.contains("it wrote to elsewhere"), "{told}");
+    // A name with its schema is the live table, not the copy.
+    execute(
+        &db.pool,
+        "DROP TABLE elsewhere;
+        CREATE VIEW elsewhere AS SELECT 0 AS n;
+        CREATE TRIGGER nothing INSTEAD OF INSERT ON elsewhere FOR EACH ROW EXECUTE FUNCTION nothing()",
+    )
+    .await;
+    let told = manager.verify("stray", &mut nobody).await.unwrap_err().to_string();
+    assert!(told.contains("it used the live table public.journal") && told.contains("leave the schema out"), "{told}");
     assert_eq!(left(&db.pool).await, [""; 0]);
 }
 

@@ -126,3 +126,76 @@ async fn a_trigger_that_writes_anywhere_ends_the_rebuild() {
     execute(&db, "ALTER TABLE entry DISABLE TRIGGER count_it").await;
     assert!(manager.rebuild("entries", RebuildOptions::default(), &mut |_| {}).await.unwrap().is_none());
 }
+
+/// What a trigger does to a live table in a rebuild would be missing in the shadow tables, and its rows would be deleted:
+/// the rebuild ends at the first event, also if the trigger finds nothing to write.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trigger_that_uses_a_live_table_ends_the_rebuild() {
+    let unqualified = "INSERT INTO tally VALUES (NEW.n, 1) ON CONFLICT DO NOTHING;";
+    let qualified = unqualified.replace("tally", "public.tally");
+    let reads = format!("IF NOT EXISTS (SELECT FROM public.tally t WHERE t.n = NEW.n) THEN {unqualified} END IF;");
+    let helper = "CREATE FUNCTION add_to(BIGINT) RETURNS void LANGUAGE sql SET search_path = public AS
+        'INSERT INTO tally VALUES ($1, 1) ON CONFLICT DO NOTHING'";
+    let deferred =
+        OF_ROWS.replace("TRIGGER", "CONSTRAINT TRIGGER").replace("FOR EACH", "DEFERRABLE INITIALLY DEFERRED FOR EACH");
+    let cases = [
+        (plpgsql(unqualified).replace(" AS $$", " SET search_path = public AS $$"), OF_ROWS),
+        (plpgsql(&qualified), OF_ROWS),
+        (plpgsql(&qualified), &*deferred),
+        (format!("{helper}; {}", plpgsql("PERFORM add_to(NEW.n);")), OF_ROWS),
+        (plpgsql(&reads), OF_ROWS),
+    ];
+    for (function, trigger) in cases {
+        let (db, manager) = applied(&function, trigger).await;
+        let before = tally(&db).await;
+        assert_eq!(before.len(), 7, "{function}");
+        for rebuilds in [false, true] {
+            let outcome = if rebuilds {
+                manager.rebuild("entries", RebuildOptions::default(), &mut |_| {}).await
+            } else {
+                manager.verify("entries", &mut |_| {}).await
+            };
+            let Err(error) = outcome else { panic!("{function}: {}", outcome.unwrap()) };
+            assert!(
+                matches!(&error, Error::RebuildFailed { .. })
+                    && error.to_string().contains("it used the live table public.tally"),
+                "{function}: {error}"
+            );
+            assert_eq!(tally(&db).await, before, "{function}");
+        }
+    }
+}
+
+/// The text of a trigger's function does not show that it writes to a table of the projection: its rows are not deleted.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_a_trigger_may_have_written_are_not_deleted() {
+    let view = "CREATE VIEW counted AS SELECT * FROM tally";
+    let chain = "CREATE FUNCTION of_audit() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN INSERT INTO tally VALUES (NEW.n, 1) ON CONFLICT DO NOTHING; RETURN NULL; END $$;
+        CREATE TRIGGER of_audit AFTER INSERT ON audit FOR EACH ROW EXECUTE FUNCTION of_audit()";
+    for (made, body) in [
+        (view, "INSERT INTO counted VALUES (NEW.n, 1) ON CONFLICT DO NOTHING;"),
+        (chain, "INSERT INTO audit VALUES ('entry', NEW.n);"),
+    ] {
+        let (db, manager) = applied(&format!("{made}; {}", plpgsql(body)), OF_ROWS).await;
+        let before = tally(&db).await;
+        assert_eq!(before.len(), 7, "{body}");
+        let rebuild = async || manager.rebuild("entries", RebuildOptions::default(), &mut |_| {}).await;
+        let outcome = rebuild().await;
+        let Err(error) = outcome else { panic!("{body}: {}", outcome.unwrap()) };
+        let text = error.to_string();
+        assert!(matches!(error, Error::RebuildRefused { .. }), "{text}");
+        for part in [
+            "trigger `count_it` of `entry` may have written rows that a rebuild would delete (tally: 7 too many)",
+            "ALTER TABLE entry DISABLE TRIGGER count_it;",
+            "nothing was changed",
+        ] {
+            assert!(text.contains(part), "{body}: {text}");
+        }
+        assert_eq!(tally(&db).await, before, "{body}");
+        // Somebody has decided that they are not the trigger's.
+        execute(&db, "ALTER TABLE entry DISABLE TRIGGER count_it").await;
+        assert_eq!(rebuild().await.unwrap().differing(), 7, "{body}");
+        assert_eq!(tally(&db).await, [], "{body}");
+    }
+}
