@@ -43,7 +43,7 @@ struct Elsewhere {
 }
 
 /// A position, and the id of its event if that is known.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, sqlx::FromRow)]
 pub(crate) struct Passed {
     pub(crate) position: i64,
     pub(crate) id: Option<Uuid>,
@@ -172,12 +172,18 @@ impl EventsAt {
     /// Returns the position, or that of the event before it if no event has the position. `here`: a connection to the
     /// read models.
     pub(crate) async fn stands(&self, here: &mut PgConnection, position: i64) -> sqlx::Result<i64> {
+        Ok(self.last(here, position).await?.position)
+    }
+
+    /// Returns the last event up to the position; position 0 if there is none. `here`: a connection to the read models.
+    pub(crate) async fn last(&self, here: &mut PgConnection, position: i64) -> sqlx::Result<Passed> {
         let asking = async {
             let mut connection = self.at(here).await?;
-            let sql = "SELECT COALESCE(MAX(tstamp), 0) FROM events WHERE tstamp <= $1";
-            sqlx::query_scalar(sql).bind(position).fetch_one(&mut *connection).await
+            let sql = "SELECT tstamp, id FROM events WHERE tstamp <= $1 ORDER BY tstamp DESC LIMIT 1";
+            sqlx::query_as(sql).bind(position).fetch_optional(&mut *connection).await
         };
-        self.ask(asking).await
+        let last: Option<(i64, Uuid)> = self.ask(asking).await?;
+        Ok(last.map_or_else(Passed::default, |(position, id)| Passed { position, id: Some(id) }))
     }
 
     /// Tells the rows what lies behind each of them, where the events are elsewhere.

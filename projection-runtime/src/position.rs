@@ -129,12 +129,20 @@ pub(crate) async fn restart(tx: &mut PgConnection, name: &str, partitions: &[&st
     .map(drop)
 }
 
-/// Forgets the event ids of the positions of the projection and its partitions, because its rows are rebuilt from the
-/// current events.
-pub(crate) async fn forget_events(tx: &mut PgConnection, name: &str) -> sqlx::Result<()> {
-    let sql = "UPDATE readviews SET passed_tstamp = NULL, passed_id = NULL
-               WHERE $1 IN (name, partition_of) AND passed_id IS NOT NULL";
-    sqlx::query(sql).bind(name).execute(tx).await.map(drop)
+/// Records the events that the rows of the projection, or of its partitions, now come from, because the rows are rebuilt:
+/// `places` are the keys of the rows, `passed` what was passed for each.
+pub(crate) async fn record_events(
+    tx: &mut PgConnection,
+    name: &str,
+    places: &[&str],
+    passed: &[Passed],
+) -> sqlx::Result<()> {
+    let (positions, ids): (Vec<_>, Vec<_>) = passed.iter().map(|passed| (passed.position, passed.id)).unzip();
+    let sql = "UPDATE readviews r SET passed_tstamp = p.position, passed_id = p.id
+               FROM readviews own
+               LEFT JOIN UNNEST($2::text[], $3::bigint[], $4::uuid[]) AS p (name, position, id) USING (name)
+               WHERE r.name = own.name AND $1 IN (own.name, own.partition_of)";
+    sqlx::query(sql).bind(name).bind(places).bind(positions).bind(ids).execute(tx).await.map(drop)
 }
 
 /// Moves the projection's position to where all its partitions have come; `awaited`: tells those that come after it.

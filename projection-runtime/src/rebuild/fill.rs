@@ -12,7 +12,7 @@ use super::{RebuildProgress, RebuildStage};
 use crate::backoff::Backoff;
 use crate::classification::is_transient;
 use crate::error::Error;
-use crate::events_at::EventsAt;
+use crate::events_at::{EventsAt, Passed};
 use crate::manager::ManagerOptions;
 use crate::position::{self, FailedEvent};
 use crate::projection::{AnyProjection, Definition};
@@ -201,12 +201,13 @@ impl Filler {
         }
     }
 
-    /// Returns the position of each loop, in order.
-    pub(super) async fn positions(&self) -> sqlx::Result<Vec<i64>> {
+    /// Returns the position of each loop, in the order of [`Definition::places`].
+    pub(super) async fn passed(&self) -> sqlx::Result<Vec<Passed>> {
         let places: Vec<_> = self.definition.places().collect();
-        let sql = "SELECT COALESCE(r.position, 0) FROM UNNEST($1::text[]) WITH ORDINALITY AS place (name, nr)
+        let sql = "SELECT COALESCE(r.position, 0) AS position, CASE WHEN r.passed_tstamp = r.position THEN r.passed_id END AS id
+                   FROM UNNEST($1::text[]) WITH ORDINALITY AS place (name, nr)
                    LEFT JOIN readviews r USING (name) ORDER BY nr";
-        sqlx::query_scalar(sql).bind(places).fetch_all(&mut *self.begin().await?).await
+        sqlx::query_as(sql).bind(places).fetch_all(&mut *self.begin().await?).await
     }
 
     /// Starts a transaction in the shadow schema. See [`is_missing`] for the error if the schema is gone.

@@ -57,14 +57,14 @@ pub(super) async fn restore(tx: &mut PgConnection, kept: &Beside) -> sqlx::Resul
         "DO $$
          BEGIN
              EXECUTE format(
-                 'UPDATE readviews r SET position = k.position, partitions = k.partitions, made_by = k.made_by,
-                         built_on = k.built_on
+                 'UPDATE readviews r SET position = k.position, passed_tstamp = k.passed_tstamp, passed_id = k.passed_id,
+                         partitions = k.partitions, made_by = k.made_by, built_on = k.built_on
                   FROM %I.readviews k WHERE r.name = k.name AND r.name = $1',
                  current_setting('rebuild.schema')) USING current_setting('rebuild.name');
              DELETE FROM readviews WHERE partition_of = current_setting('rebuild.name');
              EXECUTE format(
-                 'INSERT INTO readviews (name, partition_of, position, paused_at, paused_by)
-                  SELECT k.name, r.name, k.position, r.paused_at, r.paused_by
+                 'INSERT INTO readviews (name, partition_of, position, passed_tstamp, passed_id, paused_at, paused_by)
+                  SELECT k.name, r.name, k.position, k.passed_tstamp, k.passed_id, r.paused_at, r.paused_by
                   FROM %I.readviews k JOIN readviews r ON r.name = k.partition_of WHERE r.name = $1',
                  current_setting('rebuild.schema')) USING current_setting('rebuild.name');
              -- Not kept by a rebuild of an older version.

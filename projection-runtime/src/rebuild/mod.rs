@@ -233,7 +233,8 @@ impl Rebuild<'_> {
             // Nobody that comes after this projection can pass an event in between: there is none, or it is applied again.
             position::restart(&mut tx, name, ours, position).await.map_err(doing())?;
         }
-        position::forget_events(&mut tx, name).await.map_err(doing())?;
+        let (places, passed): (Vec<_>, _) = (beside.definition.places().collect(), filler.passed().await);
+        position::record_events(&mut tx, name, &places, &passed.map_err(doing())?).await.map_err(doing())?;
         settle(&mut tx, beside.name()).await.map_err(doing())?;
         // With the rows, so that nothing of it is left whenever this ends.
         beside.drop(&mut tx).await.map_err(doing())?;
@@ -265,9 +266,9 @@ async fn begin(pool: &PgPool, name: &str) -> sqlx::Result<Transaction<'static, P
 /// rebuild exclude a reset and an undo, but not a position that is changed by hand.
 async fn not_ahead(shadow: &Filler, positions: &[i64]) -> Result<(), Error> {
     let projection = shadow.definition.name;
-    let filled = shadow.positions().await.map_err(Error::database(doing(projection)))?;
-    match positions.iter().zip(filled).find(|(position, filled)| filled > position) {
-        Some((&position, filled)) => Err(Error::PositionMovedBack { projection, position, filled }),
+    let filled = shadow.passed().await.map_err(Error::database(doing(projection)))?;
+    match positions.iter().zip(filled).find(|(position, filled)| filled.position > **position) {
+        Some((&position, filled)) => Err(Error::PositionMovedBack { projection, position, filled: filled.position }),
         None => Ok(()),
     }
 }

@@ -347,15 +347,8 @@ impl Runner {
             return self.rest(tx).await;
         }
         self.find(look, &place).await?;
-        let bound = match self.until {
-            Some(until) => until,
-            None => position::bound(&mut tx, self.definition.after, self.events_at.other().is_none()).await?,
-        };
-        let mut end = place.head.min(bound);
-        if end < place.head && (self.until.is_some() || self.events_at.other().is_some()) {
-            // Ensures that its position is that of an event, even if the bounding position is not.
-            end = self.events_at.stands(&mut tx, end).await?;
-        }
+        let last = self.last(&mut tx, &place).await?;
+        let end = last.position;
         if end <= place.position {
             return self.rest(tx).await;
         }
@@ -390,7 +383,7 @@ impl Runner {
                 events = page.events.len(),
                 from = place.position,
             );
-            let work = pin!(self.apply(tx, &place, &page, end).instrument(span));
+            let work = pin!(self.apply(tx, &place, &page, last).instrument(span));
             let reading = pin!(self.read_ahead(&page, end, limit, spare));
             let (applied, reading) = match select(work, reading).await {
                 Either::Left((applied, reading)) => (applied?, Either::Left(reading)),
@@ -454,7 +447,7 @@ impl Runner {
         mut tx: Transaction<'_, Postgres>,
         place: &Place,
         page: &Page,
-        end: i64,
+        end: Passed,
     ) -> sqlx::Result<Applied> {
         let started = Instant::now();
         let mut applied = 0;
@@ -504,8 +497,7 @@ impl Runner {
             }
         }
         let to = if page.complete && applied == page.events.len() {
-            let last = page.events.last().map(Passed::event).filter(|last| last.position == end);
-            last.unwrap_or_else(|| self.passed(end))
+            page.events.last().map(Passed::event).filter(|last| last.position == end.position).unwrap_or(end)
         } else {
             Passed::event(&page.events[applied - 1])
         };
@@ -562,9 +554,19 @@ impl Runner {
         Ok(())
     }
 
-    /// Returns the position, with the event's id if it is the newest event.
-    fn passed(&self, position: i64) -> Passed {
-        Passed { position, id: self.look.filter(|look| look.head == position).and_then(|look| look.id) }
+    /// Returns the last event that may be passed now.
+    async fn last(&self, tx: &mut PgConnection, place: &Place) -> sqlx::Result<Passed> {
+        let elsewhere = self.events_at.other().is_some();
+        let bound = match self.until {
+            Some(until) => until,
+            None => position::bound(tx, self.definition.after, !elsewhere).await?,
+        };
+        let position = place.head.min(bound);
+        if position < place.head && (self.until.is_some() || elsewhere) {
+            // Its position is that of an event, even if the bounding position is not.
+            return self.events_at.last(tx, position).await;
+        }
+        Ok(Passed { position, id: self.look.filter(|look| look.head == position).and_then(|look| look.id) })
     }
 
     /// The row is not to be had: another process holds it, or there is none yet.

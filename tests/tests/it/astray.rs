@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use projection_runtime::postgres_server::PostgresServer;
 use projection_runtime::{
-    EventStore, ExpectedVersion, ProjectionManager, RebuildOptions, State, Status, WarningKind, projections,
+    EventStore, ExpectedVersion, PgConnection, ProjectionManager, RebuildOptions, Recorded, State, Status, WarningKind,
+    projection, projections,
 };
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, PgPool};
@@ -236,6 +237,17 @@ async fn new_pool(server: &PostgresServer) -> PgPool {
     PgPoolOptions::new().connect(&server.url("second")).await.unwrap()
 }
 
+/// Gives the newest position to another event.
+async fn replace_newest(events: &PgPool) {
+    run(
+        events,
+        "BEGIN; SET LOCAL session_replication_role = replica;
+         UPDATE events SET id = gen_random_uuid(), data = '{\"n\": 99}' WHERE tstamp = (SELECT MAX(tstamp) FROM events);
+         COMMIT",
+    )
+    .await;
+}
+
 /// The events are in another database, whose promoted replica lacked some of them and gave a lost position to another
 /// event.
 #[tokio::test(flavor = "multi_thread")]
@@ -246,13 +258,7 @@ async fn a_position_that_another_event_has() {
     let manager = ProjectionManager::new(rows.pool.clone(), projections![Journal]).unwrap();
     let manager = manager.with_events(events.pool.clone());
     manager.catch_up(|_| {}).await.unwrap();
-    run(
-        &events.pool,
-        "BEGIN; SET LOCAL session_replication_role = replica;
-         UPDATE events SET id = gen_random_uuid(), data = '{\"n\": 99}' WHERE tstamp = (SELECT MAX(tstamp) FROM events);
-         COMMIT",
-    )
-    .await;
+    replace_newest(&events.pool).await;
     let (stop, task) = running(&manager);
     journal::append(&events.pool, [Happened::new(10)]).await;
     assert_eq!(manager.status().await.unwrap().projections[0].state, State::Astray);
@@ -268,4 +274,53 @@ async fn a_position_that_another_event_has() {
     assert_eq!(manager.status().await.unwrap().projections[0].state, State::Live);
     stop.cancel();
     task.await.unwrap();
+}
+
+/// Writes to `journal` in two partitions.
+struct Parted;
+
+#[projection(name = "parted", tables = ["journal"], order = "aggregate", partitions = 2)]
+impl Parted {
+    #[on(Happened)]
+    async fn happened(event: &Recorded<Happened>, tx: &mut PgConnection) -> sqlx::Result<()> {
+        let sql = "INSERT INTO journal (id, tstamp, n) VALUES ($1, $2, $3)";
+        sqlx::query(sql).bind(event.id).bind(event.tstamp).bind(event.data.n).execute(tx).await.map(drop)
+    }
+}
+
+/// A rebuild and an undo leave positions whose events are known, also if the projection does not handle them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_position_that_another_event_has_after_a_rebuild() {
+    for (name, handled, undone) in
+        [("journal", true, false), ("parted", false, false), ("journal", false, true), ("parted", true, true)]
+    {
+        let case = format!("{name}, handled: {handled}, undone: {undone}");
+        let (events, rows) = (TestDatabase::new().await, TestDatabase::new().await);
+        journal::create(&rows.pool).await;
+        journal::append(&events.pool, (0..10).map(Happened::new)).await;
+        if !handled {
+            run(
+                &events.pool,
+                "INSERT INTO events (aggregate_id, aggregate_name, name, data)
+                 VALUES (gen_random_uuid(), 'test.Thing', 'Unhandled', '{}')",
+            )
+            .await;
+        }
+        let set = if name == "journal" { projections![Journal] } else { projections![Parted] };
+        let manager = ProjectionManager::new(rows.pool.clone(), set).unwrap().with_events(events.pool.clone());
+        manager.catch_up(|_| {}).await.unwrap();
+        manager.rebuild(name, RebuildOptions::default().keep_old(), &mut |_| {}).await.unwrap();
+        if undone {
+            manager.undo_rebuild(name).await.unwrap();
+        }
+        let status = manager.catch_up(|_| {}).await.unwrap();
+        assert!(status.projections.iter().all(|projection| projection.state == State::Live), "{case}: {status:?}");
+        replace_newest(&events.pool).await;
+        journal::append(&events.pool, [Happened::new(10)]).await;
+        // In this time nothing may be applied.
+        let _ = tokio::time::timeout(Duration::from_millis(300), manager.catch_up(|_| {})).await;
+        let status = manager.status().await.unwrap();
+        assert!(status.projections.iter().any(|projection| projection.state == State::Astray), "{case}: {status:?}");
+        assert_eq!(journal::entries(&rows.pool).await.len(), 10, "{case}");
+    }
 }
