@@ -3,7 +3,7 @@
 CREATE TABLE readviews (
     name          TEXT   NOT NULL PRIMARY KEY,
     -- The tstamp of the last event that the projection has passed, whether it handles that event or not; 0: none.
-    position      BIGINT NOT NULL DEFAULT 0,
+    position      BIGINT NOT NULL DEFAULT 0 CHECK (position >= 0),
     -- The event at the position, NULL if unknown; meaningful only if passed_tstamp = position. After a fail-over of the
     -- events' database, another event may have the same tstamp.
     passed_tstamp BIGINT,

@@ -82,16 +82,12 @@ impl Filler {
             };
             placed.await.map_err(self.doing())?;
         }
-        let mut from = 0;
+        let (mut position, mut events) = self.ahead(0).await?;
         loop {
-            let (position, events) = self.ahead(from).await?;
-            if from > 0 && events < NEAR {
-                return Ok(());
-            }
             self.told.total += events;
             self.fill_to(&vec![position; self.runners.len()], progress).await?;
-            from = position;
-            if position == 0 {
+            (position, events) = self.ahead(position).await?;
+            if events < NEAR {
                 return Ok(());
             }
         }

@@ -324,3 +324,20 @@ async fn a_position_that_another_event_has_after_a_rebuild() {
         assert_eq!(journal::entries(&rows.pool).await.len(), 10, "{case}");
     }
 }
+
+/// It is refused; and if it is there all the same, a rebuild ends, and sets the position right.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_negative_position() {
+    let db = TestDatabase::new().await;
+    let (manager, _) = journalled(&db).await;
+    let negative = "UPDATE readviews SET position = -5";
+    let refused = sqlx::query(negative).execute(&db.pool).await.unwrap_err();
+    assert!(refused.as_database_error().is_some_and(|error| error.code().as_deref() == Some("23514")), "{refused}");
+    run(&db.pool, &format!("ALTER TABLE readviews DROP CONSTRAINT readviews_position_check; {negative}")).await;
+    assert_eq!(manager.status().await.unwrap().projections[0].state, State::Astray);
+    let rebuild = async { manager.rebuild("journal", RebuildOptions::default(), &mut |_| {}).await };
+    tokio::time::timeout(LONG, rebuild).await.expect("a rebuild that ends").unwrap();
+    let status = manager.catch_up(|_| {}).await.unwrap();
+    assert_eq!(status.projections[0].state, State::Live);
+    assert_eq!(journal::entries(&db.pool).await, journal::recorded(&db.pool).await);
+}
