@@ -228,6 +228,18 @@ pub enum Error {
         /// The projection.
         projection: &'static str,
     },
+    /// Columns of the projection's tables were added, renamed or given another type after its rows were kept.
+    #[error(
+        "undo of the rebuild of `{projection}` refused: the rows that were kept do not have {} as the tables do; nothing was \
+         changed. Take back the change of these columns first, or `rebuild {projection}` to make rows with them",
+        columns.join(", ")
+    )]
+    KeptRowsDoNotFit {
+        /// The projection.
+        projection: &'static str,
+        /// The columns, like `band.name`.
+        columns: Vec<String>,
+    },
     /// The URL of the broker is none. It is not repeated: it may hold a password.
     #[error("AMQP_URL (or --amqp-url): {reason}; it reads amqp://user@host/vhost or amqps://user@host/vhost")]
     AmqpUrl {

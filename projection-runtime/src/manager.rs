@@ -580,7 +580,7 @@ impl ProjectionManager {
     pub async fn undo_rebuild(&self, name: &str) -> Result<Difference, Error> {
         let definition = self.projections.definition(name)?;
         self.require_writable(&format!("undoing the rebuild of `{name}`")).await?;
-        crate::rebuild::undo(&self.pool, definition).await
+        crate::rebuild::undo(&self.pool, definition, self.options.reset_patience).await
     }
 
     /// Removes what rebuilds and verifications have left that were killed. [`run`](Self::run) does so at its start.

@@ -127,6 +127,7 @@ impl Error {
             | Error::PositionMovedBack { .. }
             | Error::ShadowTablesGone { .. }
             | Error::OtherPartitions { .. }
+            | Error::KeptRowsDoNotFit { .. }
             | Error::RebuildRefused { .. } => StatusCode::CONFLICT,
             error if error.is_passing() => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,

@@ -50,6 +50,22 @@ pub(super) async fn position(tx: &mut PgConnection, kept: &Beside) -> sqlx::Resu
     sqlx::query_scalar(sql).fetch_one(tx).await
 }
 
+/// Returns the columns of the tables, like `band.name`, that the kept rows do not have, or have with another type.
+pub(super) async fn unfit_columns(tx: &mut PgConnection, kept: &Beside) -> sqlx::Result<Vec<String>> {
+    kept.tell_scripts(tx).await?;
+    sqlx::query_scalar(
+        "SELECT format('%s.%s', t.name, a.attname)
+         FROM UNNEST(current_setting('rebuild.tables')::text[]) WITH ORDINALITY AS t (name, nr)
+         JOIN pg_attribute a ON a.attrelid = to_regclass(t.name)
+         LEFT JOIN pg_attribute k ON k.attrelid = to_regclass(format('%I.%I', current_setting('rebuild.schema'), t.name))
+                                 AND k.attname = a.attname
+         WHERE a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' AND k.atttypid IS DISTINCT FROM a.atttypid
+         ORDER BY t.nr, a.attnum",
+    )
+    .fetch_all(tx)
+    .await
+}
+
 /// The projection goes on from there, as what it was; what the rebuild passed by counts again.
 pub(super) async fn restore(tx: &mut PgConnection, kept: &Beside) -> sqlx::Result<()> {
     kept.tell_scripts(tx).await?;

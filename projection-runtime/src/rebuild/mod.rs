@@ -144,25 +144,17 @@ impl Rebuild<'_> {
         if copy.again_with_numbers().await.map_err(Error::database(doing(copy.beside.name())))? {
             copy.filler.fill(self.progress).await?;
         }
-        let (started, mut backoff) = (Instant::now(), Backoff::default());
+        let mut attempts = Attempts::new(doing(copy.beside.name()), self.options.reset_patience);
         loop {
             let attempt = match task {
                 Task::Verify => self.verify(copy).await,
                 Task::Rebuild(options) => self.rebuild(copy, options).await,
             };
-            let error = match attempt {
+            match attempt {
                 Ok(difference) => return Ok(difference),
-                Err(error) => error,
-            };
-            // Others hold locks: meanwhile the projection goes on.
-            if !error.is_locked() {
-                return Err(error);
+                // Meanwhile the projection goes on.
+                Err(error) => attempts.wait_after(error).await?,
             }
-            if started.elapsed() >= self.options.reset_patience {
-                return Err(Error::Locked { doing: doing(copy.beside.name()), tries: backoff.tries() + 1 });
-            }
-            tracing::debug!(%error, "rebuild: trying again");
-            tokio::time::sleep(backoff.next()).await;
         }
     }
 
@@ -243,6 +235,34 @@ impl Rebuild<'_> {
         tx.commit().await.map_err(doing())?;
         tracing::info!(projection = name, position, differed = difference.tables(), "rebuilt");
         Ok(difference)
+    }
+}
+
+/// The attempts of an operation that needs locks which other sessions may hold.
+struct Attempts {
+    doing: String,
+    patience: Duration,
+    started: Instant,
+    backoff: Backoff,
+}
+
+impl Attempts {
+    fn new(doing: String, patience: Duration) -> Self {
+        Attempts { doing, patience, started: Instant::now(), backoff: Backoff::default() }
+    }
+
+    /// Waits before the next attempt. Returns an error if the failed attempt is the last one: no lock was the reason, or
+    /// the time is up.
+    async fn wait_after(&mut self, error: Error) -> Result<(), Error> {
+        if !error.is_locked() {
+            return Err(error);
+        }
+        if self.started.elapsed() >= self.patience {
+            return Err(Error::Locked { doing: self.doing.clone(), tries: self.backoff.tries() + 1 });
+        }
+        tracing::debug!(%error, "{}: trying again", self.doing);
+        tokio::time::sleep(self.backoff.next()).await;
+        Ok(())
     }
 }
 
@@ -384,7 +404,21 @@ fn doing(name: &str) -> String {
 }
 
 /// Puts the rows back that the last rebuild with `keep_old` replaced; the projection goes on from where it was then.
-pub(crate) async fn undo(pool: &PgPool, definition: &'static Definition) -> Result<Difference, Error> {
+pub(crate) async fn undo(
+    pool: &PgPool,
+    definition: &'static Definition,
+    patience: Duration,
+) -> Result<Difference, Error> {
+    let mut attempts = Attempts::new(format!("undo of the rebuild of `{}`", definition.name), patience);
+    loop {
+        match undo_once(pool, definition).await {
+            Ok(difference) => return Ok(difference),
+            Err(error) => attempts.wait_after(error).await?,
+        }
+    }
+}
+
+async fn undo_once(pool: &PgPool, definition: &'static Definition) -> Result<Difference, Error> {
     let doing = || Error::database(format!("undoing the rebuild of `{}`", definition.name));
     let mut tx = begin(pool, definition.name).await.map_err(doing())?;
     if !exclude_rebuild(&mut tx, definition.name).await.map_err(doing())? {
@@ -398,6 +432,10 @@ pub(crate) async fn undo(pool: &PgPool, definition: &'static Definition) -> Resu
     let Some(position) = kept::position(&mut tx, &kept).await.map_err(doing())? else {
         return Err(Error::NothingKept { projection: definition.name });
     };
+    let columns = kept::unfit_columns(&mut tx, &kept).await.map_err(doing())?;
+    if !columns.is_empty() {
+        return Err(Error::KeptRowsDoNotFit { projection: definition.name, columns });
+    }
     let difference = compare(&mut tx, &kept, position, true).await.map_err(doing())?;
     difference::find_triggers(&mut tx, &kept).await.map_err(doing())?;
     apply(&mut tx, &kept).await.map_err(doing())?;

@@ -54,6 +54,7 @@ mod testing;
 mod tls;
 mod transaction;
 mod two_databases;
+mod undo;
 mod unlogged;
 mod versions;
 mod writers;
