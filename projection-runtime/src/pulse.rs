@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::PgPool;
 
+use crate::holder::{self, Holder, Wait};
 use crate::position::Row;
 use crate::projection::{Definition, ProjectionSet};
 
@@ -169,19 +170,12 @@ impl Pulses {
     }
 }
 
-/// The lock that a session waits for, and who holds it.
+/// Returns the lock that a session waits for, and its holder.
 async fn waits_for(pool: &PgPool, session: i32) -> sqlx::Result<Option<String>> {
-    sqlx::query_scalar(
-        "SELECT format('it waits for a lock%s that session %s (%s, %s for %s s) holds',
-                       (SELECT ' on ' || relation::regclass FROM pg_locks
-                        WHERE pid = $1 AND NOT granted AND relation IS NOT NULL LIMIT 1),
-                       holder.pid, COALESCE(NULLIF(holder.application_name, ''), holder.usename, 'unnamed'),
-                       holder.state, extract(epoch FROM clock_timestamp() - holder.xact_start)::int)
-         FROM UNNEST(pg_blocking_pids($1)) AS blocking (pid)
-         JOIN pg_stat_activity holder USING (pid)
-         LIMIT 1",
-    )
-    .bind(session)
-    .fetch_optional(pool)
-    .await
+    let mut connection = pool.acquire().await?;
+    let Some(Wait { lock, held_by }) = holder::waits(&mut connection, &[session]).await?.into_iter().next() else {
+        return Ok(None);
+    };
+    let holder = holder::named(&mut connection, &held_by).await?;
+    Ok(holder.map(|Holder { holder, .. }| format!("it waits for {lock} that {holder} holds")))
 }

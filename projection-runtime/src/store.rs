@@ -15,8 +15,9 @@ use crate::append::Gathering;
 use crate::classification::DROPPED;
 use crate::error::Error;
 use crate::event::{NewEvent, Reading, StoredEvent};
+use crate::holder::Holder;
 use crate::read_model::PgQuery;
-use crate::store_warnings::{self, Holder};
+use crate::store_warnings;
 use crate::transaction;
 
 /// Appends events to the store and reads them.

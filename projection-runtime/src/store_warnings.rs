@@ -2,12 +2,16 @@
 
 use sqlx::PgConnection;
 
+use crate::holder::{self, Holder, HolderId};
 use crate::warning::{Warning, WarningKind};
 
 /// Number of seconds after which a wait or an idle transaction is reported.
 const PATIENCE: f64 = 5.0;
 /// Number of microseconds by which the newest event may be ahead of the clock, because clocks of servers differ.
 const CLOCKS_DIFFER: i64 = 60_000_000;
+
+/// The remedy for a synchronous standby that does not confirm commits.
+pub(crate) const START_STANDBY: &str = "start the standby, or take it out of synchronous_standby_names";
 
 /// The state of the event store's database.
 #[derive(Debug, sqlx::FromRow)]
@@ -39,36 +43,17 @@ pub(crate) async fn find(events: &mut PgConnection) -> sqlx::Result<Vec<Warning>
     Ok(found.warnings(holder(events, PATIENCE).await?))
 }
 
-/// The holder of the lock that orders appends.
-#[derive(Debug, sqlx::FromRow)]
-pub(crate) struct Holder {
-    /// The session or the prepared transaction.
-    pub(crate) holder: String,
-    /// The command that releases the lock.
-    pub(crate) remedy: String,
-}
-
 /// Returns the holder of the lock that orders appends, if it has been idle, or others have been waiting, for this long.
 pub(crate) async fn holder(events: &mut PgConnection, seconds: f64) -> sqlx::Result<Option<Holder>> {
     // The lock's number is that of `events_lock_order()`, in two halves. A role that may not see the activity of
-    // another role's session still sees its pid, and how long others have been waiting.
-    sqlx::query_as(
-        "SELECT CASE WHEN p.gid IS NOT NULL
-                     THEN format('the prepared transaction %L of role %s, prepared %s s ago,', p.gid, p.owner,
-                                 trunc(extract(epoch FROM clock_timestamp() - p.prepared)))
-                     ELSE format('session %s (role %s%s%s)', held.pid, COALESCE(a.usename, 'unknown'),
-                                 ', ' || NULLIF(a.application_name, ''),
-                                 ', ' || a.state || ' for '
-                                     || trunc(extract(epoch FROM clock_timestamp() - a.state_change)) || ' s')
-                     END AS holder,
-                CASE WHEN p.gid IS NOT NULL THEN format('COMMIT PREPARED %L; or ROLLBACK PREPARED %1$L;', p.gid)
-                     ELSE format('end its transaction, or SELECT pg_terminate_backend(%s);', held.pid) END AS remedy
+    // another role's session still sees how long others have been waiting.
+    let id: Option<HolderId> = sqlx::query_as(
+        "SELECT held.pid, held.virtualtransaction
          FROM pg_locks held
          LEFT JOIN pg_stat_activity a ON a.pid = held.pid
-         -- A lock of a prepared transaction has no session. The lock on its own id identifies the transaction.
-         LEFT JOIN pg_locks prepared ON held.pid IS NULL AND prepared.pid IS NULL
-               AND prepared.locktype = 'transactionid' AND prepared.virtualtransaction = held.virtualtransaction
-         LEFT JOIN pg_prepared_xacts p ON p.transaction = prepared.transactionid
+         LEFT JOIN pg_locks own ON held.pid IS NULL AND own.pid IS NULL
+               AND own.locktype = 'transactionid' AND own.virtualtransaction = held.virtualtransaction
+         LEFT JOIN pg_prepared_xacts p ON p.transaction = own.transactionid
          WHERE held.locktype = 'advisory' AND held.granted AND held.objsubid = 1
            AND (held.classid, held.objid) = ((111559182283891 >> 32)::oid, (111559182283891 & 4294967295)::oid)
            AND held.database = (SELECT oid FROM pg_database WHERE datname = current_database())
@@ -81,8 +66,12 @@ pub(crate) async fn holder(events: &mut PgConnection, seconds: f64) -> sqlx::Res
          LIMIT 1",
     )
     .bind(seconds)
-    .fetch_optional(events)
-    .await
+    .fetch_optional(&mut *events)
+    .await?;
+    match id {
+        Some(id) => holder::named(events, &id).await,
+        None => Ok(None),
+    }
 }
 
 impl Found {
@@ -129,7 +118,7 @@ impl Found {
                     "no synchronous standby confirms commits: {unconfirmed} sessions have been waiting, for up to \
                      {unconfirmed_for:.0} s; appends wait, and nothing that follows from them leaves the database"
                 ),
-                "start the standby, or take it out of synchronous_standby_names",
+                START_STANDBY,
             ));
         }
         warnings

@@ -6,6 +6,7 @@ use serde::Serialize;
 use sqlx::PgConnection;
 
 use crate::events_at::EventsAt;
+use crate::holder::{self, Holder, HolderId};
 use crate::position::Row;
 use crate::projection::ProjectionSet;
 use crate::store_warnings;
@@ -33,7 +34,7 @@ pub struct Warning {
 pub enum WarningKind {
     /// A session, or a prepared transaction, holds the lock that orders appends.
     OrderingLockHeld,
-    /// A session holds the row of a projection's position in a transaction that does not end.
+    /// A session, or a prepared transaction, holds the row of a projection's position and does not end.
     CheckpointHeld,
     /// The sequence that assigns positions is behind the newest event.
     SequenceBehind,
@@ -98,46 +99,44 @@ pub(crate) async fn find(
     Ok(found)
 }
 
-/// Finds sessions that have held the checkpoint of a projection with waiting events for 10 s: a frozen or disconnected
-/// process, or an open psql session.
+/// Finds sessions and prepared transactions that have held the checkpoint of a projection with waiting events for 10 s: a
+/// frozen or disconnected process, an open psql session, or a transaction that was prepared and forgotten.
 async fn checkpoint_held(connection: &mut PgConnection, rows: &[Row]) -> sqlx::Result<Vec<Warning>> {
     #[derive(sqlx::FromRow)]
-    struct Holder {
+    struct Held {
         name: String,
-        pid: i32,
-        application: String,
-        state: String,
-        seconds: Option<f64>,
+        #[sqlx(flatten)]
+        by: HolderId,
     }
     let behind: Vec<&str> = rows.iter().filter(|row| row.events_behind > 0).map(|row| row.name.as_str()).collect();
     if behind.is_empty() {
         return Ok(Vec::new());
     }
-    let holders: Vec<Holder> = sqlx::query_as(
+    let held: Vec<Held> = sqlx::query_as(
         "WITH holders AS (
-             -- The transaction that changed or locked the row, or, if several have locked it, the member that excludes
+             -- The transaction that changed or locked the row, or, if several have locked it, the members that exclude
              -- a loop. An xmax outside of the range of multixact ids has no members.
-             SELECT r.name, l.pid
+             SELECT r.name, l.pid, l.virtualtransaction, l.transactionid
              FROM readviews r
              LEFT JOIN LATERAL pg_get_multixact_members(
                  CASE WHEN mxid_age(r.xmax) BETWEEN 1 AND (SELECT mxid_age(relminmxid) FROM pg_class
                                                            WHERE oid = 'readviews'::regclass) THEN r.xmax END
-             ) AS member ON member.mode IN ('fornokeyupd', 'forupd', 'nokeyupd', 'upd')
+             ) AS member ON member.mode IN ('sh', 'fornokeyupd', 'forupd', 'nokeyupd', 'upd')
              JOIN pg_locks l ON l.locktype = 'transactionid' AND l.transactionid IN (r.xmax, member.xid)
                             -- Its own transaction id, not one that it waits for.
                             AND l.mode = 'ExclusiveLock' AND l.granted
              WHERE r.name = ANY ($1)
          )
-         SELECT DISTINCT h.name, h.pid, COALESCE(NULLIF(a.application_name, ''), a.usename, 'unnamed') AS application,
-                COALESCE(a.state, 'in a state that this role may not see') AS state,
-                extract(epoch FROM clock_timestamp() - a.xact_start)::float8 AS seconds
+         SELECT DISTINCT h.name, h.pid, h.virtualtransaction
          FROM holders h
-         JOIN pg_stat_activity a USING (pid)
-         WHERE h.pid <> pg_backend_pid()
-           AND COALESCE(a.xact_start < clock_timestamp() - interval '10 s', true)
+         LEFT JOIN pg_stat_activity a ON a.pid = h.pid
+         LEFT JOIN pg_prepared_xacts p ON h.pid IS NULL AND p.transaction = h.transactionid
+         WHERE h.pid IS DISTINCT FROM pg_backend_pid()
+           AND COALESCE(COALESCE(a.xact_start, p.prepared) < clock_timestamp() - interval '10 s', true)
            -- A running statement may take long, and so may a rebuild that compares and replaces rows: its transaction is
            -- never idle for long, unless its process is frozen.
-           AND CASE WHEN starts_with(a.application_name, $2)
+           AND CASE WHEN h.pid IS NULL THEN true
+                    WHEN starts_with(a.application_name, $2)
                     THEN a.state <> 'active' AND a.state_change < clock_timestamp() - interval '15 s'
                     ELSE a.state IS DISTINCT FROM 'active' OR a.wait_event_type = 'Client'
                          OR a.xact_start < clock_timestamp() - interval '1 min' END
@@ -145,23 +144,20 @@ async fn checkpoint_held(connection: &mut PgConnection, rows: &[Row]) -> sqlx::R
     )
     .bind(behind)
     .bind(crate::rebuild::APPLICATION)
-    .fetch_all(connection)
+    .fetch_all(&mut *connection)
     .await?;
-    Ok(holders
-        .into_iter()
-        .map(|Holder { name, pid, application, state, seconds }| {
-            let since = seconds.map_or(String::new(), |seconds| format!(", in its transaction for {seconds:.0} s"));
-            Warning {
-                kind: WarningKind::CheckpointHeld,
-                projection: Some(name),
-                problem: format!(
-                    "session {pid} ({application}, {state}{since}) holds the projection's position, and events wait"
-                ),
-                remedy: format!("inspect that process; if it stays blocked: SELECT pg_terminate_backend({pid});"),
-                blocks_readiness: false,
-            }
-        })
-        .collect())
+    let mut warnings = Vec::new();
+    for Held { name, by } in held {
+        let Some(Holder { holder, remedy }) = holder::named(&mut *connection, &by).await? else { continue };
+        warnings.push(Warning {
+            kind: WarningKind::CheckpointHeld,
+            projection: Some(name),
+            problem: format!("{holder} holds the projection's position, and events wait"),
+            remedy,
+            blocks_readiness: false,
+        });
+    }
+    Ok(warnings)
 }
 
 /// Finds projections of the set whose rows in UNLOGGED tables are lost.

@@ -111,7 +111,7 @@ async fn the_session_that_holds_a_position_is_named() {
         .await;
     let said = held(&manager.status().await.unwrap()).unwrap();
     assert_eq!(said.projection.as_deref(), Some("band"));
-    let begins = format!("session {pid} (frozen, idle in transaction, in its transaction for 1");
+    let begins = format!("session {pid} (role postgres, frozen, idle in transaction for 1");
     assert!(said.problem.starts_with(&begins), "{said}");
     assert!(said.remedy.ends_with(&format!("SELECT pg_terminate_backend({pid});")), "{said}");
     assert!(manager.health().await.warnings.iter().any(|warning| warning.contains(&begins)));

@@ -4,6 +4,7 @@ mod append;
 mod astray;
 mod check;
 mod check_read_models;
+mod checkpoint_holder;
 mod classification;
 mod connections;
 mod control;
