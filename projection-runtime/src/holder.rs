@@ -2,6 +2,9 @@
 
 use sqlx::PgConnection;
 
+/// Matches the end of the application name of a command's sessions, which identifies the process.
+pub(crate) const TAG: &str = r" \([0-9a-f]{8}\)$";
+
 /// The holder of a lock, as `pg_locks` identifies it. A prepared transaction has no session.
 #[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
 pub(crate) struct HolderId {

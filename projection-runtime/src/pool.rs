@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection, PgPool};
 use tokio::sync::Mutex;
 
@@ -13,6 +14,9 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// A cause, with the time of the probe, the database and the user.
 type Found = (String, Instant, String);
 
+/// The causes that were found lately.
+static LATEST: Mutex<Vec<Found>> = Mutex::const_new(Vec::new());
+
 /// Returns the error's text, with a pool time-out replaced by its cause.
 pub(crate) async fn explained(pool: &PgPool, text: String) -> String {
     let timed_out = sqlx::Error::PoolTimedOut.to_string();
@@ -21,24 +25,40 @@ pub(crate) async fn explained(pool: &PgPool, text: String) -> String {
 
 /// Opens one connection, at most once per [`FRESH`], and returns the cause that this shows.
 async fn cause(pool: &PgPool) -> String {
-    static LATEST: Mutex<Vec<Found>> = Mutex::const_new(Vec::new());
     let options = pool.connect_options();
-    let database = format!("{}@{}", options.get_username(), crate::service::place(&options));
+    let database = database(&options);
     let mut latest = LATEST.lock().await;
     latest.retain(|(_, at, _)| at.elapsed() < FRESH);
     if let Some((.., cause)) = latest.iter().find(|(known, ..)| *known == database) {
         return cause.clone();
     }
-    let cause = match tokio::time::timeout(PATIENCE, PgConnection::connect_with(&options)).await {
-        Ok(Ok(connection)) => {
+    let cause = match open(&options).await {
+        Ok(connection) => {
             // The connection has served its purpose.
             let _ = connection.close().await;
             let most = pool.options().get_max_connections();
             format!("none of the {most} connections of the pool became free in time")
         }
-        Ok(Err(error)) => format!("the pool could not open a connection: {}", crate::error::describe(&error)),
-        Err(_) => format!("the pool could not open a connection: no answer within {} s", PATIENCE.as_secs()),
+        Err(cause) => cause,
     };
     latest.push((database, Instant::now(), cause.clone()));
     cause
+}
+
+/// Opens a connection that is not of a pool.
+pub(crate) async fn connect(options: &PgConnectOptions) -> Option<PgConnection> {
+    open(options).await.ok()
+}
+
+/// Opens a connection, or returns the cause why there is none.
+async fn open(options: &PgConnectOptions) -> Result<PgConnection, String> {
+    match tokio::time::timeout(PATIENCE, PgConnection::connect_with(options)).await {
+        Ok(Ok(connection)) => Ok(connection),
+        Ok(Err(error)) => Err(format!("the pool could not open a connection: {}", crate::error::describe(&error))),
+        Err(_) => Err(format!("the pool could not open a connection: no answer within {} s", PATIENCE.as_secs())),
+    }
+}
+
+fn database(options: &PgConnectOptions) -> String {
+    format!("{}@{}", options.get_username(), crate::service::place(options))
 }

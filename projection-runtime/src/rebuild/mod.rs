@@ -35,6 +35,7 @@ use crate::backoff::Backoff;
 use crate::error::Error;
 use crate::events_at::EventsAt;
 use crate::fingerprint;
+use crate::holder::TAG;
 use crate::lookups;
 use crate::manager::ManagerOptions;
 use crate::position;
@@ -277,8 +278,9 @@ async fn begin(pool: &PgPool, name: &str) -> sqlx::Result<Transaction<'static, P
     let mut tx = transaction::begin_bounded(pool).await?;
     transaction::allow_long_statements(&mut tx).await?;
     // Tells an operator what holds the projection's row.
-    let sql = "SELECT set_config('application_name', $1, true)";
-    sqlx::query(sql).bind(format!("{APPLICATION}{name:.40}")).execute(&mut *tx).await?;
+    let sql = "SELECT set_config('application_name',
+                                 $1 || COALESCE(substring(current_setting('application_name') FROM $2), ''), true)";
+    sqlx::query(sql).bind(format!("{APPLICATION}{name:.40}")).bind(TAG).execute(&mut *tx).await?;
     Ok(tx)
 }
 

@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::terminal::say;
-use super::{Broker, Database, Endpoint, Policies, Policy, Service, Usage, terminal};
+use super::{Broker, Database, Endpoint, Policies, Policy, Service, Usage, terminal, waiting};
 use crate::BoxError;
 use crate::backoff::Backoff;
 use crate::error::Error;
@@ -31,11 +31,11 @@ use crate::writable;
 impl Service {
     /// A pool for all that this service does; it connects when it is used.
     pub(super) fn pool(&self, url: &str) -> Result<PgPool, BoxError> {
-        self.pool_of(url, DATABASE_URL, Session::Shared)
+        self.pool_of(url, DATABASE_URL, Session::Shared, self.name)
     }
 
-    fn pool_of(&self, url: &str, said_by: &str, session: Session) -> Result<PgPool, BoxError> {
-        let options = options_of(url, said_by)?.application_name(self.name);
+    fn pool_of(&self, url: &str, said_by: &str, session: Session, name: &str) -> Result<PgPool, BoxError> {
+        let options = options_of(url, said_by)?.application_name(name);
         let pool = PgPoolOptions::new()
             // A projection has two while it reads ahead.
             .max_connections(u32::try_from(2 * self.projections.loops() + 5).unwrap_or(u32::MAX))
@@ -49,19 +49,28 @@ impl Service {
 
     /// Creates a manager, after checking that a pooler before the database, if any, supports what the program needs.
     async fn reached(&self, database: &Database) -> Result<ProjectionManager, BoxError> {
-        let manager = self.manager(database, Session::Shared)?;
+        let manager = self.manager_as(database, Session::Shared, &waiting::application_name(self.name))?;
         reach_both(&manager).await?;
         usable(&manager, false).await?;
         Ok(manager)
+        for pool in [Some(manager.pool()), manager.events_at().other()].into_iter().flatten() {
+            tokio::spawn(waiting::report(pool.connect_options()));
+        }
     }
 
     fn manager(&self, database: &Database, session: Session) -> Result<ProjectionManager, BoxError> {
         let url = database.url.as_deref().filter(|url| !url.is_empty()).ok_or_else(|| {
+        self.manager_as(database, session, self.name)
+    }
+
+    /// Creates a manager whose sessions have this name.
+    fn manager_as(&self, database: &Database, session: Session, name: &str) -> Result<ProjectionManager, BoxError> {
             Usage("no database: set DATABASE_URL or give --database-url, like postgres://user@host/database".to_owned())
         })?;
-        let manager = ProjectionManager::new(self.pool_of(url, DATABASE_URL, session)?, self.projections.clone())?;
+        let pool = self.pool_of(url, DATABASE_URL, session, name)?;
+        let manager = ProjectionManager::new(pool, self.projections.clone())?;
         Ok(match database.events_url.as_deref().filter(|url| !url.is_empty()) {
-            Some(url) => manager.with_events(self.pool_of(url, "EVENTS_URL (or --events-url)", session)?),
+            Some(url) => manager.with_events(self.pool_of(url, "EVENTS_URL (or --events-url)", session, name)?),
             None => manager,
         })
     }

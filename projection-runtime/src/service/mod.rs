@@ -1,13 +1,15 @@
 //! The command line of a service: what its `main` calls.
 //!
 //! [`Service::main`] parses the command line; `commands` has a function for each command, `health` one of them; `demo` is
-//! the tour; `terminal` is how things look; `telemetry` is log lines and traces.
+//! the tour; `terminal` is how things look; `waiting` reports what a command waits for; `telemetry` is log lines and
+//! traces.
 
 mod commands;
 mod demo;
 mod health;
 mod telemetry;
 mod terminal;
+mod waiting;
 
 pub(crate) use commands::place;
 

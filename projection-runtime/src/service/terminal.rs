@@ -43,6 +43,15 @@ pub(super) fn print_raw(text: &str) {
     }
 }
 
+/// Prints lines of text for a person to standard error, while a command goes on.
+pub(super) fn tell(text: &str) {
+    // A bar may stand in the line; it is drawn again below.
+    if console::user_attended_stderr() {
+        let _ = console::Term::stderr().clear_line();
+    }
+    eprintln!("{}", printable_lines(text));
+}
+
 /// Returns the value as escaped text, for a part of a line.
 pub(super) fn shown(part: impl std::fmt::Display) -> String {
     printable(&part.to_string()).into_owned()

@@ -59,3 +59,4 @@ mod undo;
 mod unlogged;
 mod versions;
 mod writers;
+mod waiting;
