@@ -45,9 +45,18 @@ async fn cause(pool: &PgPool) -> String {
     cause
 }
 
-/// Opens a connection that is not of a pool.
+/// Opens a connection that is not of a pool. If that fails, [`explained`] returns the cause for the next seconds: it may
+/// ask when the pool that timed out is gone, with its connections, and a probe would succeed.
 pub(crate) async fn connect(options: &PgConnectOptions) -> Option<PgConnection> {
-    open(options).await.ok()
+    match open(options).await {
+        Ok(connection) => Some(connection),
+        Err(cause) => {
+            let mut latest = LATEST.lock().await;
+            latest.retain(|(_, at, _)| at.elapsed() < FRESH);
+            latest.insert(0, (database(options), Instant::now(), cause));
+            None
+        }
+    }
 }
 
 /// Opens a connection, or returns the cause why there is none.

@@ -151,3 +151,57 @@ async fn a_server_that_cannot_start_a_session() {
         server.abort();
     }
 }
+
+/// Commands that can open one connection, or a few, but not all that they need.
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_name_a_connection_limit() {
+    let db = TestDatabase::new().await;
+    let skip = ["skip", "band", "--event", "0b7e0f57-5d0c-4c55-9a43-0d1f0c8d7a01", "--reason", "none"];
+    let cases = [
+        (1, &["status"][..]),
+        (1, &["check"]),
+        (1, &["pause", "band"]),
+        (1, &["retry", "band"]),
+        (1, &["accept", "band"]),
+        (1, &skip),
+        (1, &["rebuild", "band"]),
+        (1, &["rebuild", "band", "--undo"]),
+        (1, &["verify", "band"]),
+        // Each of another projection: they exclude each other.
+        (2, &["rebuild", "event"]),
+        (2, &["verify", "dancehall"]),
+        (4, &["rebuild", "band"]),
+        (4, &["verify", "userpreferences"]),
+    ];
+    let mut running = Vec::new();
+    for (limit, arguments) in cases {
+        let role = format!("limited_{}", Uuid::new_v4().simple());
+        execute(
+            &db,
+            format!(
+                "CREATE ROLE {role} LOGIN CONNECTION LIMIT {limit}; GRANT ALL ON ALL TABLES IN SCHEMA public TO {role};
+                 GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO {role};
+                 DO $$ BEGIN EXECUTE format('GRANT CREATE ON DATABASE %I TO {role}', current_database()); END $$"
+            ),
+        )
+        .await;
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dancefinder"));
+        command.args(arguments).env("DATABASE_URL", db.url.replace("postgres@", &format!("{role}@")));
+        command.env_remove("RUST_LOG").stdout(Stdio::null()).stderr(Stdio::piped());
+        running.push((limit, arguments, role, Killed(command.spawn().unwrap())));
+    }
+    let mut refused = 0;
+    for (limit, arguments, role, mut command) in running {
+        let mut error = String::new();
+        std::io::Read::read_to_string(&mut command.0.stderr.take().unwrap(), &mut error).unwrap();
+        command.0.wait().unwrap();
+        assert!(!error.contains("became free in time"), "{limit} {arguments:?}: {error}");
+        if error.contains("connection") {
+            refused += 1;
+            assert!(error.contains(&format!("too many connections for role \"{role}\"")), "{arguments:?}: {error}");
+        }
+        execute(&db, format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+    }
+    // One connection is enough for a command whose statements find it free again.
+    assert!(refused >= 5, "{refused}");
+}
