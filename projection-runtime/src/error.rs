@@ -159,10 +159,17 @@ pub enum Error {
         why: &'static str,
     },
     /// A rebuild, a verification, a reset or an undo of the projection is under way.
-    #[error("another rebuild, verification, reset or undo of `{projection}` is under way: wait for it, or end it")]
+    #[error(
+        "another rebuild, verification, reset or undo of `{projection}` is under way: {holder} holds its lock; wait for it, \
+         or {remedy}"
+    )]
     RebuildUnderWay {
         /// The projection.
         projection: &'static str,
+        /// The session that is at work, and when it was last seen.
+        holder: String,
+        /// The command that ends it.
+        remedy: String,
     },
     /// The position of the projection moved back while its rows were being rebuilt or verified.
     #[error(

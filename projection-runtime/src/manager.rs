@@ -24,11 +24,11 @@ use crate::probe::Probe;
 use crate::projection::ProjectionSet;
 use crate::pulse::{Pulses, Standstills};
 use crate::rabbitmq::{RabbitMq, RabbitMqOptions, RabbitMqStatus};
-use crate::rebuild::{Difference, Rebuild, RebuildOptions, RebuildProgress, Task};
+use crate::rebuild::{self, Difference, Rebuild, RebuildOptions, RebuildProgress, Task};
 use crate::runner::Runner;
 use crate::schema::{self, Check, Problem};
 use crate::share::Share;
-use crate::status::{self, State, Status};
+use crate::status::{self, Rebuilding, State, Status};
 use crate::store::{EventStore, PageLimit};
 use crate::transaction;
 use crate::unlogged;
@@ -412,12 +412,16 @@ impl ProjectionManager {
         let unknown = self.events_at.ask(asking).await;
         let unknown = unknown.map_err(Error::database("reading the names of the events"))?;
         let processes = crate::rabbitmq::processes(&mut connection).await.map_err(doing())?;
-        let rebuilds = sqlx::query_as(
+        let rebuilds = sqlx::query_as::<_, Rebuilding>(
             "SELECT name, stage, events, total, extract(epoch FROM clock_timestamp() - started_at)::float8 AS seconds,
                     extract(epoch FROM clock_timestamp() - seen_at)::float8 AS seconds_since_seen
              FROM readview_rebuilds ORDER BY name",
         );
-        let rebuilds = rebuilds.fetch_all(&mut *connection).await.map_err(doing())?;
+        let mut rebuilds = rebuilds.fetch_all(&mut *connection).await.map_err(doing())?;
+        for rebuild in &mut rebuilds {
+            let at_work = rebuild::at_work(&mut connection, &rebuild.name).await.map_err(doing())?;
+            rebuild.session = at_work.and_then(|id| id.pid);
+        }
         let warnings =
             warning::find(&mut connection, &self.events_at, &self.projections, &rows).await.map_err(doing())?;
         Ok(Status { warnings, rebuilds, ..status::status(&self.projections, &rows, unknown, processes) })

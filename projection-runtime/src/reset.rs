@@ -7,7 +7,7 @@ use sqlx::PgPool;
 
 use crate::backoff::Backoff;
 use crate::classification::{is_locked, is_transient};
-use crate::error::{Error, ForeignKey};
+use crate::error::Error;
 use crate::fingerprint;
 use crate::lookups;
 use crate::position;
@@ -29,12 +29,11 @@ pub(crate) async fn reset(
     loop {
         let doing = || format!("reset of `{}`", definition.name);
         match attempt(pool, set, projection).await {
-            Ok(Attempt::Done) => {
+            Ok(done) => {
+                done?;
                 tracing::info!(projection = definition.name, "reset: tables emptied, position 0");
                 return Ok(());
             }
-            Ok(Attempt::Blocked(blocked)) => return Err(Error::ResetRefused { projection: definition.name, blocked }),
-            Ok(Attempt::RebuildUnderWay) => return Err(Error::RebuildUnderWay { projection: definition.name }),
             Err(error) if is_transient(&error) && !is_read_only(&error) && started.elapsed() < patience => {
                 tracing::debug!(error = %error, "reset: trying again");
                 tokio::time::sleep(backoff.next()).await;
@@ -52,20 +51,17 @@ fn is_read_only(error: &sqlx::Error) -> bool {
     error.as_database_error().is_some_and(|error| error.code().is_some_and(|code| code == "25006"))
 }
 
-/// The outcome of one transaction.
-enum Attempt {
-    Done,
-    /// The foreign keys that prevent the reset.
-    Blocked(Vec<ForeignKey>),
-    RebuildUnderWay,
-}
-
-async fn attempt(pool: &PgPool, set: &ProjectionSet, projection: &Arc<dyn AnyProjection>) -> sqlx::Result<Attempt> {
+/// Tries the reset in one transaction. The inner error is that of a reset that is refused.
+async fn attempt(
+    pool: &PgPool,
+    set: &ProjectionSet,
+    projection: &Arc<dyn AnyProjection>,
+) -> sqlx::Result<Result<(), Error>> {
     let definition = projection.definition();
     let mut tx = transaction::begin_bounded(pool).await?;
     // A rebuild that goes on would find the position behind what it has applied.
-    if !exclude_rebuild(&mut tx, definition.name).await? {
-        return Ok(Attempt::RebuildUnderWay);
+    if let Err(under_way) = exclude_rebuild(&mut tx, definition.name).await? {
+        return Ok(Err(under_way));
     }
     position::create(&mut tx, definition.name, definition.partitions).await?;
 
@@ -76,7 +72,7 @@ async fn attempt(pool: &PgPool, set: &ProjectionSet, projection: &Arc<dyn AnyPro
     sqlx::query("SELECT 1 FROM readviews WHERE name = $1 FOR UPDATE").bind(definition.name).execute(&mut *tx).await?;
     let blocked = foreign_keys(&mut tx, set, definition).await?;
     if !blocked.is_empty() {
-        return Ok(Attempt::Blocked(blocked));
+        return Ok(Err(Error::ResetRefused { projection: definition.name, blocked }));
     }
     // Behind a TRUNCATE that waits for a long reader every new reader queues up: give up early and come back.
     sqlx::query("SET LOCAL lock_timeout = '250ms'").execute(&mut *tx).await?;
@@ -88,5 +84,5 @@ async fn attempt(pool: &PgPool, set: &ProjectionSet, projection: &Arc<dyn AnyPro
     lookups::count_replacement(&mut tx, definition.name).await?;
     unlogged::mark(&mut tx, definition).await?;
     tx.commit().await?;
-    Ok(Attempt::Done)
+    Ok(Ok(()))
 }

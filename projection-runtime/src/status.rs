@@ -47,8 +47,18 @@ pub struct Rebuilding {
     pub total: i64,
     /// How long it has been at it.
     pub seconds: f64,
-    /// How long ago it last said so: seconds while it fills; where it is longer, whoever did it may be gone.
+    /// How long ago it last said so: a few seconds at the most, unless its process is frozen, cut off or gone.
     pub seconds_since_seen: f64,
+    /// The server session that holds its lock; `None`: nobody is at work with it any more.
+    #[sqlx(skip)]
+    pub session: Option<i32>,
+}
+
+impl Rebuilding {
+    /// Whether its process should have reported progress since: each does every 5 s.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.seconds_since_seen > 15.0
+    }
 }
 
 /// The relay to one exchange.

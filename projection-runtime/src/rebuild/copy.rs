@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::fill::{Filler, is_missing};
 use crate::error::{Error, Refusal};
 use crate::events_at::EventsAt;
+use crate::holder::{self, Holder, HolderId};
 use crate::lookups::{self, Generations};
 use crate::manager::ManagerOptions;
 use crate::projection::{AnyProjection, Definition};
@@ -116,9 +117,7 @@ impl Copy {
         let doing = || Error::database(format!("making a copy of the tables of `{}`", definition.name));
         let pool_of_copy = pool_of_copy(pool, definition.places().count());
         let mut guard = transaction::begin_bounded(&pool_of_copy).await.map_err(doing())?;
-        if !guard_rebuild(&mut guard, definition).await.map_err(doing())? {
-            return Err(Error::RebuildUnderWay { projection: definition.name });
-        }
+        guard_rebuild(&mut guard, definition).await.map_err(doing())??;
         let built_on = lookups::generations(&mut guard, definition).await.map_err(doing())?;
         let refusals: Vec<Refusal> = sqlx::query_as(include_str!("refusals.sql"))
             .bind(definition.tables)
@@ -192,36 +191,69 @@ impl Guard {
     }
 }
 
-/// Acquires the locks of a rebuild in this transaction, which may then be idle until the rebuild is done. Returns
-/// `false` if another rebuild, a verification, a reset or an undo of the projection is under way.
-async fn guard_rebuild(guard: &mut PgConnection, definition: &Definition) -> sqlx::Result<bool> {
+/// Acquires the locks of a rebuild in this transaction, which may then be idle until the rebuild is done. Refused like
+/// [`exclude_rebuild`].
+async fn guard_rebuild(guard: &mut PgConnection, definition: &Definition) -> sqlx::Result<Result<(), Error>> {
     sqlx::query("SET LOCAL idle_in_transaction_session_timeout = 0").execute(&mut *guard).await?;
     transaction::allow_long_statements(guard).await?;
-    if !exclude_rebuild(guard, definition.name).await? {
-        return Ok(false);
+    if let Err(under_way) = exclude_rebuild(guard, definition.name).await? {
+        return Ok(Err(under_way));
     }
     // Prevents a reset of the tables that its handlers look up.
     let sql = "SELECT pg_advisory_xact_lock_shared(hashtext('projection looked up'), hashtext(name))
                FROM UNNEST($1::text[]) AS name";
     sqlx::query(sql).bind(definition.after).execute(guard).await?;
-    Ok(true)
+    Ok(Ok(()))
 }
 
-/// Excludes rebuilds, verifications, resets and undos of the projection until the transaction ends. Returns `false` if
-/// one of them is under way.
-pub(crate) async fn exclude_rebuild(tx: &mut PgConnection, name: &str) -> sqlx::Result<bool> {
+/// Excludes rebuilds, verifications, resets and undos of the projection until the transaction ends. Refused with
+/// [`Error::RebuildUnderWay`] if one of them is under way.
+pub(crate) async fn exclude_rebuild(tx: &mut PgConnection, name: &'static str) -> sqlx::Result<Result<(), Error>> {
     let sql = "SELECT pg_try_advisory_xact_lock(hashtext('projection rebuild'), hashtext($1))";
     let started = Instant::now();
     loop {
         if sqlx::query_scalar(sql).bind(name).fetch_one(&mut *tx).await? {
-            return Ok(true);
+            return Ok(Ok(()));
         }
         // If the previous rebuild was killed, the server may not have noticed yet.
         if started.elapsed() > Duration::from_secs(3) {
-            return Ok(false);
+            return under_way(tx, name).await.map(Err);
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+}
+
+/// Returns the holder of the lock that excludes other rebuilds of the projection.
+pub(crate) async fn at_work(connection: &mut PgConnection, name: &str) -> sqlx::Result<Option<HolderId>> {
+    sqlx::query_as(
+        "SELECT pid, virtualtransaction FROM pg_locks
+         WHERE locktype = 'advisory' AND granted AND objsubid = 2
+           AND (classid::bigint::bit(32), objid::bigint::bit(32))
+               = (hashtext('projection rebuild')::bit(32), hashtext($1)::bit(32))
+           AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
+    )
+    .bind(name)
+    .fetch_optional(connection)
+    .await
+}
+
+/// Returns the error that names the session that is at work with the projection.
+async fn under_way(tx: &mut PgConnection, projection: &'static str) -> sqlx::Result<Error> {
+    let holder = match at_work(tx, projection).await? {
+        Some(id) => holder::named(tx, &id).await?,
+        None => None,
+    };
+    let Some(Holder { mut holder, remedy }) = holder else {
+        let (holder, remedy) = ("a session that has just ended".to_owned(), "try again".to_owned());
+        return Ok(Error::RebuildUnderWay { projection, holder, remedy });
+    };
+    // A reset and an undo have no row there, and a role that may only reset cannot read it.
+    let sql = "SELECT extract(epoch FROM clock_timestamp() - seen_at)::float8 FROM readview_rebuilds WHERE name = $1";
+    let seen: sqlx::Result<Option<f64>> = sqlx::query_scalar(sql).bind(projection).fetch_optional(tx).await;
+    if let Ok(Some(seconds)) = seen {
+        holder = format!("{holder}, last seen {seconds:.0} s ago,");
+    }
+    Ok(Error::RebuildUnderWay { projection, holder, remedy })
 }
 
 async fn make_schema(tx: &mut PgConnection, beside: &Beside) -> sqlx::Result<()> {

@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 
-pub(crate) use copy::{exclude_rebuild, sweep, sweep_at_start};
+pub(crate) use copy::{at_work, exclude_rebuild, sweep, sweep_at_start};
 pub use difference::{ColumnDifference, Difference, KeyColumn, RowDifference, Side, TableDifference};
 
 use crate::backoff::Backoff;
@@ -423,9 +423,7 @@ pub(crate) async fn undo(
 async fn undo_once(pool: &PgPool, definition: &'static Definition) -> Result<Difference, Error> {
     let doing = || Error::database(format!("undoing the rebuild of `{}`", definition.name));
     let mut tx = begin(pool, definition.name).await.map_err(doing())?;
-    if !exclude_rebuild(&mut tx, definition.name).await.map_err(doing())? {
-        return Err(Error::RebuildUnderWay { projection: definition.name });
-    }
+    exclude_rebuild(&mut tx, definition.name).await.map_err(doing())??;
     let kept = Beside::kept(definition);
     sqlx::query("SET LOCAL lock_timeout = '10s'").execute(&mut *tx).await.map_err(doing())?;
     position::not_looked_up(&mut tx, definition.name).await.map_err(doing())?;

@@ -137,9 +137,9 @@ pub(super) fn status(service: &str, status: &Status) -> String {
             "{text}\n\n{name} passes {events} by that it could not apply: readview_skips has which, who and why"
         );
     }
-    for Rebuilding { name, stage, events, total, seconds, .. } in &status.rebuilds {
-        let how_far = how_far((*events).try_into().unwrap_or(0), (*total).try_into().unwrap_or(0), *seconds);
-        let [name, stage] = [name, stage].map(shown);
+    for rebuilding in &status.rebuilds {
+        let [name, stage] = [&rebuilding.name, &rebuilding.stage].map(shown);
+        let how_far = how_far_is(service, rebuilding);
         text = format!("{text}\n\n{name} is being made anew beside its live tables: {stage}; {how_far}");
     }
     for stale in &status.stale {
@@ -344,6 +344,28 @@ fn duration(seconds: f64) -> String {
 fn how_far(events: u64, total: u64, seconds: f64) -> String {
     let mut text = format!("{} of {} events", count(events), count(total));
     if events > 0 && seconds > 0.0 {
+/// Formats the progress of a rebuild, or what to do about one that has not reported any for a while.
+fn how_far_is(service: &str, rebuilding: &Rebuilding) -> String {
+    let Rebuilding { name, events, total, seconds, seconds_since_seen, session, .. } = rebuilding;
+    let [events, total] = [*events, *total].map(|n| n.try_into().unwrap_or(0));
+    if !rebuilding.is_silent() {
+        return how_far(events, total, *seconds);
+    }
+    let (done, silent) = (how_far(events, total, 0.0), duration(*seconds_since_seen));
+    let problem = match session {
+        Some(session) => format!(
+            "its process is frozen or cut off; while session {session} lasts, no other rebuild or reset can start\n  \
+             SELECT pg_terminate_backend({session});"
+        ),
+        None => format!(
+            "its process has ended; the next start of the service removes the shadow tables, and so does\n  {service} \
+             rebuild {}",
+            shown(name)
+        ),
+    };
+    format!("{done}, no progress reported for {silent}: {problem}")
+}
+
         #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)] // to be read
         let (rate, left) =
             ((events as f64 / seconds) as u64, total.saturating_sub(events) as f64 * seconds / events as f64);

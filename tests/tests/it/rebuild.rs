@@ -500,7 +500,7 @@ async fn refusals() {
         .await
         .unwrap();
     let error = manager.verify("band", &mut nobody).await.unwrap_err();
-    assert!(matches!(error, Error::RebuildUnderWay { projection: "band" }), "{error}");
+    assert!(matches!(error, Error::RebuildUnderWay { projection: "band", .. }), "{error}");
 }
 
 /// The rows before are put back, and the projection goes on from where they were.

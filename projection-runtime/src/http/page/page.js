@@ -62,8 +62,13 @@ const staleMatters = ({ handlers, other_code, tables, lookups, partitions }) =>
 const isLost = ({ seconds_since_seen }) => seconds_since_seen > LOST_SECONDS;
 
 /** What is being made of the projection's rows, and how far that is. */
-function rebuildTexts({ stage, events, total, seconds, seconds_since_seen: silent }) {
+function rebuildTexts({ stage, events, total, seconds, seconds_since_seen: silent, session }) {
   const done = `${count(events)} of ${plural(total, "event")}`;
+  if (silent > LOST_SECONDS && session !== null) {
+    const end = `to end it: SELECT pg_terminate_backend(${session})`;
+    const progress = `its process is frozen or cut off, as it seems: last heard of ${duration(silent, 0)} ago; ${end}`;
+    return { rebuild: `is being made anew beside its live tables: ${stage}; ${done}`, progress };
+  }
   if (silent > LOST_SECONDS) {
     const last = `interrupted, as it seems: last heard of ${duration(silent, 0)} ago`;
     const progress = `${last}; the next start of the service, or another rebuild, removes it`;
