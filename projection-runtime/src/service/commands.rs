@@ -47,24 +47,25 @@ impl Service {
         .connect_lazy_with(options))
     }
 
-    /// Creates a manager, after checking that a pooler before the database, if any, supports what the program needs.
+    /// Creates a manager for a command, after checking that a pooler before the database, if any, supports what the
+    /// program needs. If the command waits, a task reports what for.
     async fn reached(&self, database: &Database) -> Result<ProjectionManager, BoxError> {
         let manager = self.manager_as(database, Session::Shared, &waiting::application_name(self.name))?;
         reach_both(&manager).await?;
         usable(&manager, false).await?;
-        Ok(manager)
         for pool in [Some(manager.pool()), manager.events_at().other()].into_iter().flatten() {
             tokio::spawn(waiting::report(pool.connect_options()));
         }
+        Ok(manager)
     }
 
     fn manager(&self, database: &Database, session: Session) -> Result<ProjectionManager, BoxError> {
-        let url = database.url.as_deref().filter(|url| !url.is_empty()).ok_or_else(|| {
         self.manager_as(database, session, self.name)
     }
 
     /// Creates a manager whose sessions have this name.
     fn manager_as(&self, database: &Database, session: Session, name: &str) -> Result<ProjectionManager, BoxError> {
+        let url = database.url.as_deref().filter(|url| !url.is_empty()).ok_or_else(|| {
             Usage("no database: set DATABASE_URL or give --database-url, like postgres://user@host/database".to_owned())
         })?;
         let pool = self.pool_of(url, DATABASE_URL, session, name)?;
@@ -579,12 +580,11 @@ pub(super) async fn import(
 
 pub(super) async fn reset(service: &Service, database: &Database, names: &[String]) -> Result<(), BoxError> {
     let manager = service.reached(database).await?;
-    known(service, names)?;
-    for name in names {
+    one_by_one(service, names, async |name| {
         manager.reset_projection(name).await?;
-        say!("{name}: tables emptied; running services apply the events again from the first.");
-    }
-    Ok(())
+        Ok("tables emptied; running services apply the events again from the first.".to_owned())
+    })
+    .await
 }
 
 /// Returns the projections and those that come after one of them, in the order of their rebuilds.
@@ -692,22 +692,20 @@ fn operator() -> String {
 
 pub(super) async fn pause(service: &Service, database: &Database, names: &[String]) -> Result<(), BoxError> {
     let manager = service.reached(database).await?;
-    known(service, names)?;
-    for name in names {
+    one_by_one(service, names, async |name| {
         manager.pause(name, &operator()).await?;
-        say!("{name}: paused, in all processes, until `{} resume {name}`.", service.name);
-    }
-    Ok(())
+        Ok(format!("paused, in all processes, until `{} resume {name}`.", service.name))
+    })
+    .await
 }
 
 pub(super) async fn resume(service: &Service, database: &Database, names: &[String]) -> Result<(), BoxError> {
     let manager = service.reached(database).await?;
-    known(service, names)?;
-    for name in names {
+    one_by_one(service, names, async |name| {
         manager.resume(name, &operator()).await?;
-        say!("{name}: running services go on with it.");
-    }
-    Ok(())
+        Ok("running services go on with it.".to_owned())
+    })
+    .await
 }
 
 pub(super) async fn skip(
@@ -741,6 +739,31 @@ pub(super) async fn wait(
     Ok(())
 }
 
+/// Acts on one projection after the other, also after one that failed, and prints what was done to each. The errors of
+/// all that failed are returned together.
+async fn one_by_one(
+    service: &Service,
+    names: &[String],
+    act: impl AsyncFn(&str) -> Result<String, Error>,
+) -> Result<(), BoxError> {
+    known(service, names)?;
+    let mut failed: Vec<Error> = Vec::new();
+    for name in names {
+        match act(name).await {
+            Ok(done) => say!("{name}: {done}"),
+            Err(error) => failed.push(error),
+        }
+    }
+    match failed.pop() {
+        None => Ok(()),
+        Some(only) if failed.is_empty() => Err(only.into()),
+        Some(last) => {
+            failed.push(last);
+            Err(failed.iter().map(Error::to_string).collect::<Vec<_>>().join("\n").into())
+        }
+    }
+}
+
 /// All names, before anything is done to the first.
 fn known(service: &Service, names: &[String]) -> Result<(), Error> {
     names.iter().try_for_each(|name| service.projections.definition(name).map(drop))
@@ -748,20 +771,18 @@ fn known(service: &Service, names: &[String]) -> Result<(), Error> {
 
 pub(super) async fn accept(service: &Service, database: &Database, names: &[String]) -> Result<(), BoxError> {
     let manager = service.reached(database).await?;
-    known(service, names)?;
-    for name in names {
+    one_by_one(service, names, async |name| {
         manager.accept(name).await?;
-        say!("{name}: its rows count as made by the code of this program, for the tables as they are.");
-    }
-    Ok(())
+        Ok("its rows count as made by the code of this program, for the tables as they are.".to_owned())
+    })
+    .await
 }
 
 pub(super) async fn retry(service: &Service, database: &Database, names: &[String]) -> Result<(), BoxError> {
     let manager = service.reached(database).await?;
-    known(service, names)?;
-    for name in names {
+    one_by_one(service, names, async |name| {
         manager.retry(name).await?;
-        say!("{name}: running services try the failed event again; `{} status` tells how it went.", service.name);
-    }
-    Ok(())
+        Ok(format!("running services try the failed event again; `{} status` tells how it went.", service.name))
+    })
+    .await
 }

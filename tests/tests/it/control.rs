@@ -206,3 +206,40 @@ async fn a_wait_in_vain() {
     let error = manager.wait_for(&["bands"], head, Duration::from_secs(9)).await.unwrap_err();
     assert!(matches!(error, Error::UnknownProjection { .. }), "{error}");
 }
+
+/// A projection that fails keeps none of the others from being acted on.
+#[tokio::test(flavor = "multi_thread")]
+async fn several_at_a_time() {
+    let db = TestDatabase::new().await;
+    let manager = ProjectionManager::new(db.pool.clone(), dancefinder_projections::projections()).unwrap();
+    manager.catch_up(|_| {}).await.unwrap();
+    let dancefinder = |args: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_dancefinder")).args(args).env("DATABASE_URL", &db.url).output();
+        let output = output.unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let paused = async || {
+        let paused = "SELECT name FROM readviews WHERE paused_at IS NOT NULL ORDER BY name";
+        sqlx::query_scalar::<_, String>(paused).fetch_all(&db.pool).await.unwrap()
+    };
+    assert_eq!(dancefinder(&["pause", "event", "userpreferences"]).0, Some(0));
+    let (code, said, errors) = dancefinder(&["resume", "band", "event", "dancehall", "userpreferences"]);
+    assert_eq!(code, Some(1));
+    assert!(said.starts_with("event: running services go on") && said.contains("\nuserpreferences: "), "{said}");
+    let not_paused = |name| format!("projection `{name}` is not paused: there is nothing to resume\n");
+    assert!(errors.ends_with(&format!("error: {}{}", not_paused("band"), not_paused("dancehall"))), "{errors}");
+    assert_eq!(paused().await, [""; 0]);
+
+    sqlx::query(
+        "INSERT INTO readview_failures (name, event_id, event_name, tstamp, handler, error, attempts)
+         VALUES ('event', gen_random_uuid(), 'EventCreated', 1, 'created', 'none', 1)",
+    )
+    .execute(&db.pool)
+    .await
+    .unwrap();
+    let (code, said, errors) = dancefinder(&["retry", "band", "event"]);
+    assert_eq!((code, said.starts_with("event: ")), (Some(1), true), "{said}{errors}");
+    assert_eq!(errors, "error: projection `band` has not failed: there is nothing to retry or to skip\n");
+    let retried: bool = sqlx::query_scalar("SELECT retry FROM readview_failures").fetch_one(&db.pool).await.unwrap();
+    assert!(retried);
+}
