@@ -266,10 +266,11 @@ pub(crate) fn remedy(error: &(dyn StdError + 'static)) -> Option<&'static str> {
     if classify(error) != Environment {
         return None;
     }
-    if let Some(code) = state(error) {
-        return Some(remedy_of_state(&code));
-    }
     let text = chain(error);
+    if let Some(code) = state(error) {
+        let is_of_row_security = code == "42501" && text.contains("row-level security");
+        return Some(if is_of_row_security { ROW_SECURITY } else { remedy_of_state(&code) });
+    }
     let says = |part: &str| text.contains(part);
     Some(if says(DROPPED) {
         "remove the trigger or the rule, which `check` names"
@@ -281,6 +282,10 @@ pub(crate) fn remedy(error: &(dyn StdError + 'static)) -> Option<&'static str> {
         "check the handler, and the services that it calls"
     })
 }
+
+/// Remedy for a policy that refuses a row, or that would hide rows. Both have the SQLSTATE of a missing privilege.
+const ROW_SECURITY: &str = "give the role that the service connects as a policy for all rows, or BYPASSRLS, or turn row \
+    security of the table off";
 
 fn remedy_of_state(code: &str) -> &'static str {
     match code {

@@ -164,6 +164,9 @@ pub struct Failure {
     pub attempts: i32,
     /// When it failed last.
     pub failed_at: DateTime<Utc>,
+    /// The event's schema version, if the program that stopped did not know it. The projection goes on by itself when a
+    /// program runs that does.
+    pub newer_version: Option<i32>,
 }
 
 impl Status {
@@ -305,5 +308,6 @@ fn failure(row: &Row) -> Option<Failure> {
         error: row.error.clone()?,
         attempts: row.attempts?,
         failed_at: row.failed_at?,
+        newer_version: row.newer_version,
     })
 }

@@ -111,9 +111,13 @@ pub(super) fn status(service: &str, status: &Status) -> String {
         let [event_name, handler, error] = [event_name, handler, error].map(shown);
         text = format!(
             "{text}\n\n{name} stopped at {event_name} {event_id} (tstamp {tstamp}), in handler `{handler}`, {attempts}, \
-             last {at}:\n  {error}\n  after the fix: {service} retry {name}",
+             last {at}:\n  {error}",
             at = failed_at.format("%Y-%m-%d %H:%M:%S UTC"),
         );
+        // A program that knows the event's version goes on by itself.
+        if failure.newer_version.is_none() {
+            text = format!("{text}\n  after the fix: {service} retry {name}");
+        }
         if !projection.partitions.is_empty() {
             let stopped = projection.partitions.iter().filter(|partition| partition.failure.is_some());
             let stopped: Vec<_> = stopped.map(|partition| &*partition.name).collect();
@@ -340,10 +344,6 @@ fn duration(seconds: f64) -> String {
     }
 }
 
-/// `12,000 of 50,000 events, 6,000 a second, 6.3 s left`
-fn how_far(events: u64, total: u64, seconds: f64) -> String {
-    let mut text = format!("{} of {} events", count(events), count(total));
-    if events > 0 && seconds > 0.0 {
 /// Formats the progress of a rebuild, or what to do about one that has not reported any for a while.
 fn how_far_is(service: &str, rebuilding: &Rebuilding) -> String {
     let Rebuilding { name, events, total, seconds, seconds_since_seen, session, .. } = rebuilding;
@@ -366,6 +366,10 @@ fn how_far_is(service: &str, rebuilding: &Rebuilding) -> String {
     format!("{done}, no progress reported for {silent}: {problem}")
 }
 
+/// `12,000 of 50,000 events, 6,000 a second, 6.3 s left`
+fn how_far(events: u64, total: u64, seconds: f64) -> String {
+    let mut text = format!("{} of {} events", count(events), count(total));
+    if events > 0 && seconds > 0.0 {
         #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)] // to be read
         let (rate, left) =
             ((events as f64 / seconds) as u64, total.saturating_sub(events) as f64 * seconds / events as f64);

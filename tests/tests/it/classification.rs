@@ -10,6 +10,8 @@ use projection_runtime::{
 use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
 use tests::TestDatabase;
+use tests::journal::{self, Happened, Journal};
+use tests::role::Role;
 use tests::sqlstate::{Blame, SQLSTATES};
 use uuid::Uuid;
 
@@ -202,5 +204,30 @@ async fn each_sqlstate_by_an_append_and_an_import() {
             }
             (blame, imported) => panic!("{code} {name}, {blame:?}: {imported:?}"),
         }
+    }
+}
+
+/// Row-level security refuses with the code of a missing privilege, but a GRANT is no remedy.
+#[tokio::test(flavor = "multi_thread")]
+async fn row_security_is_no_missing_privilege() {
+    let db = TestDatabase::new().await;
+    journal::create(&db.pool).await;
+    journal::append(&db.pool, [Happened::new(1)]).await;
+    sqlx::raw_sql("ALTER TABLE journal ENABLE ROW LEVEL SECURITY").execute(&db.pool).await.unwrap();
+    let grants =
+        "GRANT ALL ON ALL TABLES IN SCHEMA public TO $role; GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO $role";
+    for (setting, refused) in [
+        ("on", "new row violates row-level security policy for table \"journal\""),
+        ("off", "query would be affected by row-level security policy for table \"journal\""),
+    ] {
+        let role = Role::create(&db, &format!("{grants}; ALTER ROLE $role SET row_security = {setting}")).await;
+        let pool = role.pool(10).await;
+        let manager = ProjectionManager::new(pool.clone(), projections![Journal]).unwrap();
+        let status = manager.catch_up(|_| {}).await.unwrap();
+        let error = &status.projection("journal").unwrap().failure.as_ref().unwrap().error;
+        assert!(error.contains(refused) && error.contains("BYPASSRLS") && !error.contains("grant"), "{error}");
+        pool.close().await;
+        role.drop().await;
+        sqlx::raw_sql("DELETE FROM readview_failures").execute(&db.pool).await.unwrap();
     }
 }

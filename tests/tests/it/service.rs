@@ -280,3 +280,29 @@ async fn health() {
     assert_eq!(gone.status.code(), Some(1));
     assert!(text(&gone.stderr).contains("nothing answers at http://127.0.0.1:"), "{}", text(&gone.stderr));
 }
+
+/// A projection that stopped at an event of a newer version goes on by itself when the newer program runs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_event_needs_no_retry() {
+    let db = TestDatabase::new().await;
+    let failed = async |version: i32| {
+        sqlx::query(
+            "INSERT INTO events (aggregate_id, aggregate_name, name, version, data)
+             VALUES (gen_random_uuid(), 'domain.Band', 'BandCreated', $1, '{}')",
+        )
+        .bind(version)
+        .execute(&db.pool)
+        .await
+        .unwrap();
+        let projections = dancefinder_projections::projections();
+        let manager = projection_runtime::ProjectionManager::new(db.pool.clone(), projections).unwrap();
+        manager.catch_up(|_| {}).await.unwrap();
+        ok(&service(&db.url, &["status"]))
+    };
+    let newer = failed(99).await;
+    assert!(newer.contains("deploy the newer program") && !newer.contains("after the fix"), "{newer}");
+    sqlx::query("DELETE FROM readview_failures").execute(&db.pool).await.unwrap();
+    sqlx::query("UPDATE readviews SET position = (SELECT MAX(tstamp) FROM events)").execute(&db.pool).await.unwrap();
+    let bad = failed(1).await;
+    assert!(bad.contains("after the fix: dancefinder-projections retry band"), "{bad}");
+}

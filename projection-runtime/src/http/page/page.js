@@ -345,11 +345,11 @@ function renderProjection(card, view) {
   setCommands(field(card, "resume"), mustResume ? [["To let it go on", command("resume", name)]] : []);
 
   if (show(card, "failure", failure)) {
-    const { event_name, event_id, handler, attempts, error, failed_at } = failure;
+    const { event_name, event_id, handler, attempts, error, failed_at, newer_version } = failure;
     const last = `${utc(failed_at)} (${ago(failed_at)})`;
     setTexts(card, { event_name, event_id, handler, attempts: count(attempts), failed_at: last, error });
     setCommands(field(card, "cures"), [
-      ["", command("retry", name)],
+      ...(newer_version === null ? [["", command("retry", name)]] : []), // a newer program goes on by itself
       ["Where it can never be applied", command("skip", name, "--event", event_id, '--reason ".."')],
     ]);
   }
