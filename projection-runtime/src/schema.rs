@@ -20,6 +20,7 @@ use crate::backoff::Backoff;
 use crate::error::{Error, ForeignKey};
 use crate::events_at::EventsAt;
 use crate::projection::{Definition, ProjectionSet};
+use crate::transaction;
 use crate::writable;
 
 /// What a check of the database found.
@@ -34,6 +35,15 @@ pub struct Check {
     pub unknown_events: Vec<String>,
     /// Whether there are more than 100 such names.
     pub unknown_events_capped: bool,
+}
+
+impl Check {
+    /// A problem of a whole database, which makes other questions pointless.
+    fn of_database(problem: String, cure: &str) -> Self {
+        let problem =
+            Problem { projection: None, table: String::new(), constraint: None, problem, cure: cure.to_owned() };
+        Check { problems: vec![problem], ..Check::default() }
+    }
 }
 
 /// Something that keeps the projections from being run.
@@ -69,22 +79,22 @@ pub(crate) async fn check(
     rabbitmq: bool,
 ) -> Result<Check, Error> {
     let doing = || Error::database("checking the database");
+    let doing_there = || Error::database("checking the events' database");
     if let Some((why, cure)) = writable::problem(pool).await.map_err(doing())? {
-        let problem = format!("nothing can be written to the database: {why}");
-        let problem =
-            Problem { projection: None, table: String::new(), constraint: None, problem, cure: cure.to_owned() };
-        return Ok(Check { problems: vec![problem], ..Check::default() });
+        return Ok(Check::of_database(format!("nothing can be written to the database: {why}"), cure));
     }
-    let mut connection = pool.acquire().await.map_err(doing())?;
-    let mut problems = match events_at.other() {
+    let mut connection = transaction::begin_check(pool).await.map_err(doing())?;
+    let mut elsewhere = match events_at.other() {
+        None => None,
+        Some(events) => Some(transaction::begin_check(events).await.map_err(doing_there())?),
+    };
+    let mut problems = match &mut elsewhere {
         None => event_store(&mut connection, rabbitmq, &|_| true).await.map_err(doing())?,
         Some(events) => {
             let mut problems =
                 event_store(&mut connection, rabbitmq, &|table| table != "events").await.map_err(doing())?;
             problems.extend(own_events(&mut connection).await.map_err(doing())?);
-            let doing = || Error::database("checking the events' database");
-            let mut events = events.acquire().await.map_err(doing())?;
-            let of_events = event_store(&mut events, false, &|table| table == "events").await.map_err(doing())?;
+            let of_events = event_store(events, false, &|table| table == "events").await.map_err(doing_there())?;
             problems.extend(of_events.into_iter().map(|problem| Problem {
                 problem: format!("in the events' database, {}", problem.problem),
                 ..problem
@@ -104,12 +114,12 @@ pub(crate) async fn check(
         }));
     }
     let store_is_there = problems.iter().all(|problem| problem.projection.is_some());
-    let unknown = match events_at.other() {
-        _ if !store_is_there => Ok(UnknownEvents::default()),
-        None => unknown_events(&mut *connection, set).await,
-        Some(events) => unknown_events(events, set).await,
+    let unknown = match &mut elsewhere {
+        _ if !store_is_there => UnknownEvents::default(),
+        None => unknown_events(&mut *connection, set).await.map_err(doing())?,
+        Some(events) => unknown_events(&mut **events, set).await.map_err(doing_there())?,
     };
-    let UnknownEvents { names: unknown_events, more: unknown_events_capped } = unknown.map_err(doing())?;
+    let UnknownEvents { names: unknown_events, more: unknown_events_capped } = unknown;
     let mut check = Check { problems, warnings: Vec::new(), unknown_events, unknown_events_capped };
     read_models::check(&mut connection, set, &mut check).await.map_err(doing())?;
     match events_at.other() {

@@ -22,6 +22,9 @@ pub(crate) const SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ON
 /// Starts a transaction like [`SNAPSHOT`] whose statements time out after 3 s.
 pub(crate) const SNAPSHOT_3S: &str =
     "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = '3s'";
+/// Starts the transaction in which the database is checked. Behind a pooler in transaction mode, only the statements of a
+/// transaction are sure to reach one session.
+const CHECKING: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY";
 
 /// Starts a transaction over a connection of the pool, like [`PgPool::begin`], and may be dropped at any time: by a
 /// time-out, by a `select!`, with the request of a client that has gone.
@@ -47,6 +50,11 @@ pub async fn begin(pool: &PgPool) -> sqlx::Result<Transaction<'static, Postgres>
 /// Starts one of the runtime's own transactions: READ COMMITTED, with a bound on the time that it may be idle.
 pub(crate) async fn begin_bounded(pool: &PgPool) -> sqlx::Result<Transaction<'static, Postgres>> {
     begin_with(pool, BOUNDED).await
+}
+
+/// Starts the transaction in which the database is checked.
+pub(crate) async fn begin_check(pool: &PgPool) -> sqlx::Result<Transaction<'static, Postgres>> {
+    begin_with(pool, CHECKING).await
 }
 
 /// Starts a transaction with these statements, sent in one round trip.

@@ -5,6 +5,7 @@ pub mod browser;
 pub mod fold;
 pub mod history;
 pub mod journal;
+pub mod neighbours;
 pub mod pgbouncer;
 pub mod rabbitmq_server;
 pub mod role;

@@ -141,7 +141,9 @@ pub(super) async fn check(connection: &mut PgConnection, set: &ProjectionSet, ch
         for row in rows {
             found.key(row, &keys, &columns);
             if found.columns(row, &columns) {
-                // One row of NULLs, whose columns have the types that a handler's row is read from.
+                // One row of NULLs, whose columns have the types that a handler's row is read from. The driver prepares
+                // the statement without a name and executes it in a second step: both reach the same session, because
+                // this is a transaction.
                 let sql = AssertSqlSafe(format!("SELECT (NULL::{}).*", table.qualified));
                 let types = sqlx::query(sql).persistent(false).fetch_one(&mut *connection).await?;
                 found.types(row, &columns, &types);

@@ -1,14 +1,17 @@
 //! A pooler before the database: session mode changes nothing, transaction mode is detected, and the runtime leaves no
-//! state in a session that another client gets next.
+//! state in a session that another client gets next. Other clients use the pooler all the time.
 
-use std::process::{Command, Output};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use projection_runtime::{ManagerOptions, ProjectionManager, RebuildOptions};
 use sqlx::postgres::{PgListener, PgPoolOptions};
 use sqlx::{Connection, PgConnection, PgPool};
 use tests::history::History;
+use tests::neighbours::Neighbours;
 use tests::pgbouncer::{self, PgBouncer};
-use tests::{TestDatabase, fold};
+use tests::{TestDatabase, eventually, fold};
 
 async fn filled(seed: u64) -> TestDatabase {
     let db = TestDatabase::new().await;
@@ -89,6 +92,13 @@ fn command(url: &str, arguments: &[&str]) -> Output {
     command.args(["--database-url", url]).args(arguments).env("RUST_LOG", "off").output().unwrap()
 }
 
+fn succeed(url: &str, commands: &[&[&str]]) {
+    for arguments in commands {
+        let output = command(url, arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
 fn refused(url: &str, arguments: &[&str], remedy: &str) {
     let output = command(url, arguments);
     let error = String::from_utf8_lossy(&output.stderr);
@@ -100,13 +110,12 @@ fn refused(url: &str, arguments: &[&str], remedy: &str) {
 async fn a_session_for_each_connection() {
     let db = filled(32).await;
     let pooler = PgBouncer::start(&db.url, "pool_mode = session");
+    let neighbours = Neighbours::start(&pooler.url, 2);
     everything(&manager(&pooler.url).await, &db.pool).await;
     // LISTEN comes through as well.
     PgListener::connect(&pooler.url).await.unwrap();
-    for arguments in [&["check"][..], &["rebuild", "band"], &["verify"], &["status"]] {
-        let output = command(&pooler.url, arguments);
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    }
+    succeed(&pooler.url, &[&["check"], &["rebuild", "band"], &["verify"], &["status"]]);
+    assert!(neighbours.stop() > 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -128,16 +137,48 @@ async fn a_session_for_each_transaction() {
     // An older PgBouncer cannot do what follows, and is refused as above whatever its settings.
     if keeps_statements {
         with_prepared_statements(&db).await;
+        in_one_session(&db).await;
     }
 }
 
 async fn with_prepared_statements(db: &TestDatabase) {
     let settings = "pool_mode = transaction\nmax_prepared_statements = 200\ndefault_pool_size = 8";
     let pooler = PgBouncer::start(&db.url, settings);
+    let neighbours = Neighbours::start(&pooler.url, 8);
     refused(&pooler.url, &["run", "--no-http"], "--no-listen");
     everything(&manager(&pooler.url).await, &db.pool).await;
-    for arguments in [&["check"][..], &["rebuild", "band"], &["verify"], &["status"]] {
-        let output = command(&pooler.url, arguments);
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    succeed(&pooler.url, &[&["check"], &["rebuild", "band"], &["verify"], &["status"]]);
+    assert!(neighbours.stop() > 0);
+}
+
+/// All clients share one session, so that between two transactions of one client there are always those of others.
+async fn in_one_session(db: &TestDatabase) {
+    let settings = "pool_mode = transaction\nmax_prepared_statements = 200\ndefault_pool_size = 1";
+    let pooler = PgBouncer::start(&db.url, settings);
+    let neighbours = Neighbours::start(&pooler.url, 3);
+    for _ in 0..3 {
+        succeed(&pooler.url, &[&["check"], &["status"]]);
     }
+    let mut run = Command::new(env!("CARGO_BIN_EXE_dancefinder"))
+        .args(["run", "--no-http", "--no-listen", "--database-url", &pooler.url])
+        .env("RUST_LOG", "info")
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(run.stderr.take().unwrap()).lines().map(|line| line.unwrap_or_default());
+    let mut said = Vec::new();
+    while !said.last().is_some_and(|line: &String| line.contains("running; ")) {
+        said.push(lines.next().unwrap_or_else(|| panic!("{said:?}")));
+    }
+    super::rebuild::append(&db.pool, &mut History::new(34), 100).await;
+    eventually("all is applied", Duration::from_secs(60), || async {
+        let sql = "SELECT MIN(position) >= (SELECT MAX(tstamp) FROM events) FROM readviews";
+        sqlx::query_scalar::<_, bool>(sql).fetch_one(&db.pool).await.unwrap()
+    })
+    .await;
+    assert!(Command::new("kill").arg(run.id().to_string()).status().unwrap().success());
+    let said: Vec<String> = lines.collect();
+    assert!(run.wait().unwrap().success(), "{said:?}");
+    fold::assert_equal(&db.pool).await;
+    assert!(neighbours.stop() > 0);
 }
