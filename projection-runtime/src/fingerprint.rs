@@ -192,8 +192,9 @@ struct Other {
 }
 
 impl Made {
-    /// By the code of this program, for the tables as they are.
+    /// By the code of this program, for the tables as they are. Must run in a transaction.
     async fn now(connection: &mut PgConnection, definition: &Definition) -> sqlx::Result<Self> {
+        transaction::fix_catalog_texts(&mut *connection).await?;
         let tables = sqlx::query_scalar(
             "SELECT md5(COALESCE(string_agg(part, E'\\n' ORDER BY part), ''))
              FROM UNNEST($1::text[]) AS t (name)

@@ -501,12 +501,14 @@ async fn routines(connection: &mut PgConnection) -> sqlx::Result<Vec<Problem>> {
         "SELECT n.name, p.oid::regprocedure::text AS signature, p.prosecdef AS definer,
                 p.prorettype = 'trigger'::regtype AS is_trigger,
                 has_function_privilege('public', p.oid, 'EXECUTE') AS public,
-                COALESCE(p.proconfig @> ARRAY['search_path=' || s.schema || ', pg_temp'], false) AS path,
-                strpos(p.prosrc, s.schema || '.') > 0 AS qualified,
+                -- `quote_all_identifiers` may have been on when the function was created.
+                COALESCE(p.proconfig && ARRAY['search_path=' || s.schema || ', pg_temp',
+                                              'search_path=' || s.quoted || ', \"pg_temp\"'], false) AS path,
+                strpos(p.prosrc, s.schema || '.') > 0 OR strpos(p.prosrc, s.quoted || '.') > 0 AS qualified,
                 s.schema
          FROM UNNEST($1::text[]) AS n (name)
          JOIN pg_proc p ON p.oid = to_regproc(n.name)
-         CROSS JOIN (SELECT quote_ident(nspname) AS schema
+         CROSS JOIN (SELECT quote_ident(nspname) AS schema, '\"' || replace(nspname, '\"', '\"\"') || '\"' AS quoted
                      FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
                      WHERE c.oid = to_regclass('events')) s",
     )

@@ -26,6 +26,10 @@ pub(crate) const SNAPSHOT_3S: &str =
 /// transaction are sure to reach one session.
 const CHECKING: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY";
 
+/// Settings that change how functions of the catalogue, like `format_type` and `pg_get_expr`, write names and constants.
+const CATALOG_TEXTS: &str = "SET LOCAL quote_all_identifiers = off; SET LOCAL IntervalStyle = 'postgres'; \
+    SET LOCAL bytea_output = 'hex'; SET LOCAL extra_float_digits = 1";
+
 /// Starts a transaction over a connection of the pool, like [`PgPool::begin`], and may be dropped at any time: by a
 /// time-out, by a `select!`, with the request of a client that has gone.
 ///
@@ -54,7 +58,15 @@ pub(crate) async fn begin_bounded(pool: &PgPool) -> sqlx::Result<Transaction<'st
 
 /// Starts the transaction in which the database is checked.
 pub(crate) async fn begin_check(pool: &PgPool) -> sqlx::Result<Transaction<'static, Postgres>> {
-    begin_with(pool, CHECKING).await
+    let mut tx = begin_with(pool, CHECKING).await?;
+    fix_catalog_texts(&mut tx).await?;
+    Ok(tx)
+}
+
+/// Makes the catalogue's functions write names and constants in one way until the transaction ends, whatever the role's
+/// settings are. Required before such texts are compared.
+pub(crate) async fn fix_catalog_texts(tx: &mut PgConnection) -> sqlx::Result<()> {
+    sqlx::raw_sql(CATALOG_TEXTS).execute(tx).await.map(drop)
 }
 
 /// Starts a transaction with these statements, sent in one round trip.

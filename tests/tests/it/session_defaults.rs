@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use projection_runtime::{EventStore, ExpectedVersion, ProjectionManager, RebuildOptions};
+use sqlx::migrate::Migrator;
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, PgPool};
 use tests::history::History;
@@ -56,6 +57,9 @@ async fn everything(defaults: &[&str]) {
     .await;
     let health = manager.health().await;
     assert!(health.ready, "{defaults:?}: {health:?}");
+    let check = manager.check().await.unwrap();
+    assert_eq!((check.problems, check.warnings), (vec![], vec![]), "{defaults:?}");
+    assert_eq!(manager.stale().await.unwrap(), [], "{defaults:?}");
     for (stop, task) in running {
         stop.cancel();
         task.await.unwrap();
@@ -86,4 +90,60 @@ async fn formats_and_time_outs() {
         "enable_indexscan = off",
     ])
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn quoted_identifiers() {
+    everything(&["quote_all_identifiers = on"]).await;
+}
+
+/// A pool whose sessions have these settings.
+async fn pool_with(url: &str, settings: &'static str) -> PgPool {
+    let pool = PgPoolOptions::new().max_connections(20);
+    let pool = pool.after_connect(move |session, _| {
+        Box::pin(async move { sqlx::raw_sql(settings).execute(session).await.map(drop) })
+    });
+    pool.connect(url).await.unwrap()
+}
+
+/// What a session with other settings has recorded is compared with what this one reads.
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_that_change() {
+    let db = TestDatabase::new().await;
+    let other = "SET quote_all_identifiers = on; SET IntervalStyle = 'sql_standard'; SET bytea_output = 'escape';
+                 SET extra_float_digits = -4";
+    let other = pool_with(&db.url, other).await;
+    let columns = "ALTER TABLE band ADD COLUMN longer interval DEFAULT '1 day 02:00:00',
+                                    ADD COLUMN image bytea DEFAULT '\\x0102', ADD COLUMN part float8 DEFAULT 0.1::float8 + 0.2";
+    sqlx::raw_sql(columns).execute(&db.pool).await.unwrap();
+    super::rebuild::append(&db.pool, &mut History::new(52), 100).await;
+    let manager = |pool: &PgPool| ProjectionManager::new(pool.clone(), dancefinder_projections::projections()).unwrap();
+    manager(&db.pool).catch_up(|_| {}).await.unwrap();
+    assert_eq!(manager(&other).stale().await.unwrap(), []);
+    manager(&other).accept("band").await.unwrap();
+    assert_eq!(manager(&db.pool).stale().await.unwrap(), []);
+    for pool in [&db.pool, &other] {
+        let check = manager(pool).check().await.unwrap();
+        assert_eq!((check.problems, check.warnings), (vec![], vec![]));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn migrated_with_quoted_identifiers() {
+    static NOTHING: Migrator = Migrator::DEFAULT;
+    let db = projection_runtime::testing::TestDatabase::new(&NOTHING).await;
+    let quoting = pool_with(&db.url, "SET quote_all_identifiers = on").await;
+    dancefinder_projections::MIGRATIONS.run(&quoting).await.unwrap();
+    let quoted = "SELECT EXISTS (SELECT FROM pg_proc WHERE '\"public\", \"pg_temp\"' = ANY (
+                      SELECT replace(setting, 'search_path=', '') FROM UNNEST(proconfig) AS setting))";
+    assert!(sqlx::query_scalar::<_, bool>(quoted).fetch_one(&db.pool).await.unwrap());
+    super::rebuild::append(&db.pool, &mut History::new(53), 100).await;
+    for pool in [&quoting, &db.pool] {
+        let manager = ProjectionManager::new(pool.clone(), dancefinder_projections::projections()).unwrap();
+        let check = manager.check().await.unwrap();
+        assert_eq!((check.problems, check.warnings), (vec![], vec![]));
+        manager.catch_up(|_| {}).await.unwrap();
+        assert_eq!(manager.stale().await.unwrap(), []);
+    }
+    fold::assert_equal(&db.pool).await;
 }
