@@ -550,6 +550,7 @@ impl ProjectionManager {
     ) -> Result<Difference, Error> {
         let rebuild = self.beside(name, progress)?;
         self.require_writable(&format!("rebuild of `{name}`")).await?;
+        self.require_durable_events(&format!("rebuild of `{name}`")).await?;
         rebuild.run(Task::Rebuild(options)).await
     }
 
@@ -562,6 +563,7 @@ impl ProjectionManager {
     ) -> Result<Difference, Error> {
         let verification = self.beside(name, progress)?;
         self.require_writable(&format!("verification of `{name}`")).await?;
+        self.require_durable_events(&format!("verification of `{name}`")).await?;
         verification.run(Task::Verify).await
     }
 
@@ -577,6 +579,14 @@ impl ProjectionManager {
 
     async fn require_writable(&self, doing: &str) -> Result<(), Error> {
         writable::require(&self.pool, doing).await
+    }
+
+    /// Returns an error if the events are in another database that cannot make sure that they are durable.
+    async fn require_durable_events(&self, doing: &str) -> Result<(), Error> {
+        match self.events_at.other() {
+            Some(events) => writable::require_primary(events, doing).await,
+            None => Ok(()),
+        }
     }
 
     /// Puts the rows back that the last rebuild with [`keep_old`](RebuildOptions::keep_old) replaced. The projection then

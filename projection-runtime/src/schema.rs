@@ -83,6 +83,12 @@ pub(crate) async fn check(
     if let Some((why, cure)) = writable::problem(pool).await.map_err(doing())? {
         return Ok(Check::of_database(format!("nothing can be written to the database: {why}"), cure));
     }
+    if let Some(events) = events_at.other()
+        && writable::is_standby(events).await.map_err(doing_there())?
+    {
+        let problem = format!("the events' database cannot be used: {}", writable::EVENTS_ON_STANDBY);
+        return Ok(Check::of_database(problem, "connect to the primary: EVENTS_URL (or --events-url)"));
+    }
     let mut connection = transaction::begin_check(pool).await.map_err(doing())?;
     let mut elsewhere = match events_at.other() {
         None => None,

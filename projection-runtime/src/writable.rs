@@ -15,6 +15,24 @@ pub(crate) async fn require(pool: &PgPool, doing: &str) -> Result<(), Error> {
     Err(Error::ReadOnly { doing: doing.to_owned(), why: why(standby), place })
 }
 
+/// Returns an error if the events' database is a standby, for an operation that needs durable events.
+pub(crate) async fn require_primary(events: &PgPool, doing: &str) -> Result<(), Error> {
+    if !is_standby(events).await.map_err(Error::database(doing))? {
+        return Ok(());
+    }
+    let place = crate::service::place(&events.connect_options());
+    Err(Error::ReadOnly { doing: doing.to_owned(), why: EVENTS_ON_STANDBY, place })
+}
+
+/// Why events are not read from a standby: a commit in their database is what makes sure that they are durable.
+pub(crate) const EVENTS_ON_STANDBY: &str =
+    "it is a standby, which can neither make sure that an event is durable nor send NOTIFY";
+
+/// Returns whether the database is a standby.
+pub(crate) async fn is_standby(pool: &PgPool) -> sqlx::Result<bool> {
+    sqlx::query_scalar("SELECT pg_is_in_recovery()").fetch_one(pool).await
+}
+
 /// Returns whether the database is a standby, and whether a transaction is read-only.
 async fn look(pool: &PgPool) -> sqlx::Result<(bool, bool)> {
     let sql = "SELECT pg_is_in_recovery(), current_setting('transaction_read_only')::boolean";

@@ -154,3 +154,39 @@ async fn a_standby_as_the_database() {
     let (code, said) = service(standby.url("postgres"), &["reset", "band"]);
     assert_eq!(code, 0, "{said}");
 }
+
+/// The events in a database that is a standby: refused at once, by each command that would wait for a durable event.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_as_the_events_database() {
+    let (_primary, _pool, standby) = pair().await;
+    let rows = TestDatabase::new().await;
+    let service = |arguments: &[&str]| {
+        let mut command = std::process::Command::new("timeout");
+        command.args(["20", env!("CARGO_BIN_EXE_dancefinder")]).args(arguments);
+        command.envs([("DATABASE_URL", &rows.url), ("EVENTS_URL", &standby.url("postgres"))]);
+        let began = std::time::Instant::now();
+        let output = command.output().unwrap();
+        let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert!(began.elapsed() < Duration::from_secs(8), "{arguments:?}: {said}");
+        (output.status.code().unwrap(), said)
+    };
+    let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/../dancefinder-projections/sample/events.jsonl");
+    for arguments in [
+        &["check"][..],
+        &["run", "--no-http"],
+        &["run", "--no-http", "--no-listen"],
+        &["rebuild", "band"],
+        &["verify", "band"],
+        &["import", sample],
+        &["migrate"],
+    ] {
+        let (code, said) = service(arguments);
+        assert_eq!(code, 1, "{arguments:?}: {said}");
+        assert!(said.contains("it is a standby") && said.contains("connect to the primary"), "{arguments:?}: {said}");
+    }
+    // What only reads, or concerns the read models alone, works.
+    for arguments in [&["status"][..], &["reset", "band"], &["pause", "band"], &["resume", "band"]] {
+        let (code, said) = service(arguments);
+        assert_eq!(code, 0, "{arguments:?}: {said}");
+    }
+}
