@@ -1,8 +1,9 @@
 //! Detects a pooler in transaction mode between the program and the database, and what it breaks.
 //!
-//! Such a pooler may run each transaction in another server session. The runtime depends on a session for two things
-//! only: LISTEN, which is optional, and prepared statements, which the driver uses for every query and which the pooler
-//! must support (PgBouncer 1.21 and later, with `max_prepared_statements`).
+//! Such a pooler may run each transaction in another server session. The runtime depends on a session for three things
+//! only: LISTEN, which is optional; the lock of the driver's migrations; and prepared statements, which the driver uses
+//! for every query and which the pooler must support (PgBouncer 1.21 and later, with `max_prepared_statements`). It keeps
+//! only statements that have a name: a statement without one must be in a transaction, which reaches one session.
 
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
@@ -74,6 +75,11 @@ async fn keeps_statements(one: &mut PgConnection, other: &mut PgConnection) -> s
 pub(crate) const NO_STATEMENTS: &str = "the database is reached through a pooler in transaction mode that keeps no prepared \
     statements; set max_prepared_statements (PgBouncer 1.21 or later) and no statement-cache-capacity, or use \
     pool_mode = session, or connect to PostgreSQL directly";
+
+/// Error for a command that needs a session for longer than a transaction, with the remedy.
+pub(crate) const NO_SESSION: &str = "the database is reached through a pooler in transaction mode, and the lock that \
+    `migrate` takes would stay with a session of the pooler; run `migrate` with a URL of PostgreSQL itself, or use \
+    pool_mode = session";
 
 /// Error for a pooler that does not pass notifications on, with the remedy.
 pub(crate) const NO_LISTEN: &str = "the database is reached through a pooler in transaction mode, which passes no \

@@ -613,8 +613,8 @@ async fn sequence(connection: &mut PgConnection) -> sqlx::Result<Vec<Problem>> {
 }
 
 /// Moves the sequence of positions to the newest event if it is behind; returns whether it was.
-pub(crate) async fn repair_sequence(pool: &PgPool) -> Result<bool, Error> {
-    let repaired = sqlx::query_scalar("SELECT events_repair_sequence()").fetch_one(pool).await;
+pub(crate) async fn repair_sequence(connection: &mut PgConnection) -> Result<bool, Error> {
+    let repaired = sqlx::query_scalar("SELECT events_repair_sequence()").fetch_one(connection).await;
     repaired.map_err(Error::database("repairing the sequence of positions"))
 }
 

@@ -26,7 +26,6 @@ use crate::rebuild::{Difference, RebuildOptions, RebuildProgress};
 use crate::schema::{self, Check, Problem};
 use crate::store::EventStore;
 use crate::url::{SPLIT, splits_password};
-use crate::writable;
 
 impl Service {
     /// A pool for all that this service does; it connects when it is used.
@@ -52,11 +51,25 @@ impl Service {
     async fn reached(&self, database: &Database) -> Result<ProjectionManager, BoxError> {
         let manager = self.manager_as(database, Session::Shared, &waiting::application_name(self.name))?;
         reach_both(&manager).await?;
-        usable(&manager, false).await?;
-        for pool in [Some(manager.pool()), manager.events_at().other()].into_iter().flatten() {
-            tokio::spawn(waiting::report(pool.connect_options()));
-        }
+        usable(&manager, Needs::Statements).await?;
+        report_waits(&manager);
         Ok(manager)
+    }
+
+    /// Creates a manager whose connections have a server session each.
+    pub(super) async fn reached_directly(&self, database: &Database) -> Result<ProjectionManager, BoxError> {
+        let manager = self.manager_as(database, Session::Shared, &waiting::application_name(self.name))?;
+        reach_both(&manager).await?;
+        match usable(&manager, Needs::Sessions).await? {
+            None => {
+                report_waits(&manager);
+                Ok(manager)
+            }
+            Some(unknown) => Err(format!(
+                "whether a pooler in transaction mode stands before the database is not known: {unknown}; try again"
+            )
+            .into()),
+        }
     }
 
     fn manager(&self, database: &Database, session: Session) -> Result<ProjectionManager, BoxError> {
@@ -84,11 +97,28 @@ enum Session {
     Shared,
 }
 
-/// Returns an error if a pooler before one of the databases breaks LISTEN or prepared statements that the program
-/// needs.
+/// Starts tasks that report what a command waits for.
+fn report_waits(manager: &ProjectionManager) {
+    for pool in [Some(manager.pool()), manager.events_at().other()].into_iter().flatten() {
+        tokio::spawn(waiting::report(pool.connect_options()));
+    }
+}
+
+/// What a command needs of a pooler before the database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Needs {
+    /// Statements that were prepared in one transaction can be executed in another.
+    Statements,
+    /// Notifications arrive as well.
+    Notifications,
+    /// Each connection has a server session.
+    Sessions,
+}
+
+/// Returns an error if a pooler before one of the databases breaks what the command needs.
 ///
 /// `Some`: not known, because a database does not answer, or does not give two connections at the same time.
-async fn usable(manager: &ProjectionManager, listens: bool) -> Result<Option<String>, BoxError> {
+async fn usable(manager: &ProjectionManager, needs: Needs) -> Result<Option<String>, BoxError> {
     let mut unknown = None;
     for pool in [Some(manager.pool()), manager.events_at().other()].into_iter().flatten() {
         let options = pool.connect_options();
@@ -105,9 +135,10 @@ async fn usable(manager: &ProjectionManager, listens: bool) -> Result<Option<Str
             }
         };
         let problem = match pooling {
+            Pooling::Transaction { .. } if needs == Needs::Sessions => pooler::NO_SESSION,
             Pooling::Transaction { keeps_statements: false } => pooler::NO_STATEMENTS,
-            Pooling::Transaction { .. } if listens => pooler::NO_LISTEN,
-            _ => continue,
+            Pooling::Transaction { .. } if needs == Needs::Notifications => pooler::NO_LISTEN,
+            Pooling::Session | Pooling::Transaction { .. } => continue,
         };
         return Err(format!("{}: {problem}", place(&options)).into());
     }
@@ -240,26 +271,6 @@ fn options_of(url: &str, said_by: &str) -> Result<PgConnectOptions, BoxError> {
 /// The valid values of `sslmode`.
 const SSL_MODES: [&str; 6] = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
 
-pub(super) async fn migrate(service: &Service, database: &Database) -> Result<(), BoxError> {
-    let manager = service.reached(database).await?;
-    for pool in [Some(manager.pool()), manager.events_at().other()].into_iter().flatten() {
-        writable::require(pool, "migrating").await?;
-    }
-    service.migrations.run(manager.pool()).await.map_err(|error| format!("migrating: {error}"))?;
-    if let Some(events) = manager.events_at().other() {
-        service.migrations.run(events).await.map_err(|error| format!("migrating the events' database: {error}"))?;
-    }
-    if schema::repair_sequence(manager.events_pool()).await? {
-        say!(
-            "The sequence of positions was behind the newest event, and is moved to it. Events that were appended \
-             meanwhile may have positions that projections had passed: `{} verify` finds out.",
-            service.name
-        );
-    }
-    say!("The schema is at version {}.", latest_migration(service));
-    Ok(())
-}
-
 pub(super) fn latest_migration(service: &Service) -> i64 {
     service.migrations.iter().map(|migration| migration.version).max().unwrap_or(0)
 }
@@ -390,9 +401,10 @@ async fn listen(http: &Endpoint) -> Result<Option<TcpListener>, BoxError> {
 
 /// Waits for the database, and sees that it is what the projections need.
 async fn fits(service: &Service, manager: &ProjectionManager, listens: bool) -> Result<(), BoxError> {
+    let needs = if listens { Needs::Notifications } else { Needs::Statements };
     let mut backoff = Backoff::default();
     loop {
-        let unknown = usable(manager, listens).await?;
+        let unknown = usable(manager, needs).await?;
         match checked(service, manager).await {
             Ok(check) if check.problems.is_empty() => {
                 if let Some(error) = unknown {

@@ -1,12 +1,13 @@
 //! The command line of a service: what its `main` calls.
 //!
-//! [`Service::main`] parses the command line; `commands` has a function for each command, `health` one of them; `demo` is
-//! the tour; `terminal` is how things look; `waiting` reports what a command waits for; `telemetry` is log lines and
-//! traces.
+//! [`Service::main`] parses the command line; `commands` has a function for each command, apart from `health` and `migrate`;
+//! `demo` is the tour; `terminal` is how things look; `waiting` reports what a command waits for; `telemetry` is log lines
+//! and traces.
 
 mod commands;
 mod demo;
 mod health;
+mod migrate;
 mod telemetry;
 mod terminal;
 mod waiting;
@@ -159,7 +160,7 @@ impl Service {
             Command::Demo { keep, amqp_url, amqp_ca } => {
                 demo::demo(self, database.url, amqp_url.zip(Some(amqp_ca)), keep).await
             }
-            Command::Migrate => commands::migrate(self, &database).await,
+            Command::Migrate => migrate::migrate(self, &database).await,
             Command::Run { broker, http, no_listen, synchronous_commit, check_tables, on_error, when_stale } => {
                 let options = ManagerOptions {
                     listen: !no_listen,

@@ -28,6 +28,7 @@ mod lookups;
 mod memory;
 
 mod metrics;
+mod migrate;
 mod offline;
 mod openapi;
 mod ordering;

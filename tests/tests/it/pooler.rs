@@ -114,7 +114,7 @@ async fn a_session_for_each_connection() {
     everything(&manager(&pooler.url).await, &db.pool).await;
     // LISTEN comes through as well.
     PgListener::connect(&pooler.url).await.unwrap();
-    succeed(&pooler.url, &[&["check"], &["rebuild", "band"], &["verify"], &["status"]]);
+    succeed(&pooler.url, &[&["migrate"], &["check"], &["rebuild", "band"], &["verify"], &["status"]]);
     assert!(neighbours.stop() > 0);
 }
 
@@ -132,6 +132,7 @@ async fn a_session_for_each_transaction() {
         {
             refused(url, arguments, "max_prepared_statements");
         }
+        refused(url, &["migrate"], "a URL of PostgreSQL itself");
     }
     fold::assert_equal(&db.pool).await;
     // An older PgBouncer cannot do what follows, and is refused as above whatever its settings.
@@ -158,7 +159,14 @@ async fn in_one_session(db: &TestDatabase) {
     let neighbours = Neighbours::start(&pooler.url, 3);
     for _ in 0..3 {
         succeed(&pooler.url, &[&["check"], &["status"]]);
+        refused(&pooler.url, &["migrate"], "a URL of PostgreSQL itself");
     }
+    let locks = "SELECT COUNT(*) FROM pg_locks WHERE locktype = 'advisory'
+                 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    let locks: i64 = sqlx::query_scalar(locks).fetch_one(&db.pool).await.unwrap();
+    assert_eq!(locks, 0, "a lock is left in a session of the pooler");
+    succeed(&db.url, &[&["migrate"]]);
+
     let mut run = Command::new(env!("CARGO_BIN_EXE_dancefinder"))
         .args(["run", "--no-http", "--no-listen", "--database-url", &pooler.url])
         .env("RUST_LOG", "info")

@@ -1,0 +1,48 @@
+//! `migrate` beside other sessions.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use projection_runtime::ProjectionManager;
+use projection_runtime::testing::TestDatabase;
+use sqlx::migrate::{Migrate, Migrator};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+static NOTHING: Migrator = Migrator::DEFAULT;
+
+/// Another `migrate` holds the lock, or another transaction holds a table.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_it_waits_for_is_reported() {
+    let db = TestDatabase::new(&NOTHING).await;
+    for table in [None, Some("_sqlx_migrations")] {
+        let mut other = PgConnection::connect(&db.url).await.unwrap();
+        match table {
+            None => other.lock().await.unwrap(),
+            Some(table) => {
+                let sql = AssertSqlSafe(format!("BEGIN; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"));
+                sqlx::raw_sql(sql).execute(&mut other).await.unwrap();
+            }
+        }
+        let session: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut other).await.unwrap();
+        let mut migrate = Command::new(env!("CARGO_BIN_EXE_dancefinder"));
+        migrate.args(["migrate", "--database-url", &db.url]).stderr(Stdio::piped()).env_remove("RUST_LOG");
+        let mut migrate = migrate.spawn().unwrap();
+        let stderr = migrate.stderr.take().unwrap();
+        let waits = tokio::task::spawn_blocking(move || {
+            let mut lines = BufReader::new(stderr).lines().map(|line| line.unwrap());
+            let waits = lines.find(|line| line.contains("waiting for a lock"));
+            (waits, lines)
+        });
+        let (waits, lines) = tokio::time::timeout(Duration::from_secs(20), waits).await.unwrap().unwrap();
+        let waits = waits.expect("a line about the wait");
+        let lock = table.map_or("a lock (advisory)".to_owned(), |table| format!("a lock on {table}"));
+        let expected = format!("waiting for {lock}: session {session} (role postgres");
+        assert!(waits.contains(&expected), "{waits}");
+        other.close().await.unwrap();
+        let rest: Vec<String> = tokio::task::spawn_blocking(move || lines.collect()).await.unwrap();
+        assert!(migrate.wait().unwrap().success(), "{rest:?}");
+    }
+    let manager = ProjectionManager::new(db.pool.clone(), dancefinder_projections::projections()).unwrap();
+    assert_eq!(manager.check().await.unwrap().problems, []);
+}
