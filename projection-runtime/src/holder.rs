@@ -1,6 +1,6 @@
 //! Names the holder of a lock, a session or a prepared transaction, with the command that releases the lock.
 
-use sqlx::PgConnection;
+use sqlx::{PgConnection, PgPool};
 
 /// Matches the end of the application name of a command's sessions, which identifies the process.
 pub(crate) const TAG: &str = r" \([0-9a-f]{8}\)$";
@@ -92,4 +92,27 @@ pub(crate) async fn waits(connection: &mut PgConnection, sessions: &[i32]) -> sq
     .bind(sessions)
     .fetch_all(connection)
     .await
+}
+
+/// Returns who keeps others from reading these tables, and what ends that. Reads none of the tables.
+pub(crate) async fn excludes_readers(pool: &PgPool, tables: &[&str]) -> sqlx::Result<Option<String>> {
+    let mut connection = pool.acquire().await?;
+    let found: Option<Wait> = sqlx::query_as(
+        // Readers queue up behind a session that waits for such a lock.
+        "SELECT format('%s a lock on %s that excludes readers',
+                       CASE WHEN granted THEN 'holds' ELSE 'waits for' END, relation::regclass) AS lock,
+                pid, virtualtransaction
+         FROM pg_locks
+         WHERE locktype = 'relation' AND mode = 'AccessExclusiveLock'
+           AND relation IN (SELECT to_regclass(name) FROM UNNEST($1::text[]) AS t (name))
+           AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+         ORDER BY granted DESC, pid
+         LIMIT 1",
+    )
+    .bind(tables)
+    .fetch_optional(&mut *connection)
+    .await?;
+    let Some(Wait { lock, held_by }) = found else { return Ok(None) };
+    let holder = named(&mut connection, &held_by).await?;
+    Ok(holder.map(|Holder { holder, remedy }| format!("{holder} {lock}: {remedy}")))
 }

@@ -430,7 +430,7 @@ impl ProjectionManager {
     /// Whether this process, while it [runs](Self::run), does what it is there for: the database answers, every projection
     /// is within [`max_lag`](ManagerOptions::max_lag) (one that is paused aside), and no loop has died or hangs.
     pub async fn health(&self) -> Health {
-        let asked = self.clone().with_events_pool(PgPool::clone);
+        let asked = self.clone().bounded();
         self.judge(self.answer(asked.positions()).await.as_ref())
     }
 
@@ -442,6 +442,12 @@ impl ProjectionManager {
     /// Returns the manager with another pool, for a status that must be read within [`ANSWERS`](Self::ANSWERS).
     pub(crate) fn with_pool(self, pool: PgPool) -> Self {
         ProjectionManager { pool, snapshot: transaction::SNAPSHOT_3S, ..self }
+    }
+
+    /// Returns the manager for a status that ends with an error, instead of waiting, if a lock is held.
+    pub(crate) fn bounded(self) -> Self {
+        let pool = self.pool.clone();
+        self.with_pool(pool).with_events_pool(PgPool::clone)
     }
 
     /// The same, with the events over other connections; it says which database does not answer.

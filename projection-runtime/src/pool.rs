@@ -1,10 +1,14 @@
-//! Finds out why a pool has no connection: sqlx retries and then reports only that it timed out.
+//! Finds out what an error does not say: why a pool has no connection (sqlx retries and then reports only that it timed
+//! out), and who holds a lock.
 
 use std::time::{Duration, Instant};
 
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection, PgPool};
 use tokio::sync::Mutex;
+
+use crate::holder;
+use crate::schema;
 
 /// How long a cause is cached for all callers.
 const FRESH: Duration = Duration::from_secs(5);
@@ -17,10 +21,20 @@ type Found = (String, Instant, String);
 /// The causes that were found lately.
 static LATEST: Mutex<Vec<Found>> = Mutex::const_new(Vec::new());
 
-/// Returns the error's text, with a pool time-out replaced by its cause.
+/// Returns the error's text, with a pool time-out replaced by its cause, and a lock time-out followed by the session that
+/// keeps others from reading the runtime's tables.
 pub(crate) async fn explained(pool: &PgPool, text: String) -> String {
     let timed_out = sqlx::Error::PoolTimedOut.to_string();
-    if text.contains(&timed_out) { text.replace(&timed_out, &cause(pool).await) } else { text }
+    if text.contains(&timed_out) {
+        return text.replace(&timed_out, &cause(pool).await);
+    }
+    if text.contains("(SQLSTATE 55P03)") {
+        let holder = tokio::time::timeout(PATIENCE, holder::excludes_readers(pool, &schema::TABLES)).await;
+        if let Ok(Ok(Some(holder))) = holder {
+            return format!("{text}; {holder}");
+        }
+    }
+    text
 }
 
 /// Opens one connection, at most once per [`FRESH`], and returns the cause that this shows.

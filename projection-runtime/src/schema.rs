@@ -228,6 +228,18 @@ pub(crate) async fn foreign_keys(
     Ok(found.into_iter().map(key).collect())
 }
 
+/// The tables that the statements of this crate use.
+pub(crate) const TABLES: [&str; 8] = [
+    "events",
+    "readviews",
+    "readview_failures",
+    "readview_skips",
+    "readview_rebuilds",
+    "readview_unlogged",
+    "rabbitmq_bindings",
+    "rabbitmq_processes",
+];
+
 /// The columns that the statements of this crate use: table, name and type.
 const COLUMNS: &[(&str, &str, &str)] = &[
     ("events", "id", "uuid"),
@@ -390,17 +402,7 @@ async fn event_store(
         problems.push(Problem { projection: None, table: table.to_owned(), constraint, problem, cure });
     };
 
-    let tables = [
-        "events",
-        "readviews",
-        "readview_failures",
-        "readview_skips",
-        "readview_rebuilds",
-        "readview_unlogged",
-        "rabbitmq_bindings",
-        "rabbitmq_processes",
-    ];
-    let columns = columns(&mut *connection, &tables).await?;
+    let columns = columns(&mut *connection, &TABLES).await?;
     let mut missing = HashSet::new();
     let expected = COLUMNS.iter().chain(RABBITMQ_COLUMNS.iter().filter(|_| rabbitmq));
     for &(table, column, expected) in expected.filter(|(table, ..)| belongs(table)) {

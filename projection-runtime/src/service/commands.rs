@@ -24,6 +24,7 @@ use crate::pooler::{self, Pooling};
 use crate::rabbitmq::RabbitMqOptions;
 use crate::rebuild::{Difference, RebuildOptions, RebuildProgress};
 use crate::schema::{self, Check, Problem};
+use crate::status::Status;
 use crate::store::EventStore;
 use crate::url::{SPLIT, splits_password};
 
@@ -525,7 +526,7 @@ pub(super) fn shutdown() -> Result<impl Future<Output = ()>, BoxError> {
 }
 
 pub(super) async fn status(service: &Service, database: &Database, json: bool) -> Result<(), BoxError> {
-    let status = service.reached(database).await?.status().await?;
+    let status = bounded(&service.reached(database).await?.bounded()).await?;
     if json {
         terminal::json(&status)?;
     } else {
@@ -534,14 +535,24 @@ pub(super) async fn status(service: &Service, database: &Database, json: bool) -
     Ok(())
 }
 
+/// Returns the status, or an error if the database does not answer in time. `manager` is bounded, so that a held lock is
+/// named before that.
+async fn bounded(manager: &ProjectionManager) -> Result<Status, Error> {
+    const PATIENCE: Duration = Duration::from_secs(10);
+    tokio::time::timeout(PATIENCE, manager.status()).await.unwrap_or_else(|_| {
+        let late = std::io::Error::other(format!("the database does not answer within {} s", PATIENCE.as_secs()));
+        Err(Error::database("reading the status")(late.into()))
+    })
+}
+
 /// The status, again and again. Where the database is away, that is shown instead, until it is back.
 pub(super) async fn watch(service: &Service, database: &Database) -> Result<(), BoxError> {
-    let manager = service.manager(database, Session::Shared)?;
+    let manager = service.manager(database, Session::Shared)?.bounded();
     let shutdown = shutdown()?;
     tokio::pin!(shutdown);
     loop {
         let text = tokio::select! {
-            status = manager.status() => match status {
+            status = bounded(&manager) => match status {
                 Ok(status) => terminal::status(service.name, &status),
                 Err(error) => terminal::shown(manager.explained(error.to_string()).await),
             },

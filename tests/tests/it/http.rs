@@ -535,6 +535,8 @@ async fn asked_in_vain() {
     .await
     .unwrap();
     assert!(sessions <= 2, "{sessions} wait for the lock");
+    let (code, health) = service.get("/health/ready").await;
+    assert!(code == 503 && health.contains("holds a lock on readview_rebuilds that excludes readers"), "{health}");
 }
 
 struct Hanging;

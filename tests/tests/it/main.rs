@@ -24,6 +24,7 @@ mod import;
 mod import_refusals;
 mod lag;
 mod lock_holder;
+mod locked_tables;
 mod lookups;
 mod memory;
 
