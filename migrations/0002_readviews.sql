@@ -8,7 +8,7 @@ CREATE TABLE readviews (
     -- events' database, another event may have the same tstamp.
     passed_tstamp BIGINT,
     passed_id     UUID,
-    -- Whether the projection has UNLOGGED tables. Their rows exist as long as its row in readview_unlogged exists.
+    -- Whether the projection had UNLOGGED tables when a process last looked.
     unlogged      BOOLEAN NOT NULL DEFAULT false
 ) WITH (fillfactor = 50); -- updated once a batch: room for the new row version on the same page
 
@@ -28,7 +28,8 @@ CREATE TABLE readview_failures (
     retry      BOOLEAN     NOT NULL DEFAULT false
 );
 
--- The projections whose UNLOGGED tables still have their rows: a server crash empties this table together with them.
+-- The projections, and partitions, whose rows are from after the last server crash, or from logged tables: a crash empties
+-- this table together with the UNLOGGED tables of read models. A process adds a projection again if its tables were logged.
 CREATE UNLOGGED TABLE readview_unlogged (
     name TEXT NOT NULL PRIMARY KEY
 );

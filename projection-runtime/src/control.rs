@@ -8,6 +8,7 @@ use crate::events_at::EventsAt;
 use crate::position;
 use crate::projection::Definition;
 use crate::transaction;
+use crate::unlogged;
 
 /// Stops all processes from applying the projection's events; the transaction under way is waited for.
 pub(crate) async fn pause(pool: &PgPool, definition: &Definition, by: &str) -> Result<(), Error> {
@@ -75,6 +76,7 @@ pub(crate) async fn skip(
             return Err(Error::NotFailed { projection });
         }
     }
+    unlogged::mark_first(&mut tx, definition, place).await.map_err(doing())?;
     let skipped = "WITH skipped AS (
              INSERT INTO readview_skips (name, event_id, event_name, tstamp, handler, error, reason, skipped_by)
              SELECT $1, event_id, event_name, tstamp, handler, error, $2, $3 FROM readview_failures WHERE name = $4

@@ -259,6 +259,7 @@ impl ProjectionManager {
         beside.spawn(self.pulses.clone().watch(self.pool.clone()));
         beside.spawn(crate::rebuild::sweep_at_start(self.pool.clone()));
         beside.spawn(self.clone().settle_stale());
+        beside.spawn(unlogged::watch(self.pool.clone(), self.projections.clone()));
         beside.spawn(schema::warn_of_unknown_events(self.events_pool().clone(), self.projections.clone()));
         shutdown.await;
         stop.cancel();
@@ -273,11 +274,7 @@ impl ProjectionManager {
     async fn settle_stale(self) {
         let mut backoff = Backoff::default();
         let stale = loop {
-            let settling = async {
-                let stale = fingerprint::settle(&self.pool, &self.events_at, &self.projections).await?;
-                unlogged::settle(&self.pool, &self.projections).await.map(|()| stale)
-            };
-            match settling.await {
+            match fingerprint::settle(&self.pool, &self.events_at, &self.projections).await {
                 Ok(stale) => break stale,
                 Err(error) => {
                     // The loops log errors that are transient.

@@ -1,60 +1,150 @@
 //! Detects lost rows of read models in UNLOGGED tables: a server crash empties the tables and leaves the position, and
 //! a promoted standby has none of their rows.
 //!
-//! What must hold: `readviews.unlogged` is true if a projection has such tables. As long as their rows exist, so does
-//! its row in `readview_unlogged`, which is UNLOGGED itself and vanishes with them. The marker is written together with
-//! those rows, by a reset and a rebuild, and at a start; never after the rows were lost.
+//! A table may become UNLOGGED at any time, also just before the crash. So each place that moves a position (a projection,
+//! or each of its partitions) has a marker, whatever its tables are: its row in `readview_unlogged`. That table is
+//! UNLOGGED, so the same crash removes the marker.
+//!
+//! What must hold: a marker says that no crash happened since the place's rows were complete. It is written together with
+//! the rows: in the transaction that leaves position 0, by a reset, a rebuild and an undo, and when an operator accepts the
+//! rows. If a marker is missing at a position above 0, there was a crash since. Then
+//!
+//! - the rows are lost if a table is UNLOGGED, or was when it was last looked at (`readviews.unlogged`);
+//! - otherwise the tables were logged during the crash, and the marker is written again.
+//!
+//! A process looks every ten seconds. So a loss goes unreported only if a table becomes UNLOGGED, the server crashes and
+//! the table becomes logged again, all while no process looks.
+
+use std::time::Duration;
 
 use sqlx::{PgConnection, PgPool};
 
 use crate::projection::{Definition, ProjectionSet};
+use crate::transaction;
 
-/// Marks the rows of the projection as present, in the transaction that made or accepted them.
-pub(crate) async fn mark(connection: &mut PgConnection, definition: &Definition) -> sqlx::Result<()> {
-    mark_if(connection, definition, true).await
+/// How often a process looks.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// Starts a statement with the places of the projections: `$1` and `$2` name each projection beside each of its tables.
+macro_rules! with_places {
+    ($statement:literal) => {
+        concat!(
+            "WITH places AS (
+                 SELECT r.name, COALESCE(r.partition_of, r.name) AS projection, r.position,
+                        EXISTS (SELECT FROM readview_unlogged u WHERE u.name = r.name) AS is_marked,
+                        r.unlogged AS was_unlogged,
+                        EXISTS (SELECT FROM UNNEST($1::text[], $2::text[]) AS t (projection, name)
+                                LEFT JOIN LATERAL pg_partition_tree(to_regclass(t.name)) AS part ON true
+                                JOIN pg_class c ON c.oid IN (to_regclass(t.name), part.relid)
+                                WHERE t.projection = COALESCE(r.partition_of, r.name)
+                                  AND c.relpersistence = 'u') AS is_unlogged
+                 FROM readviews r
+                 -- The position of a projection with partitions only follows theirs.
+                 WHERE COALESCE(r.partition_of, r.name) = ANY ($1) AND r.partitions = 1
+             )",
+            $statement
+        )
+    };
 }
 
-/// Marks the rows of each projection as present, unless they were lost.
-pub(crate) async fn settle(pool: &PgPool, set: &ProjectionSet) -> sqlx::Result<()> {
-    let mut connection = pool.acquire().await?;
-    for definition in set.definitions() {
-        mark_if(&mut connection, definition, false).await?;
-    }
-    Ok(())
+/// Returns each projection of the set beside each of its tables.
+fn tables(set: &ProjectionSet) -> (Vec<&'static str>, Vec<&'static str>) {
+    set.definitions().flat_map(|definition| definition.tables.iter().map(|&table| (definition.name, table))).unzip()
 }
 
-async fn mark_if(connection: &mut PgConnection, definition: &Definition, also_lost: bool) -> sqlx::Result<()> {
-    sqlx::query(
-        "WITH now AS (
-             SELECT r.name,
-                    EXISTS (SELECT FROM UNNEST($2::text[]) AS t (name)
-                            LEFT JOIN LATERAL pg_partition_tree(to_regclass(t.name)) AS part ON true
-                            JOIN pg_class c ON c.oid IN (to_regclass(t.name), part.relid)
-                            WHERE c.relpersistence = 'u') AS unlogged
-             FROM readviews r
-             WHERE r.name = $1
-               AND ($3 OR r.position = 0 OR NOT r.unlogged
-                    OR EXISTS (SELECT FROM readview_unlogged u WHERE u.name = r.name))
+/// Marks the rows of the projection as complete, in the transaction that made or accepted them.
+pub(crate) async fn mark(tx: &mut PgConnection, definition: &Definition) -> sqlx::Result<()> {
+    mark_if(tx, definition, definition.name, true).await
+}
+
+/// Marks the rows of the projection, or of one of its partitions, as complete if it is at position 0, where it has none. In
+/// the transaction that moves the position.
+pub(crate) async fn mark_first(tx: &mut PgConnection, definition: &Definition, place: &str) -> sqlx::Result<()> {
+    mark_if(tx, definition, place, false).await
+}
+
+async fn mark_if(tx: &mut PgConnection, definition: &Definition, place: &str, anywhere: bool) -> sqlx::Result<()> {
+    sqlx::query(with_places!(
+        ", here AS (
+             SELECT * FROM places WHERE $3 IN (name, projection) AND ($4 OR position = 0)
          ), marked AS (
-             INSERT INTO readview_unlogged (name) SELECT name FROM now WHERE unlogged ON CONFLICT DO NOTHING
+             INSERT INTO readview_unlogged (name) SELECT name FROM here ON CONFLICT DO NOTHING
          )
-         UPDATE readviews r SET unlogged = now.unlogged FROM now WHERE r.name = now.name AND r.unlogged <> now.unlogged",
-    )
-    .bind(definition.name)
+         UPDATE readviews r SET unlogged = here.is_unlogged FROM here
+         WHERE r.name = here.name AND here.is_unlogged <> here.was_unlogged"
+    ))
+    .bind(vec![definition.name; definition.tables.len()])
     .bind(definition.tables)
-    .bind(also_lost)
-    .execute(connection)
+    .bind(place)
+    .bind(anywhere)
+    .execute(tx)
     .await
     .map(drop)
 }
 
+/// Looks every [`LOOK`], until it is dropped.
+pub(crate) async fn watch(pool: PgPool, set: ProjectionSet) {
+    loop {
+        if let Err(error) = look(&pool, &set).await {
+            // The loops log trouble with the database.
+            tracing::debug!(%error, "whether tables are UNLOGGED is not known");
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Records which places have UNLOGGED tables, and marks those whose tables were logged during a crash.
+async fn look(pool: &PgPool, set: &ProjectionSet) -> sqlx::Result<()> {
+    let (projections, tables) = tables(set);
+    let changed: Vec<String> = sqlx::query_scalar(with_places!(
+        "SELECT name FROM places
+         WHERE position > 0 AND CASE WHEN is_marked THEN is_unlogged <> was_unlogged ELSE NOT was_unlogged END
+         ORDER BY name"
+    ))
+    .bind(&projections)
+    .bind(&tables)
+    .fetch_all(pool)
+    .await?;
+    for name in changed {
+        let mut tx = transaction::begin_bounded(pool).await?;
+        // If a transaction holds the row, the next look records the change.
+        let sql = "SELECT FROM readviews WHERE name = $1 FOR NO KEY UPDATE SKIP LOCKED";
+        if sqlx::query(sql).bind(&name).fetch_optional(&mut *tx).await?.is_none() {
+            continue;
+        }
+        sqlx::query(with_places!(
+            ", here AS (
+                 SELECT * FROM places WHERE name = $3 AND position > 0
+             ), marked AS (
+                 INSERT INTO readview_unlogged (name)
+                 SELECT name FROM here WHERE NOT is_marked AND NOT was_unlogged AND NOT is_unlogged
+                 ON CONFLICT DO NOTHING
+             )
+             UPDATE readviews r SET unlogged = here.is_unlogged FROM here
+             WHERE r.name = here.name AND here.is_unlogged <> here.was_unlogged
+               -- Lost rows stay lost if their table becomes logged.
+               AND (here.is_marked OR here.is_unlogged)"
+        ))
+        .bind(&projections)
+        .bind(&tables)
+        .bind(&name)
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await?;
+    }
+    Ok(())
+}
+
 /// Returns the projections whose rows are lost. Must not run on a standby, which cannot read UNLOGGED tables.
-pub(crate) async fn lost(connection: &mut PgConnection) -> sqlx::Result<Vec<String>> {
-    sqlx::query_scalar(
-        "SELECT name FROM readviews r
-         WHERE unlogged AND position > 0 AND NOT EXISTS (SELECT FROM readview_unlogged u WHERE u.name = r.name)
-         ORDER BY name",
-    )
+pub(crate) async fn lost(connection: &mut PgConnection, set: &ProjectionSet) -> sqlx::Result<Vec<String>> {
+    let (projections, tables) = tables(set);
+    sqlx::query_scalar(with_places!(
+        "SELECT DISTINCT projection FROM places
+         WHERE position > 0 AND NOT is_marked AND (is_unlogged OR was_unlogged)
+         ORDER BY projection"
+    ))
+    .bind(projections)
+    .bind(tables)
     .fetch_all(connection)
     .await
 }

@@ -162,8 +162,9 @@ async fn checkpoint_held(connection: &mut PgConnection, rows: &[Row]) -> sqlx::R
 
 /// Finds projections of the set whose rows in UNLOGGED tables are lost.
 async fn rows_lost(connection: &mut PgConnection, set: &ProjectionSet) -> sqlx::Result<Vec<Warning>> {
-    let lost = unlogged::lost(connection).await?.into_iter().filter(|name| set.definition(name).is_ok());
+    let lost = unlogged::lost(connection, set).await?;
     Ok(lost
+        .into_iter()
         .map(|name| Warning {
             kind: WarningKind::RowsLost,
             problem: "a crash of the server, or a fail-over, has emptied its UNLOGGED tables, but its position is \

@@ -221,11 +221,11 @@ impl Rebuild<'_> {
         if !difference.is_none() {
             lookups::count_replacement(&mut tx, name).await.map_err(doing())?;
         }
-        unlogged::mark(&mut tx, beside.definition).await.map_err(doing())?;
         if !goes_on {
             // Nobody that comes after this projection can pass an event in between: there is none, or it is applied again.
             position::restart(&mut tx, name, ours, position).await.map_err(doing())?;
         }
+        unlogged::mark(&mut tx, beside.definition).await.map_err(doing())?;
         let (places, passed): (Vec<_>, _) = (beside.definition.places().collect(), filler.passed().await);
         position::record_events(&mut tx, name, &places, &passed.map_err(doing())?).await.map_err(doing())?;
         settle(&mut tx, beside.name()).await.map_err(doing())?;

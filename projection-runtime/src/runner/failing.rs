@@ -109,6 +109,7 @@ impl Runner {
                 _ => None,
             },
         };
+        self.record_first(&mut tx, &place).await?;
         self.plan = Plan::default();
         if skips {
             self.pass_by(tx, &place, failed).await

@@ -50,6 +50,7 @@ use crate::runs::{Run, runs};
 use crate::share::{self, Share};
 use crate::store::{Page, PageLimit, Planned, ReadSql};
 use crate::transaction;
+use crate::unlogged;
 use crate::wake::Wake;
 use crate::written;
 
@@ -355,9 +356,7 @@ impl Runner {
         if place.of_another && !fingerprint::tell(&mut tx, self.definition, place.position, None).await? {
             return Ok(Step::Later(share::YIELD));
         }
-        if place.position == 0 && self.partition_of.is_none() && self.until.is_none() {
-            lookups::record_now(&mut tx, self.definition).await?;
-        }
+        self.record_first(&mut tx, &place).await?;
         let most = self.options.batch.events;
         let size = self.plan.bound.unwrap_or(self.plan.events).min(most);
         let limit = PageLimit { events: size, ..self.options.batch };
@@ -542,6 +541,18 @@ impl Runner {
             position::gather(&self.pool, projection, self.awaited).await?;
         }
         Ok(Step::Rest)
+    }
+
+    /// Records in the transaction that leaves position 0 what the first rows are built on, and that none are lost. A
+    /// rebuild records both when it replaces the live rows.
+    async fn record_first(&self, tx: &mut PgConnection, place: &Place) -> sqlx::Result<()> {
+        if place.position > 0 || self.until.is_some() {
+            return Ok(());
+        }
+        if self.partition_of.is_none() {
+            lookups::record_now(tx, self.definition).await?;
+        }
+        unlogged::mark_first(tx, self.definition, self.place).await
     }
 
     /// Sees that the position, which is locked, is that of an event of the store.

@@ -36,7 +36,7 @@ async fn the_session_that_locks_a_table_is_named() {
         let sql = AssertSqlSafe(format!("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"));
         sqlx::query(sql).execute(&mut *lock).await.unwrap();
         let session: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut *lock).await.unwrap();
-        let holder = format!("session {session} (postgres, idle in transaction for ");
+        let holder = format!("session {session} (role postgres");
         let remedy = format!(
             "a lock on {table} that excludes readers: end its transaction, or \
                               SELECT pg_terminate_backend({session});"
@@ -72,7 +72,7 @@ async fn the_session_that_waits_for_a_lock_is_named() {
     })
     .await;
     let said = refused(&db, &["status"]).await;
-    assert!(said.contains(&format!("session {session} (postgres, active for ")), "{said}");
+    assert!(said.contains(&format!("session {session} (role postgres")), "{said}");
     assert!(said.contains("waits for a lock on readviews that excludes readers"), "{said}");
     reader.rollback().await.unwrap();
     waiting.await.unwrap();
