@@ -161,7 +161,7 @@ impl Pulses {
             tokio::time::sleep(Duration::from_secs(2)).await;
             for (name, pulse) in &self.0 {
                 let Some(session) = pulse.hanging() else { continue };
-                match locks::waits_for(&pool, session).await {
+                match waits_for(&pool, session).await {
                     Ok(why) => pulse.tell(name, why),
                     Err(error) => tracing::debug!(%error, "what a loop waits for is not known"),
                 }
