@@ -12,7 +12,7 @@
 //! - the rows are lost if a table is UNLOGGED, or was when it was last looked at (`readviews.unlogged`);
 //! - otherwise the tables were logged during the crash, and the marker is written again.
 //!
-//! A process looks every ten seconds. So a loss goes unreported only if a table becomes UNLOGGED, the server crashes and
+//! A process looks at its start and once a minute. So a loss goes unreported only if a table becomes UNLOGGED, the server crashes and
 //! the table becomes logged again, all while no process looks.
 
 use std::time::Duration;
@@ -22,8 +22,8 @@ use sqlx::{PgConnection, PgPool};
 use crate::projection::{Definition, ProjectionSet};
 use crate::transaction;
 
-/// How often a process looks.
-const LOOK: Duration = Duration::from_secs(10);
+/// How often a process looks: seldom, since an idle process should ask the database little.
+const LOOK: Duration = Duration::from_mins(1);
 
 /// Starts a statement with the places of the projections: `$1` and `$2` name each projection beside each of its tables.
 macro_rules! with_places {
