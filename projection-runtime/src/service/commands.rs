@@ -538,7 +538,8 @@ pub(super) async fn status(service: &Service, database: &Database, json: bool) -
 /// Returns the status, or an error if the database does not answer in time. `manager` is bounded, so that a held lock is
 /// named before that.
 async fn bounded(manager: &ProjectionManager) -> Result<Status, Error> {
-    const PATIENCE: Duration = Duration::from_secs(10);
+    // Longer than the pool waits for a connection, so that its error, with its cause, comes first.
+    const PATIENCE: Duration = Duration::from_secs(15);
     tokio::time::timeout(PATIENCE, manager.status()).await.unwrap_or_else(|_| {
         let late = std::io::Error::other(format!("the database does not answer within {} s", PATIENCE.as_secs()));
         Err(Error::database("reading the status")(late.into()))
