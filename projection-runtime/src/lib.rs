@@ -10,10 +10,10 @@
 //!
 //! Off this path: `handler` and `contradiction` are for the compiler's messages, `classification` decides whether an
 //! error is transient, of the event or of the environment, `error_policy` says what is done at a failing event, `wake`
-//! wakes the loops, `locks` names who holds a lock, `rabbitmq` publishes and is woken, `schema`, `reset`, `rebuild`, `fingerprint`, `control`, `wait`,
+//! wakes the loops, `rabbitmq` publishes and is woken, `schema`, `reset`, `rebuild`, `fingerprint`, `control`, `wait`,
 //! `status` and `import` are what an operator asks for, `written` sees what a transaction wrote, `pulse` whether loops
-//! are alive, `holder` names the holder of a lock, `metrics` what they did, `http` tells it to others, `service` is the command line, `migrations` its
-//! schema, `testing` the test kit, which `probe` shows moments to.
+//! are alive, `holder` names the holder of a lock, `metrics` what they did, `http` tells it to others, `service` is the
+//! command line, `migrations` its schema, `testing` the test kit, which `probe` shows moments to.
 
 // The macros say `::projection_runtime`, also in this crate's own tests and examples.
 extern crate self as projection_runtime;
