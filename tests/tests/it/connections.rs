@@ -199,7 +199,10 @@ async fn commands_name_a_connection_limit() {
         let is_done = error.is_empty() || error.contains("has not failed") || error.contains("rebuild --keep-old");
         if !is_done {
             refused += 1;
-            assert!(error.contains(&format!("too many connections for role \"{role}\"")), "{arguments:?}: {error}");
+            assert!(
+                error.contains(&format!("too many connections for role \"{role}\"")),
+                "{limit} connections, {arguments:?}: {error}"
+            );
         }
         execute(&db, format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
     }
