@@ -28,7 +28,7 @@ pub(crate) async fn check(tx: &mut PgConnection, definition: &Definition) -> sql
            AND (live.oid IS NOT NULL
                 OR l.mode = 'RowExclusiveLock' AND c.relkind IN ('r', 'p', 'f') AND n.nspname !~ '^pg_'
                    AND NOT EXISTS (
-                       SELECT FROM UNNEST($1::text[] || '{readviews,readview_failures}') AS own (name)
+                       SELECT FROM UNNEST($1::text[] || '{readviews,readview_failures,readview_unlogged}') AS own (name)
                        WHERE c.oid = to_regclass(own.name)
                           OR c.oid IN (SELECT relid FROM pg_partition_tree(to_regclass(own.name)))
                    ))
