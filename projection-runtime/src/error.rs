@@ -149,7 +149,7 @@ pub enum Error {
         remedy: String,
     },
     /// The database is read-only. Nothing was changed, and nothing will be changed later.
-    #[error("{doing}: nothing can be written to the database {place}: {why}; connect to the primary")]
+    #[error("{doing}: nothing can be written to the database {place}: {why}; {remedy}")]
     ReadOnly {
         /// The operation that was refused.
         doing: String,
@@ -157,6 +157,8 @@ pub enum Error {
         place: String,
         /// Why the database is read-only.
         why: &'static str,
+        /// What to do about it.
+        remedy: &'static str,
     },
     /// A rebuild, a verification, a reset or an undo of the projection is under way.
     #[error(

@@ -12,7 +12,7 @@ pub(crate) async fn require(pool: &PgPool, doing: &str) -> Result<(), Error> {
         return Ok(());
     }
     let place = crate::service::place(&pool.connect_options());
-    Err(Error::ReadOnly { doing: doing.to_owned(), why: why(standby), place })
+    Err(Error::ReadOnly { doing: doing.to_owned(), why: why(standby), remedy: remedy(standby), place })
 }
 
 /// Returns an error if the events' database is a standby, for an operation that needs durable events.
@@ -21,7 +21,7 @@ pub(crate) async fn require_primary(events: &PgPool, doing: &str) -> Result<(), 
         return Ok(());
     }
     let place = crate::service::place(&events.connect_options());
-    Err(Error::ReadOnly { doing: doing.to_owned(), why: EVENTS_ON_STANDBY, place })
+    Err(Error::ReadOnly { doing: doing.to_owned(), why: EVENTS_ON_STANDBY, remedy: remedy(true), place })
 }
 
 /// Why events are not read from a standby: a commit in their database is what makes sure that they are durable.
@@ -42,9 +42,7 @@ async fn look(pool: &PgPool) -> sqlx::Result<(bool, bool)> {
 /// Returns the problem and its remedy; `None` if the database accepts writes.
 pub(crate) async fn problem(pool: &PgPool) -> sqlx::Result<Option<(&'static str, &'static str)>> {
     let (standby, read_only) = look(pool).await?;
-    let cure =
-        if standby { "connect to the primary" } else { "ALTER ROLE .. SET default_transaction_read_only = off;" };
-    Ok((standby || read_only).then(|| (why(standby), cure)))
+    Ok((standby || read_only).then(|| (why(standby), remedy(standby))))
 }
 
 fn why(standby: bool) -> &'static str {
@@ -53,4 +51,8 @@ fn why(standby: bool) -> &'static str {
     } else {
         "its transactions are read-only: default_transaction_read_only is on"
     }
+}
+
+fn remedy(standby: bool) -> &'static str {
+    if standby { "connect to the primary" } else { "ALTER ROLE .. SET default_transaction_read_only = off;" }
 }

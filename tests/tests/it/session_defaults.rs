@@ -147,3 +147,14 @@ async fn migrated_with_quoted_identifiers() {
     }
     fold::assert_equal(&db.pool).await;
 }
+
+/// A role that may only read is told so, and not sent to another server.
+#[tokio::test]
+async fn read_only_transactions() {
+    let db = TestDatabase::new().await;
+    let pool = pool_with(&db.url, "SET default_transaction_read_only = on").await;
+    let manager = ProjectionManager::new(pool, dancefinder_projections::projections()).unwrap();
+    let refused = manager.reset_projection("band").await.unwrap_err().to_string();
+    assert!(refused.contains("ALTER ROLE .. SET default_transaction_read_only = off"), "{refused}");
+    assert!(!refused.contains("primary"), "{refused}");
+}
