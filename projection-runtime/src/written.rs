@@ -1,8 +1,8 @@
 //! Checks which tables a transaction used: `tables` of a projection must be true, and a rebuild must not use the live
 //! tables.
 //!
-//! PostgreSQL keeps the lock of each table that a statement uses until the transaction ends, whoever executed the
-//! statement: a handler, a trigger, a function, a view, a foreign key that cascades. A statement that writes to a table
+//! PostgreSQL keeps the lock of each table that a statement uses until the transaction ends. It does not matter what
+//! executed the statement: a handler, a trigger, a function, a view, a foreign key that cascades. A statement that writes to a table
 //! locks it in ROW EXCLUSIVE mode, also if it finds nothing to write. A TRUNCATE is not found.
 
 use sqlx::{Executor, PgConnection};

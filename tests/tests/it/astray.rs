@@ -325,7 +325,7 @@ async fn a_position_that_another_event_has_after_a_rebuild() {
     }
 }
 
-/// It is refused; and if it is there all the same, a rebuild ends, and sets the position right.
+/// The table refuses a negative position. If the constraint was dropped, a rebuild still ends and corrects the position.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_negative_position() {
     let db = TestDatabase::new().await;

@@ -1,4 +1,4 @@
-//! Whoever holds a projection's position without a session, or shares it, is named.
+//! The status names a prepared transaction or a shared lock that holds a projection's position.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! A session that locks the runtime's tables: who asks is told which session it is, and does not wait for it.
+//! Commands do not wait for a session that locks the runtime's tables; their errors name the session.
 
 use std::process::Command;
 use std::time::{Duration, Instant};

@@ -148,7 +148,7 @@ async fn migrated_with_quoted_identifiers() {
     fold::assert_equal(&db.pool).await;
 }
 
-/// A role that may only read is told so, and not sent to another server.
+/// The error for a read-only role names the setting, not another server.
 #[tokio::test]
 async fn read_only_transactions() {
     let db = TestDatabase::new().await;
