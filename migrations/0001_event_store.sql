@@ -3,7 +3,8 @@
 -- A writer needs USAGE on the schema and INSERT and SELECT on `events`, and nothing else (docs/ROLES.md). SECURITY
 -- DEFINER functions move the sequence on behalf of the writer. They qualify every object, function and operator with
 -- its schema, or have a fixed search_path. Therefore neither the writer's search_path nor its temporary objects change
--- their behaviour.
+-- their behaviour. Functions that take a literal have their schema as well, because an overload for `text` in the store's
+-- schema would fit a literal better than the one of pg_catalog for `regclass`.
 
 CREATE TABLE events (
     id             UUID        NOT NULL DEFAULT gen_random_uuid() PRIMARY KEY,
@@ -103,7 +104,7 @@ CREATE TRIGGER events_before_statement BEFORE INSERT ON events
 FOR EACH STATEMENT EXECUTE FUNCTION events_before_statement();
 
 CREATE TRIGGER events_before_insert BEFORE INSERT ON events
-FOR EACH ROW WHEN (NEW.tstamp IS DISTINCT FROM currval('events_tstamp') OR NEW.sequence_no IS NULL)
+FOR EACH ROW WHEN (NEW.tstamp IS DISTINCT FROM pg_catalog.currval('events_tstamp') OR NEW.sequence_no IS NULL)
 EXECUTE FUNCTION events_before_insert();
 
 -- Runs only if session_replication_role is `replica`: for logical replication, or if a session disables triggers that
@@ -112,8 +113,8 @@ EXECUTE FUNCTION events_before_insert();
 CREATE FUNCTION events_replicated() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
     PERFORM events_lock_order();
-    IF NEW.tstamp > COALESCE(pg_sequence_last_value('events_tstamp'), 0) THEN
-        PERFORM setval('events_tstamp', NEW.tstamp);
+    IF NEW.tstamp > COALESCE(pg_catalog.pg_sequence_last_value('events_tstamp'), 0) THEN
+        PERFORM pg_catalog.setval('events_tstamp', NEW.tstamp);
     END IF;
     RETURN NEW;
 END
@@ -142,8 +143,8 @@ DECLARE
 BEGIN
     PERFORM events_lock_order();
     newest := (SELECT max(tstamp) FROM events);
-    IF newest > COALESCE(pg_sequence_last_value('events_tstamp'), 0) THEN
-        PERFORM setval('events_tstamp', newest);
+    IF newest > COALESCE(pg_catalog.pg_sequence_last_value('events_tstamp'), 0) THEN
+        PERFORM pg_catalog.setval('events_tstamp', newest);
         RETURN true;
     END IF;
     RETURN false;

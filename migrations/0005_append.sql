@@ -121,7 +121,7 @@ BEGIN
             ) THEN
                 RAISE EXCEPTION 'a trigger or a rule of the table "events" drops events' USING ERRCODE = '55000';
             END IF;
-            last := currval(%2$L);
+            last := pg_catalog.currval(%2$L);
             told := %1$I.events_to_tell(wake);
             COMMIT;
             IF told THEN

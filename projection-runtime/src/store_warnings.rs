@@ -31,7 +31,7 @@ struct Found {
 pub(crate) async fn find(events: &mut PgConnection) -> sqlx::Result<Vec<Warning>> {
     let found: Found = sqlx::query_as(
         "SELECT COALESCE((SELECT MAX(tstamp) FROM events), 0) AS newest,
-                COALESCE(pg_sequence_last_value('events_tstamp'), 0) AS assigned,
+                COALESCE(pg_catalog.pg_sequence_last_value('events_tstamp'), 0) AS assigned,
                 (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS clock,
                 standby.unconfirmed, standby.unconfirmed_for
          FROM (SELECT COUNT(*) AS unconfirmed,

@@ -101,8 +101,8 @@ BEGIN
         FROM rebuild_tables t CROSS JOIN UNNEST(t.columns) AS c
         WHERE pg_get_serial_sequence(t.item, c) IS NOT NULL
     LOOP
-        IF pg_sequence_last_value(sequence.copy) > COALESCE(pg_sequence_last_value(sequence.live), 0) THEN
-            PERFORM setval(sequence.live, pg_sequence_last_value(sequence.copy));
+        IF pg_catalog.pg_sequence_last_value(sequence.copy) > COALESCE(pg_catalog.pg_sequence_last_value(sequence.live), 0) THEN
+            PERFORM pg_catalog.setval(sequence.live, pg_catalog.pg_sequence_last_value(sequence.copy));
         END IF;
     END LOOP;
 END

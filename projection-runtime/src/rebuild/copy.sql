@@ -38,7 +38,7 @@ BEGIN
                  OWNED BY %1$I.%3$I.%4$I',
                 beside, sequence.relname, item, sequence.attname, sequence.type, sequence.seqincrement,
                 sequence.seqmin, sequence.seqmax, sequence.seqstart, CASE WHEN sequence.seqcycle THEN 'CYCLE' END);
-            EXECUTE format('ALTER TABLE %I.%I ALTER COLUMN %I SET DEFAULT nextval(%L)',
+            EXECUTE format('ALTER TABLE %I.%I ALTER COLUMN %I SET DEFAULT pg_catalog.nextval(%L)',
                 beside, item, sequence.attname, format('%I.%I', beside, sequence.relname));
         END LOOP;
     END LOOP;
@@ -74,8 +74,8 @@ BEGIN
                      written := EXISTS (SELECT FROM rebuild_inserted);
                  END IF;
                  given := format(''%%I.rebuild_given_%%s'', TG_TABLE_SCHEMA, key)::regclass;
-                 IF written AND pg_sequence_last_value(given) IS NULL THEN
-                     PERFORM nextval(given);
+                 IF written AND pg_catalog.pg_sequence_last_value(given) IS NULL THEN
+                     PERFORM pg_catalog.nextval(given);
                  END IF;
                  PERFORM set_config(''rebuild.default_'' || key, '''', true);
              END LOOP;
