@@ -51,15 +51,25 @@ impl Durable {
         Ok(head)
     }
 
-    /// Waits until all appended events are durable, however long a standby takes.
-    pub(crate) async fn flush(pool: &PgPool) -> sqlx::Result<()> {
-        if Durable::default().look(pool, 0, None).await?.unconfirmed {
+    /// Waits until an appended event, and all before it, are durable, however long a standby takes. Returns a transient
+    /// error if a crash or a fail-over has lost the event meanwhile: the pool may have connected again unnoticed.
+    pub(crate) async fn flush(pool: &PgPool, event: Uuid) -> sqlx::Result<()> {
+        let durable = Durable::default();
+        let mut head = durable.look(pool, 0, Some(event)).await?;
+        if head.unconfirmed {
             wait_for_standbys(pool).await?;
+            head = durable.look(pool, 0, Some(event)).await?;
         }
-        Ok(())
+        if head.there {
+            return Ok(());
+        }
+        Err(sqlx::Error::Io(std::io::Error::other(
+            "a crash or a fail-over of the server has lost events before their flush",
+        )))
     }
 
-    /// Reads the newest event, and flushes it unless a standby must confirm it as well.
+    /// Reads the newest event, and flushes it unless a standby must confirm it as well. `position` 0: the event is looked
+    /// up by its id alone.
     async fn look(&self, pool: &PgPool, position: i64, id: Option<Uuid>) -> sqlx::Result<Head> {
         let known = *self.known.lock().unwrap_or_else(PoisonError::into_inner);
         // If the log is not flushed up to where it is written, the commit of this statement flushes it, also if the server
@@ -67,11 +77,13 @@ impl Durable {
         sqlx::query_as(
             "SELECT COALESCE(newest.tstamp, 0) AS newest, newest.id,
                     newest.id IS DISTINCT FROM $3 AND current_setting('synchronous_standby_names') <> '' AS unconfirmed,
-                    $1 = 0 OR EXISTS (SELECT FROM events WHERE tstamp = $1 AND id = COALESCE($2, id)) AS there
+                    CASE WHEN $1 <> 0 THEN EXISTS (SELECT FROM events WHERE tstamp = $1 AND id = COALESCE($2, id))
+                         WHEN $2 IS NOT NULL THEN EXISTS (SELECT FROM events WHERE id = $2)
+                         ELSE true END AS there
              FROM (SELECT) always
              LEFT JOIN LATERAL (SELECT id, tstamp FROM events
                                 -- Without events ahead of the sequence: later events would get positions before them.
-                                WHERE tstamp <= (SELECT pg_sequence_last_value('events_tstamp'))
+                                WHERE tstamp <= (SELECT pg_catalog.pg_sequence_last_value('events_tstamp'))
                                 ORDER BY tstamp DESC LIMIT 1) newest ON true
              WHERE CASE WHEN newest.id IS NOT DISTINCT FROM $3 OR current_setting('synchronous_standby_names') <> ''
                         THEN true

@@ -8,9 +8,9 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use chrono::{DateTime, Utc};
+use futures_util::future::{OptionFuture, join};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sqlx::PgPool;
@@ -22,7 +22,7 @@ use crate::classification::{is_transient, remedy};
 use crate::durable::Durable;
 use crate::error::{Error, describe, shortened};
 use crate::event::{NUL, has_nul};
-use crate::incoming::{self, Incoming};
+use crate::incoming::{self, Incoming, Outcome};
 use crate::printable::printable;
 use crate::projection::ProjectionSet;
 use crate::writable;
@@ -97,10 +97,10 @@ pub enum ImportError {
         /// What is imported.
         done: Done,
     },
-    /// The database did not take the events, for a reason that is not the fault of a line.
+    /// The database rejected the events for a reason that is not the fault of a line.
     #[error(
-        "{file}: the database did not take the events: {}. No line is to blame, so none is skipped. Remedy: {}. {}",
-        describe(source), remedy(source).unwrap_or("make sure that the database answers"), done.again(file)
+        "{file}: the database rejected the events: {}. No line is to blame, so none is skipped. Remedy: {}. {}",
+        describe(error), remedy(error).unwrap_or("make sure that the database answers"), done.again(file)
     )]
     Environment {
         /// The file's name, or `-`.
@@ -108,7 +108,7 @@ pub enum ImportError {
         /// What is imported.
         done: Done,
         /// The database's answer.
-        source: sqlx::Error,
+        error: sqlx::Error,
     },
     /// The file could not be read.
     #[error("{file} cannot be read after line {line}: {source}. {}", done.again(file))]
@@ -135,16 +135,16 @@ pub struct Done {
 }
 
 impl Done {
-    /// Says how to go on.
+    /// Returns how to continue.
     fn again(self, file: &str) -> String {
         let Done { unwritten, without_identity } = self;
         match without_identity {
             0 => format!(
-                "Lines before line {unwritten} are imported, no others; import again, stored events are not appended twice"
+                "Lines before line {unwritten} are imported, no others. Run the import again: stored events are not appended twice"
             ),
             n => format!(
-                "Lines before line {unwritten} are imported, no others; {n} of their events have neither id nor \
-                 sequence_no, and another import would append them again: go on with `tail -n +{unwritten} {file} | .. \
+                "Lines before line {unwritten} are imported, no others. {n} of their events have neither id nor \
+                 sequence_no, and another import would append them again: continue with `tail -n +{unwritten} {file} | .. \
                  import -`"
             ),
         }
@@ -163,35 +163,22 @@ pub async fn import(
     mut progress: impl FnMut(ImportProgress),
 ) -> Result<Imported, Error> {
     writable::require(pool, &format!("importing {file}")).await?;
-    let mut lines = Lines::new(source);
+    let mut reader = Reader { lines: Lines::new(source), projections, options };
     let mut imported = Imported::default();
-    let mut batch = Batch::default();
+    let mut read = reader.batch().await;
     loop {
-        let line = lines.line;
-        let read = lines.next().await;
-        let read = read.map_err(|source| {
-            let unwritten = batch.lines.first().copied().unwrap_or(line + 1);
-            ImportError::Read { file: file.to_owned(), line, done: imported.done(unwritten), source }
-        })?;
-        let Some(text) = read else { break };
-        let event = text.map_err(str::to_owned).and_then(|text| parse(text, projections, options.unchecked));
-        match event {
-            Ok(None) => {}
-            Ok(Some(event)) => batch.push(lines.line, event),
-            Err(reason) => {
-                let invalid = InvalidLine { line: lines.line, reason };
-                let unwritten = batch.lines.first().copied().unwrap_or(lines.line);
-                imported.invalid(invalid, options, file, unwritten)?;
-            }
-        }
-        if batch.events.len() >= BATCH_EVENTS || batch.bytes >= BATCH_BYTES {
-            append(pool, &mut batch, &mut imported, options, file).await?;
-            progress(ImportProgress { lines: lines.line, bytes: lines.bytes });
+        let batch = read.map_err(|stop| stop.error(file, &imported))?;
+        let reached = batch.reached;
+        // While the database appends a batch, the next one is read.
+        let next = OptionFuture::from((!batch.is_last).then(|| reader.batch()));
+        let (appended, next) = join(append(pool, batch, &mut imported, options, file), next).await;
+        appended?;
+        progress(reached);
+        match next {
+            Some(next) => read = next,
+            None => return Ok(imported),
         }
     }
-    append(pool, &mut batch, &mut imported, options, file).await?;
-    progress(ImportProgress { lines: lines.line, bytes: lines.bytes });
-    Ok(imported)
 }
 
 impl Imported {
@@ -199,22 +186,12 @@ impl Imported {
         Done { unwritten, without_identity: self.without_identity }
     }
 
-    /// Notes an invalid line, or ends the import with it.
-    fn invalid(
-        &mut self,
-        invalid: InvalidLine,
-        options: ImportOptions,
-        file: &str,
-        unwritten: u64,
-    ) -> Result<(), ImportError> {
-        if !options.skip_invalid {
-            return Err(ImportError::Invalid { file: file.to_owned(), invalid, done: self.done(unwritten) });
-        }
+    /// Counts a line that is skipped.
+    fn skip(&mut self, invalid: InvalidLine) {
         self.invalid += 1;
         if self.first_invalid.len() < TOLD {
             self.first_invalid.push(invalid);
         }
-        Ok(())
     }
 }
 
@@ -340,12 +317,78 @@ pub(crate) fn parse(text: &str, projections: &ProjectionSet, unchecked: bool) ->
     Ok(Some(Event { identity, size: text.len(), incoming }))
 }
 
+/// Reads the batches of a file.
+struct Reader<'a, R> {
+    lines: Lines<R>,
+    projections: &'a ProjectionSet,
+    options: ImportOptions,
+}
+
+/// Events that are appended in one transaction.
 #[derive(Default)]
 struct Batch {
     events: Vec<Event>,
     /// The line of each event.
     lines: Vec<u64>,
     bytes: usize,
+    /// Lines that are skipped.
+    invalid: Vec<InvalidLine>,
+    /// How far the file is read.
+    reached: ImportProgress,
+    is_last: bool,
+}
+
+/// Ends the import after the batches that were read before.
+struct Stop {
+    /// The first line that is not imported.
+    unwritten: u64,
+    cause: Cause,
+}
+
+enum Cause {
+    Invalid(InvalidLine),
+    /// The line after this one could not be read.
+    Read(u64, std::io::Error),
+}
+
+impl Stop {
+    fn error(self, file: &str, imported: &Imported) -> ImportError {
+        let (file, done) = (file.to_owned(), imported.done(self.unwritten));
+        match self.cause {
+            Cause::Invalid(invalid) => ImportError::Invalid { file, invalid, done },
+            Cause::Read(line, source) => ImportError::Read { file, line, done, source },
+        }
+    }
+}
+
+impl<R: AsyncBufRead + Unpin> Reader<'_, R> {
+    async fn batch(&mut self) -> Result<Batch, Stop> {
+        let mut batch = Batch::default();
+        while !batch.is_full() {
+            let line = self.lines.line;
+            if line.is_multiple_of(16) {
+                // Reading and parsing need not wait for anything, and the append of the batch before is to go on.
+                tokio::task::yield_now().await;
+            }
+            let read = self.lines.next().await;
+            let read = read.map_err(|error| batch.stop(line + 1, Cause::Read(line, error)))?;
+            let Some(text) = read else {
+                batch.is_last = true;
+                break;
+            };
+            let parsed = |text| parse(text, self.projections, self.options.unchecked);
+            let event = text.map_err(str::to_owned).and_then(parsed);
+            let line = self.lines.line;
+            match event {
+                Ok(None) => {}
+                Ok(Some(event)) => batch.push(line, event),
+                Err(reason) if self.options.skip_invalid => batch.invalid.push(InvalidLine { line, reason }),
+                Err(reason) => return Err(batch.stop(line, Cause::Invalid(InvalidLine { line, reason }))),
+            }
+        }
+        batch.reached = ImportProgress { lines: self.lines.line, bytes: self.lines.bytes };
+        Ok(batch)
+    }
 }
 
 impl Batch {
@@ -354,38 +397,45 @@ impl Batch {
         self.events.push(event);
         self.lines.push(line);
     }
+
+    fn is_full(&self) -> bool {
+        self.events.len().max(self.invalid.len()) >= BATCH_EVENTS || self.bytes >= BATCH_BYTES
+    }
+
+    /// Ends the import at a line, without the events of this batch.
+    fn stop(&self, line: u64, cause: Cause) -> Stop {
+        Stop { unwritten: self.lines.first().copied().unwrap_or(line), cause }
+    }
 }
 
-/// Appends the batch in one transaction, waits until it is durable, and empties it. A crash of the server loses nothing
-/// that the import counts, also if the import goes on after it.
+/// Appends the batch in one transaction, and waits until it is durable. A crash of the server loses nothing that the
+/// import counts, also if the import goes on after it.
 async fn append(
     pool: &PgPool,
-    batch: &mut Batch,
+    batch: Batch,
     imported: &mut Imported,
     options: ImportOptions,
     file: &str,
 ) -> Result<(), Error> {
-    let Batch { events, lines, .. } = std::mem::take(batch);
+    let Batch { events, lines, invalid, .. } = batch;
+    for line in invalid {
+        imported.skip(line);
+    }
     let mut refused = HashSet::new();
     if events.is_empty() {
         return Ok(());
     }
     let all: Vec<&Incoming> = events.iter().map(|event| &event.incoming).collect();
-    // The events have ids by now, so a batch whose commit was not confirmed is not appended twice.
-    let most_appended = AtomicU64::new(0);
-    let outcome = retried(async || {
-        let mut outcome = incoming::append(pool, &all, !options.skip_invalid).await?;
-        // If only the answer to the flush was lost, the next attempt finds the events there already.
-        outcome.appended = most_appended.fetch_max(outcome.appended, Ordering::Relaxed).max(outcome.appended);
-        Durable::flush(pool).await.map(|()| outcome)
-    });
-    let outcome = outcome.await.map_err(|source| {
+    let outcome = append_durably(pool, &all, !options.skip_invalid).await.map_err(|error| {
         let done = imported.done(lines[0]);
-        ImportError::Environment { file: file.to_owned(), done, source }
+        ImportError::Environment { file: file.to_owned(), done, error }
     })?;
     for (place, reason) in outcome.refused {
         let invalid = InvalidLine { line: lines[place], reason };
-        imported.invalid(invalid, options, file, lines[0])?;
+        if !options.skip_invalid {
+            return Err(Stop { unwritten: lines[0], cause: Cause::Invalid(invalid) }.error(file, imported).into());
+        }
+        imported.skip(invalid);
         refused.insert(place);
     }
     let valid = events.iter().enumerate().filter(|(place, _)| !refused.contains(place));
@@ -395,11 +445,12 @@ async fn append(
     Ok(())
 }
 
-/// Retries the attempt while it fails with a transient error.
-async fn retried<T>(attempt: impl AsyncFn() -> sqlx::Result<T>) -> sqlx::Result<T> {
-    let mut backoff = Backoff::default();
+/// Tries again while it fails with a transient error. The events have ids by now, so a batch whose commit was not
+/// confirmed is not appended twice.
+async fn append_durably(pool: &PgPool, events: &[&Incoming], all: bool) -> sqlx::Result<Outcome> {
+    let (mut backoff, mut most_appended) = (Backoff::default(), 0);
     loop {
-        match attempt().await {
+        match try_append(pool, events, all, &mut most_appended).await {
             Err(error) if is_transient(&error) && backoff.tries() < TRIES => {
                 tracing::debug!(error = describe(&error), "import: trying again");
                 tokio::time::sleep(backoff.next()).await;
@@ -407,4 +458,15 @@ async fn retried<T>(attempt: impl AsyncFn() -> sqlx::Result<T>) -> sqlx::Result<
             done => return done,
         }
     }
+}
+
+async fn try_append(pool: &PgPool, events: &[&Incoming], all: bool, most_appended: &mut u64) -> sqlx::Result<Outcome> {
+    let mut outcome = incoming::append(pool, events, all).await?;
+    // If only the answer to the flush was lost, the next attempt finds the events there already.
+    *most_appended = outcome.appended.max(*most_appended);
+    outcome.appended = *most_appended;
+    if let Some(event) = outcome.stored {
+        Durable::flush(pool, event).await?;
+    }
+    Ok(outcome)
 }

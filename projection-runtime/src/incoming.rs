@@ -58,6 +58,8 @@ pub(crate) struct Outcome {
     pub(crate) appended: u64,
     /// Which the database refuses, by their place, and why.
     pub(crate) refused: Vec<(usize, String)>,
+    /// One of the events that are in the store now; all of the transaction are durable if this one is.
+    pub(crate) stored: Option<Uuid>,
 }
 
 /// Appends the events whose id is not there, in this order and in one transaction: those that the database doesn't
@@ -67,12 +69,14 @@ pub(crate) struct Outcome {
 /// The transaction doesn't wait for its flush, so that nobody waits for the disk under the lock. Before anyone is told
 /// of it, call [`Durable::flush`](crate::durable::Durable::flush).
 pub(crate) async fn append(pool: &PgPool, events: &[&Incoming], all: bool) -> sqlx::Result<Outcome> {
-    const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit = off";
+    // Bounded, because it holds the ordering lock: a frozen process would stop all appends.
+    const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit = off; \
+        SET LOCAL idle_in_transaction_session_timeout = '30s'";
     let mut tx = transaction::begin_with(pool, BEGIN).await?;
     match insert(&mut tx, events).await {
         Ok(appended) => {
             tx.commit().await?;
-            return Ok(Outcome { appended, refused: Vec::new() });
+            return Ok(Outcome { appended, refused: Vec::new(), stored: events.last().map(|event| event.id) });
         }
         Err(error) if classify(&error) == ErrorClass::Event => tx.rollback().await?,
         Err(error) => return Err(error),
@@ -85,13 +89,14 @@ pub(crate) async fn append(pool: &PgPool, events: &[&Incoming], all: bool) -> sq
             Ok(new) => {
                 savepoint.commit().await?;
                 outcome.appended += new;
+                outcome.stored = Some(event.id);
             }
             Err(error) if classify(&error) == ErrorClass::Event => {
                 savepoint.rollback().await?;
                 outcome.refused.push((place, refusal(&error, event)));
                 if all {
                     tx.rollback().await?;
-                    return Ok(Outcome { appended: 0, ..outcome });
+                    return Ok(Outcome { appended: 0, stored: None, ..outcome });
                 }
             }
             Err(error) => return Err(error),

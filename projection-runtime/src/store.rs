@@ -217,7 +217,7 @@ impl EventStore {
     /// positions is not counted: later events could be assigned positions before it.
     pub async fn head(&self) -> Result<i64, Error> {
         sqlx::query_scalar(
-            "SELECT COALESCE(MAX(tstamp), 0) FROM events WHERE tstamp <= (SELECT pg_sequence_last_value('events_tstamp'))",
+            "SELECT COALESCE(MAX(tstamp), 0) FROM events WHERE tstamp <= (SELECT pg_catalog.pg_sequence_last_value('events_tstamp'))",
         )
         .fetch_one(&self.pool)
         .await
@@ -245,7 +245,7 @@ pub(crate) async fn append_alone(
 ) -> Result<Appended, Error> {
     let doing = || Error::database(appending(aggregate_id));
     // The statement after the one that waits for the ordering lock must see what was committed meanwhile.
-    let tx = transaction::begin_with(pool, "BEGIN ISOLATION LEVEL READ COMMITTED");
+    let tx = transaction::begin_bounded(pool);
     let mut tx = tx.await.map_err(doing())?;
     if let Some(timeout) = lock_timeout {
         let set = sqlx::query("SELECT set_config('lock_timeout', $1, true)").bind(timeout);

@@ -93,7 +93,9 @@ impl Ingest {
         }
         let all: Vec<&Incoming> = events.iter().map(|(_, event)| event).collect();
         let outcome = incoming::append(&self.pool, &all, false).await.map_err(not_taken)?;
-        Durable::flush(&self.pool).await?;
+        if let Some(event) = outcome.stored {
+            Durable::flush(&self.pool, event).await?;
+        }
         dead.extend(outcome.refused.into_iter().map(|(place, reason)| (events[place].0, reason)));
         Ok(outcome.appended)
     }

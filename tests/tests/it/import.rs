@@ -1,8 +1,13 @@
 //! Import of JSON lines.
 
+use std::time::Duration;
+
+use projection_runtime::postgres_server::{PostgresServer, StopMode};
+use projection_runtime::testing::TcpRelay;
 use projection_runtime::{Error, ImportError, ImportOptions, Imported, ProjectionManager, import};
 use sqlx::PgPool;
-use tests::{TestDatabase, fold};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use tests::{TestDatabase, eventually, fold};
 
 const SAMPLE: &str = include_str!("../../../dancefinder-projections/sample/events.jsonl");
 
@@ -177,4 +182,37 @@ async fn whole_batches_before_a_bad_line_stay() {
     let in_order = "SELECT bool_and(data->>'name' = 'Band ' || place) FROM (
                         SELECT data, row_number() OVER (ORDER BY tstamp) AS place FROM events) numbered";
     assert!(sqlx::query_scalar::<_, bool>(in_order).fetch_one(&db.pool).await.unwrap(), "in the order of the lines");
+}
+
+/// The server is killed after the commit of a batch and before its flush, and starts again before the import has noticed:
+/// the events are appended again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_between_the_commit_and_the_flush() {
+    // The server flushes nothing by itself while this lasts.
+    let start = || PostgresServer::start_with("TEST_DATABASE_URL", &["wal_writer_delay=10s"]);
+    let mut server = tokio::task::spawn_blocking(start).await.unwrap().unwrap();
+    let url = server.url("postgres");
+    let pool = PgPool::connect(&url).await.unwrap();
+    dancefinder_projections::MIGRATIONS.run(&pool).await.unwrap();
+    sqlx::query("CHECKPOINT").execute(&pool).await.unwrap();
+    let relay = TcpRelay::to(server.port()).await;
+    let through = url.parse::<PgConnectOptions>().unwrap().port(relay.port);
+    let slow = PgPoolOptions::new().max_connections(1).connect_with(through).await.unwrap();
+    // The answer to the commit comes after the kill.
+    relay.delay(Duration::from_millis(500));
+    let lines: String = (1..=10).map(|n| band(n) + "\n").collect();
+    let importing = tokio::spawn(async move { imported(&slow, lines.as_bytes(), false).await });
+    eventually("the batch is committed", Duration::from_secs(20), || async { stored(&pool).await == 10 }).await;
+    server = tokio::task::spawn_blocking(move || {
+        server.stop(StopMode::Kill).unwrap();
+        server.start_again().unwrap();
+        server
+    })
+    .await
+    .unwrap();
+    relay.delay(Duration::ZERO);
+    let done = importing.await.unwrap().unwrap();
+    assert_eq!((done.appended, done.already_there), (10, 0));
+    assert_eq!(stored(&pool).await, 10, "events were lost that are said to be appended");
+    drop(server);
 }

@@ -38,7 +38,7 @@ async fn none_is_skipped(db: &TestDatabase, pool: &PgPool, cure: &'static str, s
             "{error:?}"
         );
         let error = error.to_string();
-        let always = ["No line is to blame, so none is skipped", "before line 1 are imported", "import again"];
+        let always = ["No line is to blame, so none is skipped", "before line 1 are imported", "Run the import again"];
         for text in [says, &always].concat() {
             assert!(error.contains(text), "{error}");
         }
@@ -164,7 +164,7 @@ async fn lines_without_identity_in_the_middle_of_a_file() {
     lines[2200] = "{}".into();
     let error = imported(&db.pool, &lines.join("\n"), ImportOptions::default()).await.unwrap_err().to_string();
     assert!(error.contains("2000 of their events have neither id nor sequence_no"), "{error}");
-    assert!(error.contains("go on with `tail -n +2001 events.jsonl | .. import -`"), "{error}");
+    assert!(error.contains("continue with `tail -n +2001 events.jsonl | .. import -`"), "{error}");
     lines[2200] = line(2201);
     let rest = imported(&db.pool, &lines[2000..].join("\n"), ImportOptions::default()).await.unwrap();
     assert_eq!((rest.appended, stored(&db.pool).await), (500, 2500));
