@@ -63,7 +63,14 @@ use ErrorClass::{Environment, Event, Transient};
 /// Classifies the error by itself and its sources. An error that is neither PostgreSQL's nor sqlx's is a handler's own,
 /// and so of the event.
 pub(crate) fn classify(error: &(dyn StdError + 'static)) -> ErrorClass {
-    sources(error).filter_map(of_one).min().unwrap_or(Event)
+    of_database(error).unwrap_or(Event)
+}
+
+/// Classifies the error of the database among the error and its sources: by its type, or else by its text. A text comes
+/// last, because it may quote an event.
+fn of_database(error: &(dyn StdError + 'static)) -> Option<ErrorClass> {
+    let by_text = || sources(error).filter_map(|error| of_text(&error.to_string())).min();
+    sources(error).find_map(of_type).or_else(by_text)
 }
 
 pub(crate) fn is_transient(error: &sqlx::Error) -> bool {
@@ -76,26 +83,30 @@ pub(crate) fn is_locked(error: &sqlx::Error) -> bool {
     code.is_some_and(|code| ["55P03", "40P01"].contains(&&*code))
 }
 
-/// Classifies the error itself, without its sources.
-fn of_one(error: &(dyn StdError + 'static)) -> Option<ErrorClass> {
+/// Classifies the error itself, without its sources, if its type is known.
+fn of_type(error: &(dyn StdError + 'static)) -> Option<ErrorClass> {
     if let Some(error) = error.downcast_ref::<sqlx::Error>() {
         return Some(of_sqlx(error));
     }
     if let Some(error) = error.downcast_ref::<PgDatabaseError>() {
         return Some(of_postgres(error));
     }
-    if let Some(error) = error.downcast_ref::<SharedError>() {
-        return Some(of_sqlx(error.inner()));
+    if let Some(error) = error.downcast_ref::<Box<dyn DatabaseError>>() {
+        return Some(of_server(&**error));
     }
-    of_text(&error.to_string())
+    error.downcast_ref::<SharedError>().map(|error| of_sqlx(error.inner()))
+}
+
+fn of_server(error: &(dyn DatabaseError + 'static)) -> ErrorClass {
+    match postgres(error) {
+        Some(error) => of_postgres(error),
+        None => error.code().map_or(Environment, |code| of_state(&code)),
+    }
 }
 
 fn of_sqlx(error: &sqlx::Error) -> ErrorClass {
     match error {
-        sqlx::Error::Database(error) => match postgres(&**error) {
-            Some(error) => of_postgres(error),
-            None => error.code().map_or(Environment, |code| of_state(&code)),
-        },
+        sqlx::Error::Database(error) => of_server(&**error),
         sqlx::Error::Io(_)
         | sqlx::Error::Tls(_)
         | sqlx::Error::PoolTimedOut
@@ -163,13 +174,17 @@ fn samples() -> [sqlx::Error; 13] {
 
 const MARK: &str = "<mark>";
 
-/// Classifies an error by its text, if that has the text of an error of sqlx in it.
+/// Classifies an error by its text, if that is the text of an error of sqlx. If it only contains one, it may as well
+/// quote an event: in doubt it is of the environment.
 fn of_text(text: &str) -> Option<ErrorClass> {
-    let beginning = |sample: &sqlx::Error| {
-        let sample = sample.to_string().replace(&usize::MAX.to_string(), MARK);
-        sample.split(MARK).next().unwrap_or_default().to_owned()
-    };
-    samples().iter().find(|sample| text.contains(&beginning(sample))).map(of_sqlx)
+    samples().iter().find_map(|sample| {
+        let whole = sample.to_string().replace(&usize::MAX.to_string(), MARK);
+        let (beginning, variable) = whole.split_once(MARK).map_or((&*whole, false), |(beginning, _)| (beginning, true));
+        if text == whole || variable && text.starts_with(beginning) {
+            return Some(of_sqlx(sample));
+        }
+        text.contains(beginning).then_some(Environment)
+    })
 }
 
 /// Classifies a panic by its text: `unwrap` prints the error's `Debug` form.
@@ -211,7 +226,7 @@ impl ApplyError {
     /// what the database answered.
     pub(crate) fn may_hide_a_statement(&self) -> bool {
         match self {
-            ApplyError::Handler(error) => sources(error.as_ref()).all(|error| of_one(error).is_none()),
+            ApplyError::Handler(error) => of_database(error.as_ref()).is_none(),
             ApplyError::Panic(text) => of_panic(text) == Event,
             _ => false,
         }
@@ -240,9 +255,13 @@ fn sources<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a 
 
 /// Returns the first SQLSTATE among the error and its sources.
 fn state(error: &(dyn StdError + 'static)) -> Option<String> {
-    sources(error).find_map(|error| match error.downcast_ref::<sqlx::Error>() {
-        Some(error) => error.as_database_error()?.code().map(Cow::into_owned),
-        None => error.downcast_ref::<PgDatabaseError>().map(|error| error.code().to_owned()),
+    sources(error).find_map(|error| {
+        let of_server = error.downcast_ref::<Box<dyn DatabaseError>>().map(|error| &**error);
+        let of_sqlx = || error.downcast_ref::<sqlx::Error>().and_then(sqlx::Error::as_database_error);
+        match of_server.or_else(of_sqlx) {
+            Some(error) => error.code().map(Cow::into_owned),
+            None => error.downcast_ref::<PgDatabaseError>().map(|error| error.code().to_owned()),
+        }
     })
 }
 
@@ -277,7 +296,7 @@ pub(crate) fn remedy(error: &(dyn StdError + 'static)) -> Option<&'static str> {
     } else if says(TOO_MANY) {
         "a statement takes at most 65,535 bound values: bind an array for each column, and UNNEST them"
     } else if says("decoding column") || says("no column found") || says("column index out of bounds") {
-        "the handler reads a column of another name or type than the table has: compare them, `check` helps"
+        "the handler reads a column whose name or type differs from the table's: compare the two; `check` helps"
     } else {
         "check the handler, and the services that it calls"
     })
@@ -296,8 +315,8 @@ fn remedy_of_state(code: &str) -> &'static str {
         }
         "25P02" => "the handler ignores an error of an earlier statement: let it return the error",
         "25P03" => {
-            "a transaction may be idle for 30 s at most: let the handler not wait for other services, or bound the time that \
-             it waits"
+            "a transaction may be idle for 30 s at most: do not wait for other services in the handler, or limit how long it \
+             waits"
         }
         "25P04" => "raise `transaction_timeout` for the service's role",
         "42501" => "grant the privilege to the role that the service connects as",

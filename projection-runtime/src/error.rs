@@ -176,7 +176,7 @@ pub enum Error {
     /// The position of the projection moved back while its rows were being rebuilt or verified.
     #[error(
         "the position of `{projection}` moved back to {position} while its events were applied again, up to {filled}; \
-         nothing was changed. Was it changed by hand? Start again"
+         nothing was changed. The position was probably changed by hand: run the command again"
     )]
     PositionMovedBack {
         /// The projection.
@@ -239,8 +239,8 @@ pub enum Error {
     },
     /// Columns of the projection's tables were added, renamed or given another type after its rows were kept.
     #[error(
-        "undo of the rebuild of `{projection}` refused: the rows that were kept do not have {} as the tables do; nothing was \
-         changed. Take back the change of these columns first, or `rebuild {projection}` to make rows with them",
+        "undo of the rebuild of `{projection}` refused: the kept rows do not fit the columns {} of the tables; nothing was changed. \
+         Revert the change of these columns first, or `rebuild {projection}` to make rows with them",
         columns.join(", ")
     )]
     KeptRowsDoNotFit {
@@ -563,7 +563,9 @@ pub enum ApplyError {
         reason: String,
     },
     /// The handler failed after one of its statements had failed, with an error that does not say why.
-    #[error("{0}; before, a statement of the handler failed, and this error does not say with which error")]
+    #[error(
+        "{0}; an earlier statement of the handler failed, but the handler's error does not include the database's error"
+    )]
     HiddenStatement(Box<ApplyError>),
     /// The handler returned `Ok`, but the transaction cannot be committed.
     #[error("the handler returned Ok, but the transaction failed afterwards: {}", describe(.0))]

@@ -255,7 +255,37 @@ async fn a_forgotten_value() {
     stops(|| projections![Forgetful], "SELECT 1", "", &["08P01", "bind"]).await;
 }
 
-/// An index that was added, so that the row cannot be written at the commit, is of the event; a function that is missing is not.
+/// PostgreSQL's message quotes the value, and a handler's own error may as well: no event is tried again without end
+/// because of what it says. In doubt, a handler's own error is of the environment.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_quotes_an_error() {
+    struct Numbers;
+
+    #[projection(name = "places", tables = ["places"])]
+    impl Numbers {
+        #[on(PlaceOpened)]
+        async fn opened(event: &Recorded<PlaceOpened>, tx: &mut PgConnection) -> anyhow::Result<()> {
+            let name = event.data.name.as_deref().unwrap_or_default();
+            if event.data.number % 2 == 0 {
+                anyhow::bail!("{name:?} is no number");
+            }
+            Ok(sqlx::query("SELECT $1::text::int").bind(name).execute(tx).await.map(drop)?)
+        }
+    }
+
+    for text in ["pool timed out while waiting for an open connection", "error communicating with database: no"] {
+        for number in [1, 2] {
+            let db = with_events(0).await;
+            append(&db.pool, [PlaceOpened { number, name: Some(text.to_owned()) }]).await;
+            let status = tokio::time::timeout(Duration::from_secs(20), caught_up(&db, projections![Numbers])).await;
+            let status = status.unwrap_or_else(|_| panic!("{text}, {number}: the event is tried again without end"));
+            let expected = if number == 1 { (&State::Live, 1) } else { (&State::Failed, 0) };
+            assert_eq!((&status.state, status.skipped_events), expected, "{text}, {number}");
+        }
+    }
+}
+
+/// A violated constraint at the commit is an error of the event; a missing function is an error of the environment.
 #[tokio::test]
 async fn a_function_that_is_missing_at_the_commit() {
     let change = "CREATE FUNCTION at_commit() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -371,10 +401,10 @@ async fn an_error_that_hides_that_of_a_statement() {
         }
     }
     let (change, cure) = ("ALTER TABLE places RENAME TO other", "ALTER TABLE other RENAME TO places");
-    let says = ["could not save", "a statement of the handler failed", "return the error of the statement"];
+    let says = ["could not save", "an earlier statement of the handler failed", "return the error of the statement"];
     stops(|| projections![Texting], change, cure, &says).await;
     stops(|| projections![Panicking], change, cure, &says).await;
     // The transaction goes on: the error is that of reading a column.
     let (change, cure) = ("ALTER TABLE places ALTER number TYPE INT", "ALTER TABLE places ALTER number TYPE BIGINT");
-    stops(|| projections![Texting], change, cure, &["could not save", "another name or type"]).await;
+    stops(|| projections![Texting], change, cure, &["could not save", "whose name or type differs"]).await;
 }
