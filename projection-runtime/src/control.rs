@@ -76,14 +76,14 @@ pub(crate) async fn skip(
             return Err(Error::NotFailed { projection });
         }
     }
-    unlogged::mark_first(&mut tx, definition, place).await.map_err(doing())?;
+    unlogged::mark_first(&mut tx, place).await.map_err(doing())?;
     let skipped = "WITH skipped AS (
              INSERT INTO readview_skips (name, event_id, event_name, tstamp, handler, error, reason, skipped_by)
              SELECT $1, event_id, event_name, tstamp, handler, error, $2, $3 FROM readview_failures WHERE name = $4
              ON CONFLICT (name, event_id) DO UPDATE SET reason = EXCLUDED.reason, skipped_by = EXCLUDED.skipped_by
-             RETURNING tstamp
+             RETURNING tstamp, event_id
          )
-         UPDATE readviews r SET position = s.tstamp FROM skipped s
+         UPDATE readviews r SET position = s.tstamp, passed_tstamp = s.tstamp, passed_id = s.event_id FROM skipped s
          WHERE r.name = $4 AND r.position < s.tstamp
            -- Only where it is the next event: what lies before it would never be applied.
            AND NOT EXISTS (SELECT FROM events e WHERE e.tstamp > r.position AND e.tstamp < s.tstamp)

@@ -199,7 +199,7 @@ async fn try_lock(
 ) -> sqlx::Result<Option<Place>> {
     const SQL: &str = "SELECT r.position,
                 (SELECT COALESCE(MAX(tstamp), 0) FROM events
-                 WHERE tstamp <= (SELECT pg_sequence_last_value('events_tstamp'))) AS head,
+                 WHERE tstamp <= (SELECT pg_catalog.pg_sequence_last_value('events_tstamp'))) AS head,
                 r.position = 0 OR EXISTS (SELECT FROM events WHERE tstamp = r.position) AS there,
                 CASE WHEN r.passed_tstamp = r.position THEN r.passed_id END AS passed,
                 f.name IS NOT NULL AS failed,
@@ -222,7 +222,7 @@ async fn try_lock(
          WHERE r.name = $1 AND r.partitions = 1
          FOR NO KEY UPDATE OF r SKIP LOCKED";
     const OF_EVENTS: &str = "(SELECT COALESCE(MAX(tstamp), 0) FROM events
-                 WHERE tstamp <= (SELECT pg_sequence_last_value('events_tstamp'))) AS head,
+                 WHERE tstamp <= (SELECT pg_catalog.pg_sequence_last_value('events_tstamp'))) AS head,
                 r.position = 0 OR EXISTS (SELECT FROM events WHERE tstamp = r.position) AS there";
     let query = sqlx::query_as(events_at::told(SQL, head.is_some(), OF_EVENTS, "$5::bigint AS head, true AS there"))
         .bind(name)
@@ -283,6 +283,12 @@ pub(crate) async fn advance(
         > 0)
 }
 
+/// Returns the position to which the relay itself moved, whatever the position is now.
+pub(crate) async fn relayed(tx: &mut PgConnection, row: &str) -> sqlx::Result<Option<i64>> {
+    let sql = "SELECT passed_tstamp FROM readviews WHERE name = $1";
+    Ok(sqlx::query_scalar(sql).bind(row).fetch_optional(tx).await?.flatten())
+}
+
 /// Forgets the failure: the event that the projection, or its partition, had stopped at is passed, or all begins anew.
 pub(crate) async fn clear_failure(tx: &mut PgConnection, name: &str) -> sqlx::Result<()> {
     sqlx::query("DELETE FROM readview_failures WHERE name = $1").bind(name).execute(tx).await?;
@@ -330,10 +336,11 @@ pub(crate) async fn record_failure(
     name: &str,
     failed: &FailedEvent,
     attempts: i32,
-    before: i64,
+    before: Passed,
 ) -> sqlx::Result<()> {
-    let sql = "UPDATE readviews SET position = $2 WHERE name = $1 AND position < $2";
-    sqlx::query(sql).bind(name).bind(before).execute(&mut *tx).await?;
+    let sql =
+        "UPDATE readviews SET position = $2, passed_tstamp = $2, passed_id = $3 WHERE name = $1 AND position < $2";
+    sqlx::query(sql).bind(name).bind(before.position).bind(before.id).execute(&mut *tx).await?;
     sqlx::query(
         "INSERT INTO readview_failures AS f (name, event_id, event_name, tstamp, handler, error, attempts, newer_version)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
@@ -429,7 +436,7 @@ pub(crate) async fn pending(pool: &PgPool, events_at: &EventsAt, asked: &Asked) 
          LEFT JOIN readviews r USING (name)
          LEFT JOIN readview_failures f USING (name)
          WHERE COALESCE(r.position, 0) < LEAST(
-                   (SELECT MAX(tstamp) FROM events WHERE tstamp <= (SELECT pg_sequence_last_value('events_tstamp'))),
+                   (SELECT MAX(tstamp) FROM events WHERE tstamp <= (SELECT pg_catalog.pg_sequence_last_value('events_tstamp'))),
                    (SELECT MIN(COALESCE(ahead.position, 0))
                     FROM UNNEST($2::text[], $3::text[]) AS edge (name, after)
                     LEFT JOIN readviews ahead ON ahead.name = edge.after
@@ -441,7 +448,7 @@ pub(crate) async fn pending(pool: &PgPool, events_at: &EventsAt, asked: &Asked) 
                                               FROM UNNEST($6::text[], $7::text[], $8::int[]) AS handled (place, event, version)
                                               WHERE version >= f.newer_version))";
     const HEAD: &str =
-        "(SELECT MAX(tstamp) FROM events WHERE tstamp <= (SELECT pg_sequence_last_value('events_tstamp')))";
+        "(SELECT MAX(tstamp) FROM events WHERE tstamp <= (SELECT pg_catalog.pg_sequence_last_value('events_tstamp')))";
     let look = events_at.look(Passed::default()).await?;
     let query = sqlx::query_as(events_at::told(SQL, look.is_some(), HEAD, "$9::bigint"))
         .bind(&asked.projections)

@@ -59,8 +59,19 @@ pub(super) async fn run(
     let keys = events.iter().map(|event| (event.name, event.routing_key)).collect();
     let bindings = events.iter().map(|event| event.routing_key).collect();
     let limit = PageLimit { events: options.batch.events.min(PageLimit::default().events), ..options.batch };
-    let relay =
-        Relay { rabbitmq, pool, events_at, keys, bindings, row, limit, wake, found: 0, late: None, stop: stop.clone() };
+    let relay = Relay {
+        rabbitmq,
+        pool,
+        events_at,
+        keys,
+        bindings,
+        row,
+        limit,
+        wake,
+        found: Passed::default(),
+        late: None,
+        stop: stop.clone(),
+    };
     connection::keep(relay, broker, status, stop, options.shutdown_grace).await;
 }
 
@@ -76,7 +87,7 @@ struct Relay {
     limit: PageLimit,
     wake: watch::Receiver<()>,
     /// The position that was found last.
-    found: i64,
+    found: Passed,
     late: Option<Sent>,
     stop: CancellationToken,
 }
@@ -84,7 +95,7 @@ struct Relay {
 /// A page on its way: ends when the broker has confirmed it all. Aborted with the value.
 struct Sent {
     from: i64,
-    to: i64,
+    to: Passed,
     confirms: JoinSet<Result<(), BoxError>>,
 }
 
@@ -140,8 +151,12 @@ impl Relay {
         let late = self.late.take();
         // An event may be visible before it is flushed and replicated. It must not reach the broker before that,
         // because a crash or a fail-over could still lose it.
-        let durable = self.events_at.durable_head(&self.pool).await?;
-        let elsewhere = self.events_at.other().map(|_| durable);
+        let look = self.events_at.look(self.found).await?;
+        let elsewhere = look.map(|look| look.head);
+        let durable = match elsewhere {
+            Some(head) => head,
+            None => self.events_at.durable_head(&self.pool).await?,
+        };
         let mut tx = transaction::begin_bounded(&self.pool).await?;
         let Some(place) = position::lock(&mut tx, &self.row, None, Mode::default(), "", elsewhere).await? else {
             let created = position::create(&mut tx, &self.row, &[]).await?;
@@ -149,19 +164,24 @@ impl Relay {
             return Ok(if created { Step::Again } else { Step::Elsewhere });
         };
         if let Some(late) = late.filter(|late| late.from == place.position) {
-            position::advance(&mut tx, &self.row, Passed { position: late.to, id: None }, false, None).await?;
+            position::advance(&mut tx, &self.row, late.to, false, None).await?;
             tx.commit().await?;
             return Ok(Step::Again);
         }
-        let is_new = place.position != self.found;
-        if is_new && self.events_at.stands(&mut tx, place.position).await? != place.position {
-            // Others have them; what the store has instead comes to them as well.
+        if !place.there || !self.events_at.has(look, place.passed()).await? {
+            let relayed = position::relayed(&mut tx, &self.row).await?.unwrap_or(i64::MAX);
+            let last = self.events_at.last(&mut tx, relayed.min(place.position - 1)).await?;
+            position::advance(&mut tx, &self.row, last, false, None).await?;
+            tx.commit().await?;
             tracing::warn!(
                 position = place.position,
-                "events were published that the store does not have: was it restored from an older backup?"
+                last = last.position,
+                "the relay's position is of an event that the store does not have: the store was restored from an older backup, \
+                 or the position was changed by hand; continuing after the last event that was published"
             );
+            return Ok(Step::Again);
         }
-        self.found = place.position;
+        self.found = place.passed();
         // What is newer wakes us again.
         let head = place.head.min(durable);
         if head <= place.position {
@@ -172,7 +192,8 @@ impl Relay {
             store::read_all(&mut connection, place.position, head, self.limit).await
         };
         let page = self.events_at.ask(reading).await?;
-        let to = page.events.last().filter(|_| !page.complete).map_or(head, |event| event.tstamp);
+        let last = page.events.last().map_or(place.passed(), Passed::event);
+        let to = if page.complete && last.position < head { Passed { position: head, id: None } } else { last };
         let messages: Vec<Message> = page.events.iter().map(|event| self.message(event)).collect();
         let mut sent = Sent { from: place.position, to, confirms: JoinSet::new() };
         sent.confirms.spawn(send(channel.clone(), messages, self.rabbitmq.status.clone()));
@@ -181,9 +202,9 @@ impl Relay {
             return Ok(Step::Again);
         };
         confirmed?;
-        position::advance(&mut tx, &self.row, Passed { position: to, id: None }, false, None).await?;
+        position::advance(&mut tx, &self.row, to, false, None).await?;
         tx.commit().await?;
-        tracing::debug!(position = to, "relayed");
+        tracing::debug!(position = to.position, "relayed");
         Ok(Step::Again)
     }
 

@@ -93,8 +93,8 @@ impl Runner {
             return Ok(Step::Again);
         }
         let skips = policy.skip && error.class() == ErrorClass::Event && self.passed_by.len() < MOST_PASSED_BY;
-        let before = self.events_at.stands(&mut tx, event.tstamp - 1).await?.max(from);
-        let to = if skips { None } else { Some(before) };
+        let before = self.events_at.last(&mut tx, event.tstamp - 1).await?;
+        let to = if skips { None } else { Some(before.position.max(from)) };
         if place.of_another && !fingerprint::tell(&mut tx, self.definition, from, to).await? {
             return Ok(Step::Later(share::YIELD));
         }
@@ -121,7 +121,7 @@ impl Runner {
     async fn stop_at(
         &mut self,
         mut tx: Transaction<'_, Postgres>,
-        before: i64,
+        before: Passed,
         failed: FailedEvent,
         attempts: i32,
     ) -> sqlx::Result<Step> {

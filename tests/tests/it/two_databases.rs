@@ -19,6 +19,7 @@ use tests::journal::{self, Happened, Journal, Trouble};
 use tests::{TestDatabase, eventually, fold, running};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../dancefinder-projections/sample/events.jsonl");
 const LONG: Duration = Duration::from_secs(60);
@@ -149,6 +150,13 @@ async fn a_failing_event() {
     };
     let at = failing().await;
     assert_eq!((at.position, at.events_behind), (other, 6));
+    let passed = async || {
+        let sql = "SELECT passed_id FROM readviews WHERE passed_tstamp = position";
+        sqlx::query_scalar::<_, Uuid>(sql).fetch_one(&rows.pool).await.unwrap()
+    };
+    let id_of = "SELECT id FROM events WHERE tstamp = $1";
+    let before: Uuid = sqlx::query_scalar(id_of).bind(other).fetch_one(&events.pool).await.unwrap();
+    assert_eq!(passed().await, before);
     let id = at.failure.unwrap().event_id;
     // Behind others that were not applied it is not skipped.
     let back = |to: i64| sqlx::query("UPDATE readviews SET position = $1").bind(to).execute(&rows.pool);
@@ -156,6 +164,7 @@ async fn a_failing_event() {
     assert!(matches!(manager.skip("journal", id, "bad", "test").await, Err(Error::NotFailed { .. })));
     back(other).await.unwrap();
     manager.skip("journal", id, "bad", "test").await.unwrap();
+    assert_eq!(passed().await, id);
     let at = failing().await;
     assert_eq!((at.position, at.skipped_events), (recorded[6].0, 1));
     sqlx::query("UPDATE trouble SET fixed = true").execute(&rows.pool).await.unwrap();

@@ -11,7 +11,7 @@ use projection_runtime::{EventStore, ExpectedVersion, ManagerOptions, Projection
 use serde_json::json;
 use sqlx::{Connection, PgPool};
 use tests::journal::{Happened, Journal};
-use tests::{TestDatabase, eventually, journal};
+use tests::{TestDatabase, eventually, execute, journal};
 use uuid::Uuid;
 
 use super::{
@@ -159,6 +159,43 @@ async fn two_processes_never_relay_at_once() {
     assert_eq!(messages.len(), 5000, "a repeat without a reason");
     assert_all_in_order_but_for_repeats(&db, &messages).await;
     assert!(published.iter().all(|published| *published > 0), "one did it all, which shows nothing: {published:?}");
+}
+
+/// Someone moved the relay's position ahead, or set it to that of no event: later events are published.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_position_of_no_event() {
+    let db = TestDatabase::new().await;
+    journal::create(&db.pool).await;
+    let exchange = Exchange::new().await;
+    exchange.audit().await;
+    let start = || Running::start(&db, projections![Journal], ManagerOptions::default(), exchange.options.clone());
+    let mut running = Some(start());
+    for (round, restarts) in [false, true].into_iter().enumerate() {
+        let n = i64::try_from(round).unwrap() * 10;
+        append_many(&db.pool, n..n + 5).await;
+        at_the_end(&db, 2).await;
+        if restarts {
+            running.take().unwrap().stop().await;
+        }
+        let ahead = "UPDATE readviews SET position = position + 3600000000 WHERE name LIKE 'relay%'";
+        assert_eq!(execute(&db.pool, ahead).await, 1);
+        running.get_or_insert_with(start);
+        append_many(&db.pool, n + 5..n + 10).await;
+        at_the_end(&db, 2).await;
+        let relayed = "SELECT position = (SELECT MAX(tstamp) FROM events) FROM readviews WHERE name LIKE 'relay%'";
+        eventually("the relay is at the end", LONG, || async {
+            sqlx::query_scalar(relayed).fetch_one(&db.pool).await.unwrap()
+        })
+        .await;
+    }
+    running.unwrap().stop().await;
+    let published: std::collections::BTreeSet<String> = exchange
+        .audited()
+        .await
+        .iter()
+        .map(|message| message.properties.message_id().as_ref().unwrap().to_string())
+        .collect();
+    assert_eq!(published.len(), 20, "events were not published");
 }
 
 /// What another session sees before it is flushed is not in the broker before that.
