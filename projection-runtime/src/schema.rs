@@ -7,7 +7,9 @@
 //! What is wrong is told all at once, each with the statement that cures it. An event that no projection knows is no
 //! problem, but worth a word: [`warn_of_unknown_events`].
 
+mod creators;
 mod foreign_triggers;
+mod positions;
 mod read_models;
 
 use std::collections::HashSet;
@@ -101,10 +103,7 @@ pub(crate) async fn check(
                 event_store(&mut connection, rabbitmq, &|table| table != "events").await.map_err(doing())?;
             problems.extend(own_events(&mut connection).await.map_err(doing())?);
             let of_events = event_store(events, false, &|table| table == "events").await.map_err(doing_there())?;
-            problems.extend(of_events.into_iter().map(|problem| Problem {
-                problem: format!("in the events' database, {}", problem.problem),
-                ..problem
-            }));
+            problems.extend(of_events.into_iter().map(in_events_database));
             problems
         }
     };
@@ -128,15 +127,29 @@ pub(crate) async fn check(
     let UnknownEvents { names: unknown_events, more: unknown_events_capped } = unknown;
     let mut check = Check { problems, warnings: Vec::new(), unknown_events, unknown_events_capped };
     read_models::check(&mut connection, set, &mut check).await.map_err(doing())?;
-    match events_at.other() {
-        None => foreign_triggers::check(&mut connection, &mut check).await,
+    match &mut elsewhere {
+        None => events_table(&mut connection, &mut check).await.map_err(doing())?,
         Some(events) => {
-            let mut events = events.acquire().await.map_err(doing())?;
-            foreign_triggers::check(&mut events, &mut check).await
+            let mut found = Check::default();
+            events_table(events, &mut found).await.map_err(doing_there())?;
+            check.problems.extend(found.problems.into_iter().map(in_events_database));
+            check.warnings.extend(found.warnings.into_iter().map(in_events_database));
         }
     }
-    .map_err(doing())?;
+    if store_is_there {
+        positions::check(&mut connection, events_at, set, &mut check).await.map_err(doing())?;
+    }
     Ok(check)
+}
+
+/// What others have done to the table `events`, or may do.
+async fn events_table(connection: &mut PgConnection, check: &mut Check) -> sqlx::Result<()> {
+    foreign_triggers::check(connection, check).await?;
+    creators::check(connection, check).await
+}
+
+fn in_events_database(problem: Problem) -> Problem {
+    Problem { problem: format!("in the events' database, {}", problem.problem), ..problem }
 }
 
 /// That the tables exist, are tables, and have one owner by whatever name.
@@ -689,7 +702,7 @@ const LOOK: Duration = Duration::from_mins(10);
 
 /// Tells of each name once, until it is dropped.
 pub(crate) async fn warn_of_unknown_events(pool: PgPool, set: ProjectionSet) {
-    let (mut told, mut told_of_more) = (HashSet::new(), false);
+    let (mut told, mut has_warned_of_more) = (HashSet::new(), false);
     let mut backoff = Backoff::default();
     loop {
         let wait = match unknown_events(&pool, &set).await {
@@ -699,7 +712,7 @@ pub(crate) async fn warn_of_unknown_events(pool: PgPool, set: ProjectionSet) {
                         tracing::warn!(event_name = name, "no projection handles or ignores this event of the store");
                     }
                 }
-                if more && !std::mem::replace(&mut told_of_more, true) {
+                if more && !std::mem::replace(&mut has_warned_of_more, true) {
                     tracing::warn!(
                         "no projection handles or ignores more than {MOST_UNKNOWN} names of events of the store"
                     );

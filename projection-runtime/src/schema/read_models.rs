@@ -2,7 +2,8 @@
 //! security, rules, triggers, keys and columns.
 //!
 //! What must hold: a problem stops a projection at an event, or silently changes its rows; what merely may do so is a
-//! warning. Each remedy is executable as it stands; what the check cannot know follows in a comment after `--`.
+//! warning. Each remedy is SQL to paste: `..` stands for a value that the check cannot know, and alternatives
+//! follow in a comment after `--`.
 
 use sqlx::postgres::{PgRow, PgTypeInfo};
 use sqlx::{AssertSqlSafe, Column as _, PgConnection, Row as _};
@@ -47,6 +48,8 @@ struct Column {
     /// The type, with modifiers such as the length.
     data_type: String,
     is_not_null: bool,
+    /// The column's domain, quoted if necessary, if the domain is what forbids NULL.
+    not_null_domain: Option<String>,
     in_primary_key: bool,
     /// Whether it has a default, or is an identity column.
     has_default: bool,
@@ -54,6 +57,16 @@ struct Column {
     is_generated: bool,
     /// Whether it is GENERATED ALWAYS AS IDENTITY.
     is_identity_always: bool,
+}
+
+impl Column {
+    /// Returns the statement that allows NULL in the column.
+    fn drop_not_null(&self, table: &str) -> String {
+        match &self.not_null_domain {
+            Some(domain) => format!("ALTER DOMAIN {domain} DROP NOT NULL;"),
+            None => format!("ALTER TABLE {table} ALTER COLUMN {} DROP NOT NULL;", self.quoted),
+        }
+    }
 }
 
 /// A unique index that has exactly the columns of the key of a row.
@@ -96,6 +109,7 @@ ORDER BY t.place";
 const COLUMNS: &str = "SELECT t.name AS \"table\", a.attname::text AS name, quote_ident(a.attname) AS quoted,
        format_type(a.atttypid, a.atttypmod) AS data_type,
        a.attnotnull OR d.typnotnull AS is_not_null,
+       CASE WHEN d.typnotnull AND NOT a.attnotnull THEN format_type(a.atttypid, NULL) END AS not_null_domain,
        EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND i.indisprimary AND a.attnum = ANY (i.indkey))
            AS in_primary_key,
        a.atthasdef OR a.attidentity <> '' OR d.typdefault IS NOT NULL AS has_default,
@@ -322,25 +336,22 @@ impl Found<'_> {
         }
         // A BEFORE ROW trigger may set them.
         let needed = columns.iter().filter(|column| column.is_not_null && !column.has_default && triggers.is_empty());
-        for Column { name: column, quoted, in_primary_key, .. } in needed {
+        for needed in needed {
+            let Column { name: column, quoted, in_primary_key, .. } = needed;
             if row.columns.contains(&column.as_str()) {
                 continue;
             }
-            let cure = if *in_primary_key {
-                format!(
-                    "ALTER TABLE {table} ALTER COLUMN {quoted} SET DEFAULT ..; -- or add a field `{column}` to the row"
-                )
+            let statement = if *in_primary_key {
+                format!("ALTER TABLE {table} ALTER COLUMN {quoted} SET DEFAULT ..;")
             } else {
-                format!(
-                    "ALTER TABLE {table} ALTER COLUMN {quoted} DROP NOT NULL; -- or add a field `{column}` to the row"
-                )
+                needed.drop_not_null(table)
             };
             self.problem(
                 Some(column),
                 format!(
                     "column `{column}` of `{name}` is NOT NULL without a default, and row handlers do not write it"
                 ),
-                cure,
+                format!("{statement} -- or add a field `{column}` to the row"),
             );
         }
         complete
@@ -348,6 +359,7 @@ impl Found<'_> {
 
     fn nullability(&mut self, column: &Column, ty: FieldType) {
         let Table { name, quoted: table, .. } = self.table;
+        let drop_not_null = column.drop_not_null(table);
         let Column { name: column, quoted, is_not_null, .. } = column;
         match (is_not_null, ty.is_option()) {
             (true, true) => self.warning(
@@ -356,7 +368,7 @@ impl Found<'_> {
                     "column `{column}` of `{name}` is NOT NULL, but its field is an `Option`: an event that makes it `None` \
                      stops the projection"
                 ),
-                format!("ALTER TABLE {table} ALTER COLUMN {quoted} DROP NOT NULL; -- or take the `Option` away"),
+                format!("{drop_not_null} -- or take the `Option` away"),
             ),
             (false, false) => self.warning(
                 Some(column),

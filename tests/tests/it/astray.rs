@@ -9,19 +9,15 @@ use projection_runtime::{
     EventStore, ExpectedVersion, PgConnection, ProjectionManager, RebuildOptions, Recorded, State, Status, WarningKind,
     projection, projections,
 };
+use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
-use sqlx::{AssertSqlSafe, PgPool};
 use tests::journal::{self, Happened, Journal};
-use tests::{TestDatabase, eventually, running};
+use tests::{TestDatabase, eventually, execute, running};
 use uuid::Uuid;
 
 const LONG: Duration = Duration::from_secs(20);
 /// In the year 9999.
 const FAR: i64 = 253_370_764_800_000_000;
-
-async fn run(pool: &PgPool, sql: &str) {
-    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(pool).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
-}
 
 async fn number(pool: &PgPool, sql: &'static str) -> i64 {
     sqlx::query_scalar(sql).fetch_one(pool).await.unwrap()
@@ -54,13 +50,18 @@ async fn append(store: &EventStore, n: i64) -> i64 {
     store.append(Uuid::new_v4(), ExpectedVersion::Any, &[Happened::new(n).event()]).await.unwrap().position
 }
 
+/// Gives the projections time to apply events that they must not apply.
+async fn apply_what_may_be(manager: &ProjectionManager) {
+    let _ = tokio::time::timeout(Duration::from_secs(1), manager.catch_up(|_| {})).await;
+}
+
 /// Someone moved the position by hand, or the data alone were restored and the events have other positions.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_position_of_no_event() {
     for moved in ["position + 5000000", "position - 1", "9000000000000000000"] {
         let db = TestDatabase::new().await;
         let (manager, store) = journalled(&db).await;
-        run(&db.pool, &format!("UPDATE readviews SET position = {moved}")).await;
+        execute(&db.pool, &format!("UPDATE readviews SET position = {moved}")).await;
         let (stop, task) = running(&manager);
         let newest = append(&store, 10).await;
         let status = manager.status().await.unwrap();
@@ -68,9 +69,10 @@ async fn a_position_of_no_event() {
         let health = manager.health().await;
         let problem = "journal: its position is of an event that the store does not have";
         assert!(!health.ready && health.problems.iter().any(|told| told.starts_with(problem)), "{health:?}");
-        eventually("the loop says so", LONG, || async { manager.status().await.unwrap().projections[0].position != 0 })
-            .await;
-        tokio::time::sleep(Duration::from_millis(300)).await; // in which nothing may be applied
+        let warned = manager.check().await.unwrap().warnings;
+        let warned: Vec<_> = warned.iter().map(|warning| (warning.projection, &*warning.cure)).collect();
+        assert_eq!(warned, [(Some("journal"), "run `rebuild journal`")], "{moved}");
+        apply_what_may_be(&manager).await;
         assert_eq!(journal::entries(&db.pool).await.len(), 10, "{moved}");
 
         manager.rebuild("journal", RebuildOptions::default(), &mut |_| {}).await.unwrap();
@@ -91,7 +93,7 @@ async fn a_position_of_no_event() {
 async fn an_event_ahead_of_the_clock() {
     let db = TestDatabase::new().await;
     let (manager, store) = journalled(&db).await;
-    run(
+    execute(
         &db.pool,
         &format!(
             "BEGIN; SET LOCAL session_replication_role = replica;
@@ -121,12 +123,12 @@ async fn a_sequence_that_was_set_back() {
     let db = TestDatabase::new().await;
     let (manager, _) = journalled(&db).await;
     // As after an hour with a clock that went ahead.
-    run(&db.pool, &format!("SELECT setval('events_tstamp', {FAR})")).await;
+    execute(&db.pool, &format!("SELECT setval('events_tstamp', {FAR})")).await;
     let far = append(&EventStore::new(new_session(&db.url).await), 10).await;
     assert!(far > FAR);
     manager.catch_up(|_| {}).await.unwrap();
     for session in ["new", "old"] {
-        run(&db.pool, "SELECT setval('events_tstamp', 1)").await;
+        execute(&db.pool, "SELECT setval('events_tstamp', 1)").await;
         let status = manager.status().await.unwrap();
         assert_eq!(kinds(&status), [WarningKind::SequenceBehind, WarningKind::AheadOfClock], "{:?}", status.warnings);
         assert!(!manager.health().await.ready);
@@ -135,7 +137,7 @@ async fn a_sequence_that_was_set_back() {
         assert!(shown.contains("run `dancefinder-projections migrate`"), "{shown}");
         if session == "old" {
             let (ok, shown) = service(&db, &["migrate"]).await;
-            assert!(ok && shown.contains("was behind the newest event, and is moved to it"), "{shown}");
+            assert!(ok && shown.contains("was behind the newest event and has been moved to it"), "{shown}");
             assert_eq!(manager.check().await.unwrap().problems, []);
         }
         let position = append(&EventStore::new(new_session(&db.url).await), 11).await;
@@ -154,7 +156,7 @@ async fn an_event_ahead_of_the_sequence_is_not_passed() {
     let (manager, _) = journalled(&db).await;
     let old = EventStore::new(new_session(&db.url).await);
     append(&old, 10).await;
-    run(
+    execute(
         &db.pool,
         &format!(
             "ALTER TABLE events DISABLE TRIGGER USER;
@@ -189,21 +191,21 @@ async fn a_store_that_was_replicated() {
     let start = || PostgresServer::start_with("TEST_DATABASE_URL", &["wal_level=logical"]);
     let server = tokio::task::spawn_blocking(start).await.unwrap().unwrap();
     let (first, second) = (new_session(&server.url("postgres")).await, server.url("second"));
-    run(&first, "CREATE DATABASE second").await;
+    execute(&first, "CREATE DATABASE second").await;
     let second = new_session(&second).await;
     for pool in [&first, &second] {
         dancefinder_projections::MIGRATIONS.run(pool).await.unwrap();
     }
     journal::create(&second).await;
     // The clock of the first is ahead of that of the second.
-    run(&first, &format!("SELECT setval('events_tstamp', {FAR})")).await;
+    execute(&first, &format!("SELECT setval('events_tstamp', {FAR})")).await;
     let store = EventStore::new(first.clone());
     append(&store, 0).await;
     // Within one server the slot must be created separately.
-    run(&first, "CREATE PUBLICATION events FOR TABLE events").await;
-    run(&first, "SELECT pg_create_logical_replication_slot('events', 'pgoutput')").await;
+    execute(&first, "CREATE PUBLICATION events FOR TABLE events").await;
+    execute(&first, "SELECT pg_create_logical_replication_slot('events', 'pgoutput')").await;
     let port = server.port();
-    run(
+    execute(
         &second,
         &format!(
             "CREATE SUBSCRIPTION events CONNECTION 'host=127.0.0.1 port={port} user=postgres dbname=postgres'
@@ -217,8 +219,8 @@ async fn a_store_that_was_replicated() {
         append(&store, n).await;
     }
     eventually("all are replicated", LONG, || async { count(second.clone()).await == 10 }).await;
-    run(&second, "ALTER SUBSCRIPTION events DISABLE; ALTER SUBSCRIPTION events SET (slot_name = NONE)").await;
-    run(&second, "DROP SUBSCRIPTION events").await;
+    execute(&second, "ALTER SUBSCRIPTION events DISABLE; ALTER SUBSCRIPTION events SET (slot_name = NONE)").await;
+    execute(&second, "DROP SUBSCRIPTION events").await;
     let newest = number(&first, "SELECT MAX(tstamp) FROM events").await;
     assert_eq!(number(&second, "SELECT last_value FROM events_tstamp").await, newest);
     let after = append(&EventStore::new(second.clone()), 10).await;
@@ -239,7 +241,7 @@ async fn new_pool(server: &PostgresServer) -> PgPool {
 
 /// Gives the newest position to another event.
 async fn replace_newest(events: &PgPool) {
-    run(
+    execute(
         events,
         "BEGIN; SET LOCAL session_replication_role = replica;
          UPDATE events SET id = gen_random_uuid(), data = '{\"n\": 99}' WHERE tstamp = (SELECT MAX(tstamp) FROM events);
@@ -263,7 +265,7 @@ async fn a_position_that_another_event_has() {
     journal::append(&events.pool, [Happened::new(10)]).await;
     assert_eq!(manager.status().await.unwrap().projections[0].state, State::Astray);
     assert!(!manager.health().await.ready);
-    tokio::time::sleep(Duration::from_millis(300)).await; // in which nothing may be applied
+    apply_what_may_be(&manager).await;
     assert_eq!(journal::entries(&rows.pool).await.len(), 10);
     manager.rebuild("journal", RebuildOptions::default(), &mut |_| {}).await.unwrap();
     let newest = EventStore::new(events.pool.clone()).head().await.unwrap();
@@ -299,7 +301,7 @@ async fn a_position_that_another_event_has_after_a_rebuild() {
         journal::create(&rows.pool).await;
         journal::append(&events.pool, (0..10).map(Happened::new)).await;
         if !handled {
-            run(
+            execute(
                 &events.pool,
                 "INSERT INTO events (aggregate_id, aggregate_name, name, data)
                  VALUES (gen_random_uuid(), 'test.Thing', 'Unhandled', '{}')",
@@ -317,8 +319,7 @@ async fn a_position_that_another_event_has_after_a_rebuild() {
         assert!(status.projections.iter().all(|projection| projection.state == State::Live), "{case}: {status:?}");
         replace_newest(&events.pool).await;
         journal::append(&events.pool, [Happened::new(10)]).await;
-        // In this time nothing may be applied.
-        let _ = tokio::time::timeout(Duration::from_millis(300), manager.catch_up(|_| {})).await;
+        apply_what_may_be(&manager).await;
         let status = manager.status().await.unwrap();
         assert!(status.projections.iter().any(|projection| projection.state == State::Astray), "{case}: {status:?}");
         assert_eq!(journal::entries(&rows.pool).await.len(), 10, "{case}");
@@ -333,7 +334,7 @@ async fn a_negative_position() {
     let negative = "UPDATE readviews SET position = -5";
     let refused = sqlx::query(negative).execute(&db.pool).await.unwrap_err();
     assert!(refused.as_database_error().is_some_and(|error| error.code().as_deref() == Some("23514")), "{refused}");
-    run(&db.pool, &format!("ALTER TABLE readviews DROP CONSTRAINT readviews_position_check; {negative}")).await;
+    execute(&db.pool, &format!("ALTER TABLE readviews DROP CONSTRAINT readviews_position_check; {negative}")).await;
     assert_eq!(manager.status().await.unwrap().projections[0].state, State::Astray);
     let rebuild = async { manager.rebuild("journal", RebuildOptions::default(), &mut |_| {}).await };
     tokio::time::timeout(LONG, rebuild).await.expect("a rebuild that ends").unwrap();

@@ -37,9 +37,13 @@ async fn positions_are_sound(pool: &PgPool) {
     assert!(newest <= assigned, "the sequence is behind");
 }
 
+fn manager(db: &TestDatabase) -> ProjectionManager {
+    ProjectionManager::new(db.pool.clone(), projections![Journal]).unwrap()
+}
+
 /// All events of the store are applied, once and in order.
 async fn all_are_applied(db: &TestDatabase) {
-    let manager = ProjectionManager::new(db.pool.clone(), projections![Journal]).unwrap();
+    let manager = manager(db);
     let status = tokio::time::timeout(Duration::from_secs(20), manager.catch_up(|_| {})).await.unwrap().unwrap();
     assert!(status.warnings.is_empty(), "{:?}", status.warnings);
     assert_eq!(journal::entries(&db.pool).await, journal::recorded(&db.pool).await);
@@ -201,6 +205,45 @@ async fn a_writer_cannot_take_the_place_of_the_stores_objects() {
     }
     positions_are_sound(&db.pool).await;
     all_are_applied(&db).await;
+    writer.drop().await;
+}
+
+/// Until PostgreSQL 14 every role may create objects in `public`. Functions for `text` fit a literal better than those of
+/// `pg_catalog` for `regclass`; `check` names the privilege.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writer_that_may_create_functions_in_the_stores_schema() {
+    let db = TestDatabase::new().await;
+    journal::create(&db.pool).await;
+    assert_eq!(manager(&db).check().await.unwrap().warnings, []);
+    tests::execute(&db.pool, "GRANT CREATE ON SCHEMA public TO PUBLIC").await;
+    let writer = Role::create(&db, WRITER).await;
+    for (name, arguments) in
+        [("nextval", "text"), ("setval", "text, bigint"), ("currval", "text"), ("pg_sequence_last_value", "text")]
+    {
+        let evil = format!(
+            "CREATE FUNCTION public.{name} ({arguments}) RETURNS bigint LANGUAGE plpgsql
+             AS $$ BEGIN RAISE EXCEPTION '{name} called as %', current_user; END $$"
+        );
+        writer.run(&evil).await.unwrap();
+    }
+    for n in 0..3 {
+        writer
+            .run(&format!("{}; SELECT events_tell(), events_told_all(), events_to_tell(NULL)", insert(n)))
+            .await
+            .unwrap();
+        EventStore::new(db.pool.clone())
+            .append(Uuid::new_v4(), ExpectedVersion::Any, &[Happened::new(10).event(), Happened::new(11).event()])
+            .await
+            .unwrap();
+    }
+    tests::execute(&db.pool, "SELECT events_repair_sequence()").await;
+    positions_are_sound(&db.pool).await;
+    all_are_applied(&db).await;
+    let warnings = manager(&db).check().await.unwrap().warnings;
+    let [warning] = &warnings[..] else { panic!("{warnings:#?}") };
+    assert!(warning.problem.contains("all roles may create functions in the schema public"), "{warning:?}");
+    tests::execute(&db.pool, &warning.cure).await;
+    assert_eq!(manager(&db).check().await.unwrap().warnings, []);
     writer.drop().await;
 }
 
