@@ -18,6 +18,7 @@
 //!
 //! Here are the loop and its transaction; `reading` has what comes next, `failing` what becomes of an event that failed.
 
+mod batch_limit;
 mod failing;
 mod reading;
 
@@ -54,6 +55,7 @@ use crate::unlogged;
 use crate::wake::Wake;
 use crate::written;
 
+use batch_limit::BatchLimit;
 use failing::Suspect;
 use reading::Ahead;
 
@@ -85,6 +87,7 @@ pub(crate) struct Runner {
     read_in_transaction: ReadSql,
     read_anew: ReadSql,
     mode: Mode,
+    limit: BatchLimit,
     plan: Plan,
     /// What was applied last: memory for what is read next.
     spare: Vec<StoredEvent>,
@@ -188,6 +191,7 @@ impl Runner {
             read_in_transaction,
             read_anew,
             mode,
+            limit: BatchLimit::new(options.batch.events),
             plan: Plan::default(),
             spare: Vec::new(),
             until: None,
@@ -357,7 +361,7 @@ impl Runner {
             return Ok(Step::Later(share::YIELD));
         }
         self.record_first(&mut tx, &place).await?;
-        let most = self.options.batch.events;
+        let most = self.limit.events();
         let size = self.plan.bound.unwrap_or(self.plan.events).min(most);
         let limit = PageLimit { events: size, ..self.options.batch };
         let mut page = self.page(&mut tx, mode, ahead, place.position, end, limit).await?;
@@ -401,12 +405,18 @@ impl Runner {
             Applied::Committed(events) => {
                 self.applied += events as u64;
                 self.meter.batch(events, took);
+                self.limit.committed();
                 let last = page.events[..events].last().map(|event| event.tstamp);
                 if let Some((bound, suspect)) = self.plan.bound.zip(self.plan.suspect.filter(|suspect| suspect.of_size))
                 {
                     // The event failed in a larger batch, and succeeded in this one: later batches stay this small.
                     if last >= Some(suspect.tstamp) {
-                        self.options.batch.events = bound;
+                        self.limit.shrink(bound);
+                        tracing::warn!(
+                            projection = self.place,
+                            events = bound,
+                            "a statement failed for a larger batch; the next batches are smaller"
+                        );
                     }
                     if last.max(Some(place.position)) >= Some(suspect.tstamp) {
                         self.plan = Plan { events: self.plan.events, ..Plan::default() };
@@ -552,7 +562,7 @@ impl Runner {
         if self.partition_of.is_none() {
             lookups::record_now(tx, self.definition).await?;
         }
-        unlogged::mark_first(tx, self.definition, self.place).await
+        unlogged::mark_first(tx, self.place).await
     }
 
     /// Sees that the position, which is locked, is that of an event of the store.
