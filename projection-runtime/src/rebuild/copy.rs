@@ -118,17 +118,18 @@ impl Copy {
         let pool_of_copy = pool_of_copy(pool, definition.places().count());
         let mut guard = transaction::begin_bounded(&pool_of_copy).await.map_err(doing())?;
         guard_rebuild(&mut guard, definition).await.map_err(doing())??;
-        let built_on = lookups::generations(&mut guard, definition).await.map_err(doing())?;
+        // Not in the guard's transaction, whose locks of tables would last as long as the rebuild.
+        let mut tx = transaction::begin_bounded(&pool_of_copy).await.map_err(doing())?;
+        let built_on = lookups::generations(&mut tx, definition).await.map_err(doing())?;
         let refusals: Vec<Refusal> = sqlx::query_as(include_str!("refusals.sql"))
             .bind(definition.tables)
-            .fetch_all(&mut *guard)
+            .fetch_all(&mut *tx)
             .await
             .map_err(doing())?;
         if !refusals.is_empty() {
             return Err(Error::RebuildRefused { projection: definition.name, refusals });
         }
         let beside = Beside::copy(definition);
-        let mut tx = transaction::begin_bounded(&pool_of_copy).await.map_err(doing())?;
         make_schema(&mut tx, &beside).await.map_err(doing())?;
         let Beside { schema, marker, .. } = &beside;
         let entering = transaction::entering_schema(&mut tx, schema, marker, definition.tables);

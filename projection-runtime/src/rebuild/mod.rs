@@ -174,7 +174,11 @@ impl Rebuild<'_> {
         let mut look = transaction::begin_with(pool, COMPARING).await.map_err(doing())?;
         transaction::allow_long_statements(&mut look).await.map_err(doing())?;
         hold.rollback().await.map_err(doing())?;
-        wake(&mut *pool.acquire().await.map_err(doing())?, beside.name()).await.map_err(doing())?;
+        let mut connection = pool.acquire().await.map_err(doing())?;
+        for name in beside.definition.after.iter().chain(&[beside.name()]) {
+            wake(&mut connection, name).await.map_err(doing())?;
+        }
+        drop(connection);
         filler.tell(RebuildStage::Comparing, self.progress).await;
         let difference = compare(&mut look, beside, position, false).await.map_err(doing())?;
         look.rollback().await.map_err(doing())?;

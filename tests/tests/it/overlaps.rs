@@ -5,11 +5,11 @@ use std::time::Duration;
 use projection_runtime::{Difference, Error, ProjectionManager, RebuildOptions, RebuildProgress, RebuildStage, State};
 use sqlx::PgPool;
 use tests::history::History;
-use tests::{TestDatabase, eventually, fold, running};
+use tests::{TestDatabase, eventually, execute, fold, running};
 use tokio::runtime::Handle;
 use uuid::Uuid;
 
-use super::rebuild::{append, dances, execute, left, scalar};
+use super::rebuild::{append, dances, left, scalar};
 
 async fn filled(events: i32) -> (TestDatabase, ProjectionManager) {
     let db = TestDatabase::new().await;
@@ -151,6 +151,17 @@ async fn a_position_that_moves_back_during_a_rebuild() {
         rebuild_and(&manager, RebuildOptions::default(), async || execute(&db.pool, by_hand).await).await;
     assert!(matches!(rebuilt, Err(Error::PositionMovedBack { position: 0, .. })), "{rebuilt:?}");
     assert_eq!(scalar::<i64>(&db.pool, "SELECT COUNT(*) FROM event").await, 0);
+    positions_are_right(&db.pool, &manager).await;
+}
+
+/// A migration of the runtime's tables does not wait for a rebuild, nor do all projections wait behind it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_during_a_rebuild() {
+    let (db, manager) = filled(20_000).await;
+    let migrate =
+        async || execute(&db.pool, "SET lock_timeout = '5s'; ALTER TABLE readviews ADD COLUMN spare INT").await;
+    let (rebuilt, _) = rebuild_and(&manager, RebuildOptions::default(), migrate).await;
+    assert!(rebuilt.unwrap().is_none());
     positions_are_right(&db.pool, &manager).await;
 }
 
