@@ -40,7 +40,6 @@ const CASES: [Case; 4] = [
     Case { name: "8 processes, 1 event each", processes: 8, tasks: 1, events: 1 },
     Case { name: "8 tasks, 100 events each", processes: 0, tasks: 8, events: 100 },
 ];
-const IMPORTED: usize = 50_000;
 
 fn setting<T: std::str::FromStr>(name: &str, otherwise: T) -> T {
     std::env::var(name).map_or(otherwise, |value| value.parse().ok().expect("a number"))
@@ -170,7 +169,7 @@ async fn child(writer: Writer, url: String, length: Duration) {
 }
 
 /// Events a second of an import.
-async fn import_rate(pool: &PgPool) -> f64 {
+async fn import_rate(pool: &PgPool, events: usize) -> f64 {
     let line = |n: usize| {
         let (id, aggregate_id) = (Uuid::new_v4(), Uuid::new_v4());
         let data = payload(i64::try_from(n).unwrap());
@@ -179,12 +178,12 @@ async fn import_rate(pool: &PgPool) -> f64 {
         .to_string()
             + "\n"
     };
-    let lines: String = (0..IMPORTED).map(line).collect();
+    let lines: String = (0..events).map(line).collect();
     let began = Instant::now();
     let none = projection_runtime::ProjectionSet::new();
     let imported = import(pool, &none, lines.as_bytes(), "-", ImportOptions::default(), |_| {}).await.unwrap();
-    assert_eq!(imported.appended, IMPORTED as u64);
-    rate(IMPORTED, began.elapsed())
+    assert_eq!(imported.appended, events as u64);
+    rate(events, began.elapsed())
 }
 
 fn median(mut numbers: Vec<f64>) -> f64 {
@@ -203,7 +202,8 @@ async fn main() {
     }
     let json = arguments.iter().any(|argument| argument == "--json");
     let only = std::env::var("ONLY").unwrap_or_default();
-    let (rounds, length) = (setting("ROUNDS", 5_usize), Duration::from_secs_f64(setting("LENGTH", 1.0)));
+    let (rounds, length, imported) = if tests::is_measured() { (5, 1.0, 50_000) } else { (1, 0.1, 500) };
+    let (rounds, length) = (setting("ROUNDS", rounds), Duration::from_secs_f64(setting("LENGTH", length)));
 
     let server = tokio::task::spawn_blocking(|| PostgresServer::start("TEST_DATABASE_URL")).await.unwrap().unwrap();
     let url = server.url("postgres");
@@ -224,7 +224,7 @@ async fn main() {
                 });
             }
         }
-        imports.push(import_rate(&pool).await);
+        imports.push(import_rate(&pool, imported).await);
     }
 
     let mut table = serde_json::Map::new();

@@ -38,8 +38,6 @@ impl Seen {
     }
 }
 
-const WARM_UP: usize = 100;
-
 /// Whoever appends to a database and looks for the row.
 struct Caller {
     store: EventStore,
@@ -76,7 +74,7 @@ impl Caller {
 
     /// Appends that are not counted.
     async fn warm_up(&mut self, then: impl AsyncFnMut(Uuid)) {
-        self.append(WARM_UP, then).await;
+        self.append(appends() / 10, then).await;
         self.took.clear();
     }
 
@@ -87,7 +85,8 @@ impl Caller {
 }
 
 fn appends() -> usize {
-    std::env::var("APPENDS").map_or(1000, |appends| appends.parse().expect("APPENDS"))
+    let all = if tests::is_measured() { 1000 } else { 20 };
+    std::env::var("APPENDS").map_or(all, |appends| appends.parse().expect("APPENDS"))
 }
 
 async fn measure(pool: &PgPool, mut then: impl AsyncFnMut(Uuid)) -> Vec<Duration> {

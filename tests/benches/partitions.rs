@@ -14,8 +14,6 @@ use serde_json::json;
 use sqlx::PgPool;
 use tests::TestDatabase;
 
-const EVENTS: i32 = 40_000;
-
 #[derive(Serialize, Deserialize, DomainEvent)]
 #[event(aggregate = "bench.Thing")]
 struct Counted {}
@@ -70,7 +68,7 @@ async fn catch_up(db: &TestDatabase, partitions: usize, processes: usize) -> Dur
     manager.pause("tally", "bench").await.unwrap();
     let workers: Vec<_> = (0..processes).map(|_| Worker::start(&db.url, partitions)).collect();
     // Until they know of each other.
-    tokio::time::sleep(Duration::from_secs(7)).await;
+    tokio::time::sleep(Duration::from_secs(if tests::is_measured() { 7 } else { 1 })).await;
     let head = EventStore::new(db.pool.clone()).head().await.unwrap();
     let began = Instant::now();
     manager.resume("tally", "bench").await.unwrap();
@@ -95,6 +93,7 @@ async fn main() {
         let manager = ProjectionManager::new(pool, set(partitions.parse().unwrap())).unwrap();
         return manager.run(std::future::pending()).await;
     }
+    let (events, rounds) = if tests::is_measured() { (40_000, 3) } else { (4000, 1) };
     let db = TestDatabase::new().await;
     sqlx::raw_sql("CREATE TABLE tally (id UUID PRIMARY KEY, n BIGINT NOT NULL) WITH (fillfactor = 70)")
         .execute(&db.pool)
@@ -104,13 +103,13 @@ async fn main() {
         "INSERT INTO events (aggregate_id, aggregate_name, sequence_no, name, data)
          SELECT md5((n % 2000)::text)::uuid, 'bench.Thing', n / 2000 + 1, 'Counted', '{}' FROM generate_series(0, $1 - 1) n",
     )
-    .bind(EVENTS)
+    .bind(events)
     .execute(&db.pool)
     .await
     .unwrap();
     let variants = [(1, 1), (1, 2), (2, 2), (4, 1), (4, 2)];
     let (mut took, mut made) = ([const { Vec::new() }; 5], None);
-    let rounds: usize = std::env::var("ROUNDS").map_or(3, |rounds| rounds.parse().expect("ROUNDS"));
+    let rounds: usize = std::env::var("ROUNDS").map_or(rounds, |rounds| rounds.parse().expect("ROUNDS"));
     for _ in 0..rounds {
         for (variant, took) in variants.iter().zip(&mut took) {
             took.push(catch_up(&db, variant.0, variant.1).await);
@@ -120,7 +119,7 @@ async fn main() {
     }
     let rates = took.map(|mut took| {
         took.sort();
-        f64::from(EVENTS) / took[rounds / 2].as_secs_f64()
+        f64::from(events) / took[rounds / 2].as_secs_f64()
     });
     for ((partitions, processes), rate) in variants.iter().zip(&rates) {
         let what = format!(

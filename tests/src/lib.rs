@@ -11,9 +11,11 @@ pub mod rabbitmq_server;
 pub mod role;
 pub mod sqlstate;
 
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use projection_runtime::ProjectionManager;
+use sqlx::{AssertSqlSafe, PgPool};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -33,6 +35,28 @@ impl std::ops::Deref for TestDatabase {
     fn deref(&self) -> &Self::Target {
         &self.0
     }
+}
+
+/// Executes the statements, and returns how many rows the last one changed; panics with the statements if one fails.
+pub async fn execute(pool: &PgPool, sql: &str) -> u64 {
+    let done = sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(pool).await;
+    done.unwrap_or_else(|error| panic!("{sql}: {error}")).rows_affected()
+}
+
+/// A process that is killed when this is dropped, also by a test that fails.
+pub struct KilledWhenDropped(pub Child);
+
+impl Drop for KilledWhenDropped {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Returns whether a benchmark is run by `cargo bench` and measures, or by `cargo test`, to see that it works.
+#[must_use]
+pub fn is_measured() -> bool {
+    std::env::args().any(|argument| argument == "--bench")
 }
 
 /// Runs the projections until the token is cancelled.

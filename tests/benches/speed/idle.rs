@@ -17,7 +17,8 @@ pub async fn measure(server: &Server, db: &Database, seconds: u64) -> anyhow::Re
     let statements = async {
         // Asked beside the relay, which counts.
         tables::reached(&db.pool, &tables::PROJECTIONS, tables::head(&db.pool).await?).await?;
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        // Between two polls, so that their number does not depend on milliseconds.
+        tokio::time::sleep(Duration::from_secs(3)).await;
         let before = relay.statements();
         tokio::time::sleep(Duration::from_secs(seconds)).await;
         anyhow::Ok(relay.statements() - before)

@@ -64,7 +64,7 @@ struct Args {
     /// The process whose memory is measured.
     #[arg(long, hide = true)]
     rebuild_in: Option<String>,
-    /// Given by cargo.
+    /// Given by `cargo bench`. Without it, as by `cargo test`, all is tiny, to see that it works.
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -84,11 +84,38 @@ enum Part {
 impl Args {
     /// Nothing is left out: what is written down is of one run.
     fn is_full(&self) -> bool {
-        !self.quick
+        !self.is_quick()
             && self.only.is_empty()
             && self.variants.is_empty()
             && self.events.is_empty()
             && self.rounds.is_none()
+    }
+
+    fn is_quick(&self) -> bool {
+        self.quick || !self.bench
+    }
+
+    /// How many events the smaller store has.
+    fn small(&self) -> usize {
+        if self.bench { 100_000 } else { 2000 }
+    }
+
+    /// How many events the larger store has.
+    fn large(&self) -> usize {
+        match (self.bench, self.quick) {
+            (false, _) => 5000,
+            (true, true) => 300_000,
+            (true, false) => 3_000_000,
+        }
+    }
+
+    /// How long a part takes.
+    fn seconds(&self, quick: u64, full: u64) -> u64 {
+        match (self.bench, self.quick) {
+            (false, _) => 1,
+            (true, true) => quick,
+            (true, false) => full,
+        }
     }
 
     fn has(&self, part: Part) -> bool {
@@ -97,16 +124,14 @@ impl Args {
 
     /// How many events, and how many rounds.
     fn sizes(&self) -> Vec<(usize, usize)> {
-        let sizes = match (&self.events[..], self.quick) {
-            ([], true) => vec![(SMALL, 1)],
-            ([], false) => vec![(SMALL, 5), (1_000_000, 2)],
+        let sizes = match (&self.events[..], self.is_quick()) {
+            ([], true) => vec![(self.small(), 1)],
+            ([], false) => vec![(self.small(), 5), (1_000_000, 2)],
             (events, _) => events.iter().map(|&events| (events, 3)).collect(),
         };
         sizes.into_iter().map(|(events, rounds)| (events, self.rounds.unwrap_or(rounds))).collect()
     }
 }
-
-const SMALL: usize = 100_000;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -116,17 +141,18 @@ async fn main() -> anyhow::Result<()> {
     }
     let began = Instant::now();
     let server = Server::start().await?;
-    let small = store(&server, SMALL, 0).await?;
+    let small_events = args.small();
+    let small = store(&server, small_events, 0).await?;
     let machine = machine::describe(&small.pool).await?;
     println!("{machine}");
 
     let (mut sections, mut rebuilt): (Vec<Section>, Vec<Rebuilt>) = (Vec::new(), Vec::new());
     if args.has(Part::Rebuild) {
         for (events, rounds) in args.sizes() {
-            let db = if events == SMALL { small.clone() } else { store(&server, events, 0).await? };
+            let db = if events == small_events { small.clone() } else { store(&server, events, 0).await? };
             eprintln!("rebuilding, {} events", amount(events));
             rebuilt.push(rebuild::measure(&db, events, rounds, &args.variants).await?);
-            if events != SMALL {
+            if events != small_events {
                 db.pool.close().await;
                 server.drop(&name(events)).await?;
             }
@@ -135,18 +161,18 @@ async fn main() -> anyhow::Result<()> {
     }
     if args.has(Part::Reading) {
         eprintln!("reading");
-        sections.push(reading::measure(&small.pool, SMALL).await?);
+        sections.push(reading::measure(&small.pool, small_events).await?);
     }
     if args.has(Part::Live) {
         eprintln!("appending and applying at once");
-        sections.push(live::measure(&server, if args.quick { 3 } else { 10 }).await?);
+        sections.push(live::measure(&server, args.seconds(3, 10)).await?);
     }
     if args.has(Part::Memory) || args.has(Part::Rare) {
-        let events = if args.quick { 300_000 } else { 3_000_000 };
+        let events = args.large();
         let large = store(&server, events, rare::EVENTS).await?;
         if args.has(Part::Memory) {
             eprintln!("memory");
-            sections.push(memory::measure(&[(SMALL, &small), (events, &large)]).await?);
+            sections.push(memory::measure(&[(small_events, &small), (events, &large)]).await?);
         }
         if args.has(Part::Rare) {
             eprintln!("rare events");
@@ -155,11 +181,14 @@ async fn main() -> anyhow::Result<()> {
     }
     if args.has(Part::Idle) {
         eprintln!("doing nothing");
-        sections.push(idle::measure(&server, &small, if args.quick { 5 } else { 15 }).await?);
+        sections.push(idle::measure(&server, &small, args.seconds(5, 15)).await?);
     }
     if args.has(Part::Capacity) {
-        let sizes =
-            if args.events.is_empty() { vec![if args.quick { SMALL } else { 1_000_000 }] } else { args.events.clone() };
+        let sizes = if args.events.is_empty() {
+            vec![if args.is_quick() { small_events } else { 1_000_000 }]
+        } else {
+            args.events.clone()
+        };
         for events in sizes {
             eprintln!("capacity, {} events", amount(events));
             sections.extend(capacity::measure(events, args.ordered_ids, &args.setting).await?);
