@@ -2,6 +2,7 @@
 //! same projection.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,12 +12,13 @@ use uuid::Uuid;
 use super::Fault;
 use crate::error::Error;
 use crate::manager::ProjectionManager;
-use crate::rebuild::{Difference, RebuildOptions};
+use crate::rebuild::{Difference, RebuildOptions, RebuildProgress};
 
 /// Maximum number of concurrent operations.
 const MOST: usize = 4;
-/// Maximum duration of an operation once there are no more faults: a rebuild of all events of the longest run takes less.
-const LONGEST: Duration = Duration::from_mins(5);
+/// Maximum time without progress of any operation once there are no more faults: comparing the rows of the longest run
+/// takes less.
+const PATIENCE: Duration = Duration::from_mins(5);
 /// Maximum number of tries of an operation that is refused.
 const TRIES: usize = 3;
 
@@ -27,6 +29,14 @@ pub(super) struct Operations {
     /// The projection of the latest operation.
     pub(super) latest: Option<&'static str>,
     completed: Arc<Mutex<BTreeMap<Fault, usize>>>,
+    progress: Arc<Progress>,
+}
+
+/// What the operations under way are, and how often one of them has made progress.
+#[derive(Debug, Default)]
+struct Progress {
+    steps: AtomicU64,
+    under_way: Mutex<Vec<(Fault, &'static str)>>,
 }
 
 /// An operation on a projection.
@@ -57,18 +67,22 @@ impl Operations {
             return false;
         }
         self.latest = Some(operation.projection);
-        let completed = Arc::clone(&self.completed);
+        let (completed, progress) = (Arc::clone(&self.completed), Arc::clone(&self.progress));
         self.under_way.spawn(async move {
             let (kind, projection) = (operation.kind, operation.projection);
-            let mut outcome = operation.run().await;
+            let under_way = || progress.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+            under_way().push((kind, projection));
+            let mut outcome = operation.run(&progress.steps).await;
             for _ in 0..TRIES {
                 // The server is restarted, or another operation holds a lock.
                 let Err(Error::RebuildUnderWay { .. } | Error::Database { .. } | Error::Locked { .. }) = outcome else {
                     break;
                 };
                 tokio::time::sleep(Duration::from_millis(300)).await;
-                outcome = operation.run().await;
+                outcome = operation.run(&progress.steps).await;
             }
+            under_way().retain(|one| *one != (kind, projection));
+            progress.steps.fetch_add(1, Ordering::Relaxed);
             match outcome {
                 Ok(()) => {
                     let mut completed = completed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -83,13 +97,20 @@ impl Operations {
 
     /// Waits for the operations under way. Returns how many of each kind completed.
     pub(super) async fn end(&mut self) -> BTreeMap<Fault, usize> {
-        let ending = async {
-            while let Some(ended) = self.under_way.join_next().await {
-                ended.unwrap_or_else(|error| panic!("an operation: {error}"));
+        let Progress { steps, under_way } = &*self.progress;
+        loop {
+            let before = steps.load(Ordering::Relaxed);
+            match tokio::time::timeout(PATIENCE, self.under_way.join_next()).await {
+                Ok(Some(ended)) => ended.unwrap_or_else(|error| panic!("an operation: {error}")),
+                Ok(None) => break,
+                Err(_) => assert_ne!(
+                    steps.load(Ordering::Relaxed),
+                    before,
+                    "an operation has not ended, and none has made progress for {PATIENCE:?}: {:?}",
+                    under_way.lock().unwrap_or_else(PoisonError::into_inner)
+                ),
             }
-        };
-        let ended = tokio::time::timeout(LONGEST, ending).await;
-        assert!(ended.is_ok(), "an operation has not ended {LONGEST:?} after the last fault");
+        }
         self.completed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
@@ -111,17 +132,20 @@ fn is_expected(error: &Error) -> bool {
 }
 
 impl Operation {
-    async fn run(&self) -> Result<(), Error> {
+    async fn run(&self, steps: &AtomicU64) -> Result<(), Error> {
         let (name, manager) = (self.projection, &self.manager);
+        let mut progress = |_: RebuildProgress| {
+            steps.fetch_add(1, Ordering::Relaxed);
+        };
         match self.kind {
             Fault::Reset => manager.reset_projection(name).await,
             Fault::Rebuild => {
                 let options = RebuildOptions { keep_old: self.keeps_old };
-                self.compared(&manager.rebuild(name, options, &mut |_| {}).await?);
+                self.compared(&manager.rebuild(name, options, &mut progress).await?);
                 Ok(())
             }
             Fault::Verify => {
-                self.compared(&manager.verify(name, &mut |_| {}).await?);
+                self.compared(&manager.verify(name, &mut progress).await?);
                 Ok(())
             }
             Fault::Undo => manager.undo_rebuild(name).await.map(drop),

@@ -1,29 +1,15 @@
 //! Limits on the connections of a role or a database: the service tolerates them, or reports their effect.
 
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use dancefinder_projections::events::BandCreated;
 use projection_runtime::{EventStore, ExpectedVersion, NewEvent, ProjectionManager};
 use sqlx::postgres::PgPoolOptions;
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
-use tests::{TestDatabase, eventually, running};
+use sqlx::{Connection, PgConnection};
+use tests::{KilledWhenDropped, TestDatabase, eventually, execute, running};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use uuid::Uuid;
-
-/// Killed when it is dropped, also by a test that fails.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-async fn execute(db: &TestDatabase, sql: String) {
-    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&db.pool).await.unwrap();
-}
 
 /// The listening connection survives idle periods: it holds the lock that marks the process as alive, and without it
 /// others would take over its projections.
@@ -31,9 +17,8 @@ async fn execute(db: &TestDatabase, sql: String) {
 async fn an_idle_session_timeout_does_not_end_the_connection_that_listens() {
     let db = TestDatabase::new().await;
     execute(
-        &db,
-        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET idle_session_timeout = 300', current_database()); END $$"
-            .to_owned(),
+        &db.pool,
+        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET idle_session_timeout = 300', current_database()); END $$",
     )
     .await;
     let pool = sqlx::postgres::PgPoolOptions::new().max_connections(10).connect(&db.url).await.unwrap();
@@ -69,8 +54,8 @@ async fn a_connection_limit_is_named() {
     let db = TestDatabase::new().await;
     let role = format!("limited_{}", Uuid::new_v4().simple());
     execute(
-        &db,
-        format!(
+        &db.pool,
+        &format!(
             "CREATE ROLE {role} LOGIN CONNECTION LIMIT 4; GRANT ALL ON ALL TABLES IN SCHEMA public TO {role};
              GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO {role}"
         ),
@@ -86,7 +71,7 @@ async fn a_connection_limit_is_named() {
     let mut run = Command::new(env!("CARGO_BIN_EXE_dancefinder"));
     run.args(["run", "--http-addr", &format!("127.0.0.1:{port}")]).env("DATABASE_URL", &url).env_remove("RUST_LOG");
     let file = std::env::temp_dir().join(format!("{role}.log"));
-    let mut run = Killed(run.stderr(Stdio::from(std::fs::File::create(&file).unwrap())).spawn().unwrap());
+    let mut run = KilledWhenDropped(run.stderr(Stdio::from(std::fs::File::create(&file).unwrap())).spawn().unwrap());
     let ready = || {
         Command::new(env!("CARGO_BIN_EXE_dancefinder"))
             .args(["health", "--ready", "--http-addr", &format!("127.0.0.1:{port}")])
@@ -126,7 +111,7 @@ async fn a_connection_limit_is_named() {
     let log = read();
     std::fs::remove_file(&file).unwrap();
     assert!(!log.contains("pool timed out"), "{log}");
-    execute(&db, format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+    execute(&db.pool, &format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
 }
 
 /// Answers that a client gets instead of one to its `SSLRequest`, and whether another attempt may succeed: a server that
@@ -177,8 +162,8 @@ async fn commands_name_a_connection_limit() {
     for (limit, arguments) in cases {
         let role = format!("limited_{}", Uuid::new_v4().simple());
         execute(
-            &db,
-            format!(
+            &db.pool,
+            &format!(
                 "CREATE ROLE {role} LOGIN CONNECTION LIMIT {limit}; GRANT ALL ON ALL TABLES IN SCHEMA public TO {role};
                  GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO {role};
                  DO $$ BEGIN EXECUTE format('GRANT CREATE ON DATABASE %I TO {role}', current_database()); END $$"
@@ -188,7 +173,7 @@ async fn commands_name_a_connection_limit() {
         let mut command = Command::new(env!("CARGO_BIN_EXE_dancefinder"));
         command.args(arguments).env("DATABASE_URL", db.url.replace("postgres@", &format!("{role}@")));
         command.env_remove("RUST_LOG").stdout(Stdio::null()).stderr(Stdio::piped());
-        running.push((limit, arguments, role, Killed(command.spawn().unwrap())));
+        running.push((limit, arguments, role, KilledWhenDropped(command.spawn().unwrap())));
     }
     let mut refused = 0;
     for (limit, arguments, role, mut command) in running {
@@ -204,7 +189,7 @@ async fn commands_name_a_connection_limit() {
                 "{limit} connections, {arguments:?}: {error}"
             );
         }
-        execute(&db, format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+        execute(&db.pool, &format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
     }
     // One connection is enough for a command whose statements find it free again.
     assert!(refused >= 5, "{refused}");

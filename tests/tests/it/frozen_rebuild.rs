@@ -1,22 +1,12 @@
 //! A rebuild whose process is frozen holds its lock: what it keeps from starting names its session.
 
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use projection_runtime::ProjectionManager;
-use tests::{TestDatabase, eventually};
+use tests::{KilledWhenDropped, TestDatabase, eventually};
 
 use super::rebuild::{dances, scalar};
-
-/// Killed when it is dropped, also by a test that fails.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_frozen_rebuild_is_named() {
@@ -29,7 +19,8 @@ async fn a_frozen_rebuild_is_named() {
         command.args(arguments).env("DATABASE_URL", &db.url).env_remove("RUST_LOG").stdin(Stdio::null());
         command
     };
-    let rebuild = Killed(command(&["rebuild", "event"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    let rebuild =
+        KilledWhenDropped(command(&["rebuild", "event"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
     eventually("it applies events", Duration::from_secs(30), || async {
         let sql = "SELECT EXISTS (SELECT FROM readview_rebuilds WHERE events > 0)";
         scalar(&db.pool, sql).await

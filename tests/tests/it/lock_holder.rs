@@ -3,19 +3,17 @@
 use std::time::Duration;
 
 use projection_runtime::postgres_server::{PostgresServer, StopMode};
-use projection_runtime::{Error, EventStore, ExpectedVersion, ProjectionManager, Warning, WarningKind, projections};
+use projection_runtime::{
+    Error, EventStore, ExpectedVersion, ImportOptions, ProjectionManager, Warning, WarningKind, import, projections,
+};
+use sqlx::AssertSqlSafe;
 use sqlx::postgres::PgPoolOptions;
-use sqlx::{AssertSqlSafe, PgPool};
 use tests::journal::{self, Happened, Journal};
 use tests::role::Role;
-use tests::{TestDatabase, eventually};
+use tests::{TestDatabase, eventually, execute};
 use uuid::Uuid;
 
 const LONG: Duration = Duration::from_secs(20);
-
-async fn run(pool: &PgPool, sql: &str) {
-    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(pool).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
-}
 
 /// The warning, which comes a few seconds after the session has become idle.
 async fn warned(manager: &ProjectionManager) -> Warning {
@@ -31,6 +29,38 @@ async fn warned(manager: &ProjectionManager) -> Warning {
 async fn append(store: &EventStore, n: i64) -> Result<i64, Error> {
     let events = [Happened::new(n).event()];
     store.append(Uuid::new_v4(), ExpectedVersion::Any, &events).await.map(|appended| appended.position)
+}
+
+/// A frozen process of the runtime does not keep it: each transaction that appends may be idle for 30 s.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_runtime_keeps_it_for_a_bounded_time() {
+    let db = TestDatabase::new().await;
+    execute(
+        &db.pool,
+        "CREATE TABLE bounds (bound TEXT);
+         CREATE FUNCTION note_bound() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             INSERT INTO bounds VALUES (current_setting('idle_in_transaction_session_timeout')); RETURN NULL; END $$;
+         CREATE TRIGGER note_bound AFTER INSERT ON events FOR EACH STATEMENT EXECUTE FUNCTION note_bound()",
+    )
+    .await;
+    // The second event takes its version, so the lines are appended one by one.
+    let lines: String = (0..3)
+        .map(|n| {
+            format!(
+                "{{\"id\":\"{}\",\"name\":\"Happened\",\"aggregate_name\":\"test.Thing\",\"aggregate_id\":\"{}\",\"sequence_no\":{},\
+                 \"data\":{{\"n\":{n}}}}}\n",
+                Uuid::new_v4(),
+                Uuid::nil(),
+                if n == 1 { 1 } else { n + 1 }
+            )
+        })
+        .collect();
+    let options = ImportOptions { skip_invalid: true, ..ImportOptions::default() };
+    let imported = import(&db.pool, &projections![Journal], lines.as_bytes(), "-", options, |_| {}).await.unwrap();
+    assert_eq!((imported.appended, imported.invalid), (2, 1));
+    let bounds: Vec<(String, i64)> =
+        sqlx::query_as("SELECT bound, COUNT(*) FROM bounds GROUP BY bound").fetch_all(&db.pool).await.unwrap();
+    assert!(matches!(&bounds[..], [(bound, 2..)] if bound == "30s"), "{bounds:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -71,7 +101,7 @@ async fn an_idle_transaction() {
 
     let remedy = remedy.rsplit("or ").next().unwrap();
     assert_eq!(remedy, format!("SELECT pg_terminate_backend({session});"));
-    run(&db.pool, remedy).await;
+    execute(&db.pool, remedy).await;
     waiting.await.unwrap().unwrap();
     append(&store, 5).await.unwrap();
     assert_eq!(manager.status().await.unwrap().warnings, []);
@@ -97,8 +127,9 @@ async fn a_prepared_transaction() {
     let refused = sqlx::raw_sql(AssertSqlSafe(format!("BEGIN; {insert}; PREPARE TRANSACTION 'forgotten'")));
     let error = refused.execute(&pool).await.unwrap_err().to_string();
     assert!(error.contains("NOTIFY"), "{error}");
-    run(&pool, "ROLLBACK").await;
-    run(&pool, &format!("BEGIN; SET LOCAL events.quiet = 'on'; {insert}; PREPARE TRANSACTION 'it''s forgotten'")).await;
+    execute(&pool, "ROLLBACK").await;
+    execute(&pool, &format!("BEGIN; SET LOCAL events.quiet = 'on'; {insert}; PREPARE TRANSACTION 'it''s forgotten'"))
+        .await;
 
     let manager = ProjectionManager::new(pool.clone(), projections![Journal]).unwrap();
     let Warning { problem, remedy, .. } = warned(&manager).await;
@@ -117,7 +148,7 @@ async fn a_prepared_transaction() {
     assert!(warned(&manager).await.problem.starts_with("the prepared transaction 'it''s forgotten'"));
     let commit = remedy.split(" or ").next().unwrap();
     assert_eq!(commit, "COMMIT PREPARED 'it''s forgotten';");
-    run(&pool, commit).await;
+    execute(&pool, commit).await;
     append(&store, 2).await.unwrap();
     manager.catch_up(|_| {}).await.unwrap();
     assert_eq!(journal::entries(&pool).await.iter().map(|(_, n)| *n).collect::<Vec<_>>(), [1, 2]);

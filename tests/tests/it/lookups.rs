@@ -8,8 +8,7 @@ use projection_runtime::{
     projection, projections,
 };
 use serde::{Deserialize, Serialize};
-use sqlx::AssertSqlSafe;
-use tests::{TestDatabase, running};
+use tests::{TestDatabase, execute, running};
 use uuid::Uuid;
 
 use super::openapi;
@@ -67,17 +66,10 @@ impl Counts {
     }
 }
 
-async fn execute(db: &TestDatabase, sql: &str) {
-    sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))
-        .execute(&db.pool)
-        .await
-        .unwrap_or_else(|error| panic!("{sql}: {error}"));
-}
-
 async fn database() -> (TestDatabase, ProjectionManager) {
     let db = TestDatabase::new().await;
     execute(
-        &db,
+        &db.pool,
         "CREATE TABLE names (id UUID PRIMARY KEY, name TEXT NOT NULL);
          CREATE TABLE letters (id UUID PRIMARY KEY, person UUID NOT NULL, name TEXT);
          CREATE INDEX ON letters (person);
@@ -134,7 +126,7 @@ async fn what_is_built_on_replaced_rows_is_stale() {
     rebuild(&manager, "names").await;
     assert_eq!(stale(&manager).await, [], "nothing was changed");
 
-    execute(&db, "UPDATE names SET name = 'x'").await;
+    execute(&db.pool, "UPDATE names SET name = 'x'").await;
     rebuild(&manager, "names").await;
     assert_eq!(stale(&manager).await, both());
     let text = manager.stale().await.unwrap()[0].to_string();
@@ -177,7 +169,7 @@ async fn dependents_are_rebuilt_in_order() {
     let db = TestDatabase::new().await;
     let event = r#"{"name":"BandCreated","aggregate_id":"5f0e8a34-7f0a-4b8e-9f3f-2a61c1f4b902","data":{"name":"T"}}"#;
     execute(
-        &db,
+        &db.pool,
         &format!(
             "INSERT INTO events (aggregate_id, aggregate_name, name, data)
              SELECT (e->>'aggregate_id')::uuid, 'domain.Band', e->>'name', e->'data' FROM (SELECT '{event}'::json AS e) e"
@@ -192,7 +184,7 @@ async fn dependents_are_rebuilt_in_order() {
         assert!(output.status.success(), "{output:?}");
         String::from_utf8(output.stdout).unwrap()
     };
-    execute(&db, "UPDATE band SET name = 'x'").await;
+    execute(&db.pool, "UPDATE band SET name = 'x'").await;
     dancefinder(&["rebuild", "band"]);
     let told = dancefinder(&["status"]);
     assert!(told.contains("userpreferences: it is built on rows of `band` that have been rebuilt since"), "{told}");
@@ -220,7 +212,7 @@ async fn look_ups_are_compared_at_one_position() {
                     break;
                 }
                 happen(&store, u128::from(n / 12), if n % 3 == 0 { wrote() } else { named(n) }).await;
-                tokio::time::sleep(Duration::from_millis(8)).await; // the flow
+                tokio::time::sleep(Duration::from_millis(8)).await; // so that events keep arriving during all verifications
             }
         }
     });

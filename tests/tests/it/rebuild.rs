@@ -13,7 +13,7 @@ use rand::{RngExt, SeedableRng};
 use sqlx::{AssertSqlSafe, PgPool};
 use tests::history::History;
 use tests::journal::{self, Happened, Journal};
-use tests::{TestDatabase, eventually, fold, running};
+use tests::{TestDatabase, eventually, execute, fold, running};
 
 fn nobody(_: RebuildProgress) {}
 
@@ -47,14 +47,6 @@ pub async fn dances(pool: &PgPool, events: i32) {
     .execute(pool)
     .await
     .unwrap();
-}
-
-pub async fn execute(pool: &PgPool, sql: &str) -> u64 {
-    sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))
-        .execute(pool)
-        .await
-        .unwrap_or_else(|e| panic!("{sql}: {e}"))
-        .rows_affected()
 }
 
 pub async fn scalar<T>(pool: &PgPool, sql: &str) -> T

@@ -4,9 +4,8 @@ use projection_runtime::{
     Difference, PgConnection, Projection, ProjectionManager, ProjectionSet, RebuildOptions, Recorded, projection,
     projections,
 };
-use sqlx::AssertSqlSafe;
-use tests::TestDatabase;
 use tests::journal::{self, Happened};
+use tests::{TestDatabase, execute};
 
 /// A projection of `thing`, and of `part` where a handler writes there, with one statement for each event.
 macro_rules! things {
@@ -33,13 +32,6 @@ things!(
      INSERT INTO part (id, thing) SELECT $1, number FROM new"
 );
 
-async fn execute(db: &TestDatabase, sql: &str) {
-    sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))
-        .execute(&db.pool)
-        .await
-        .unwrap_or_else(|error| panic!("{sql}: {error}"));
-}
-
 async fn applied<P: Projection>(projection: P, keys: &str) -> (TestDatabase, ProjectionManager) {
     let db = TestDatabase::new().await;
     let table = "CREATE TABLE thing (
@@ -49,9 +41,9 @@ async fn applied<P: Projection>(projection: P, keys: &str) -> (TestDatabase, Pro
         touched TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp(),
         note TEXT,
         flag TEXT DEFAULT 'new'";
-    execute(&db, &format!("{table}{keys}); CREATE TABLE part (id UUID PRIMARY KEY, thing BIGINT)")).await;
+    execute(&db.pool, &format!("{table}{keys}); CREATE TABLE part (id UUID PRIMARY KEY, thing BIGINT)")).await;
     // As if transactions had been rolled back: a rebuild would give other numbers.
-    execute(&db, "SELECT nextval('thing_number_seq') FROM generate_series(1, 10)").await;
+    execute(&db.pool, "SELECT nextval('thing_number_seq') FROM generate_series(1, 10)").await;
     journal::append(&db.pool, (1..=100).map(Happened::new)).await;
     let manager = ProjectionManager::new(db.pool.clone(), ProjectionSet::new().with(projection)).unwrap();
     manager.catch_up(|_| {}).await.unwrap();
@@ -85,7 +77,7 @@ const KEYS: [&str; 5] = [
 async fn what_handlers_do_not_write_stays() {
     for keys in KEYS {
         let (db, manager) = applied(Plain, keys).await;
-        execute(&db, "UPDATE thing SET note = 'by hand', flag = 'old' WHERE n % 3 = 0").await;
+        execute(&db.pool, "UPDATE thing SET note = 'by hand', flag = 'old' WHERE n % 3 = 0").await;
         let before = rows(&db).await;
         let found = verify(&manager).await;
         assert!(found.is_none(), "{keys}: {found}");
@@ -93,7 +85,7 @@ async fn what_handlers_do_not_write_stays() {
         assert!(rebuild(&manager).await.is_none());
         assert_eq!(rows(&db).await, before, "{keys}");
 
-        execute(&db, "DELETE FROM thing WHERE n = 6; UPDATE thing SET n = n + 1000 WHERE n = 9").await;
+        execute(&db.pool, "DELETE FROM thing WHERE n = 6; UPDATE thing SET n = n + 1000 WHERE n = 9").await;
         let found = rebuild(&manager).await;
         let of_table = &found.tables[0];
         // Without a key that handlers write, a row that has changed is another row.
@@ -119,7 +111,7 @@ async fn what_handlers_write_is_compared() {
     let found = verify(&manager).await;
     assert!(found.is_none(), "{found}");
     assert_eq!(found.tables[0].not_written, ["number", "touched"]);
-    execute(&db, "UPDATE thing SET note = 'by hand', flag = 'old' WHERE n % 3 = 0").await;
+    execute(&db.pool, "UPDATE thing SET note = 'by hand', flag = 'old' WHERE n % 3 = 0").await;
     assert_eq!(verify(&manager).await.tables[0].changed, 33);
     rebuild(&manager).await;
     let edited: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM thing WHERE note IS NOT NULL OR flag <> 'new'")
@@ -129,7 +121,7 @@ async fn what_handlers_write_is_compared() {
     assert_eq!(edited, 0);
 
     let (db, manager) = applied(Updates, KEYS[0]).await;
-    execute(&db, "UPDATE thing SET note = 'by hand', flag = 'old' WHERE n % 3 = 0").await;
+    execute(&db.pool, "UPDATE thing SET note = 'by hand', flag = 'old' WHERE n % 3 = 0").await;
     let found = verify(&manager).await;
     assert_eq!(
         (found.differing(), &*found.tables[0].not_written),
@@ -139,7 +131,7 @@ async fn what_handlers_write_is_compared() {
     // By a trigger.
     let (db, manager) = applied(Plain, KEYS[0]).await;
     execute(
-        &db,
+        &db.pool,
         "CREATE FUNCTION noted() RETURNS trigger LANGUAGE plpgsql AS $$
          BEGIN NEW := jsonb_populate_record(NEW, jsonb_build_object('no' || 'te', NEW.n)); RETURN NEW; END $$;
          CREATE TRIGGER noted BEFORE INSERT ON thing FOR EACH ROW EXECUTE FUNCTION noted()",
@@ -157,7 +149,7 @@ async fn what_handlers_write_is_compared() {
 async fn numbers_that_a_handler_reads() {
     let db = TestDatabase::new().await;
     execute(
-        &db,
+        &db.pool,
         "CREATE TABLE thing (number BIGSERIAL PRIMARY KEY, id UUID NOT NULL UNIQUE, n BIGINT NOT NULL, note TEXT);
          CREATE TABLE part (id UUID PRIMARY KEY, thing BIGINT)",
     )
@@ -169,7 +161,7 @@ async fn numbers_that_a_handler_reads() {
     assert!(found.is_none(), "{found}");
     assert_eq!(found.tables[0].not_written, ["note"]);
     let before = rows(&db).await;
-    execute(&db, "DELETE FROM thing WHERE n = 5; UPDATE part SET thing = 7 WHERE thing = 5").await;
+    execute(&db.pool, "DELETE FROM thing WHERE n = 5; UPDATE part SET thing = 7 WHERE thing = 5").await;
     assert_eq!(rebuild(&manager).await.differing(), 2);
     assert_eq!(rows(&db).await, before);
     let right: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM thing JOIN part USING (id) WHERE number = thing")

@@ -1,9 +1,8 @@
 //! Triggers of read model tables: what they write is part of the rows, and is rebuilt as well.
 
 use projection_runtime::{Error, PgConnection, ProjectionManager, RebuildOptions, Recorded, projection, projections};
-use sqlx::AssertSqlSafe;
-use tests::TestDatabase;
 use tests::journal::{self, Happened};
+use tests::{TestDatabase, execute};
 
 /// Writes to `entry`; a trigger of that table keeps `tally`.
 struct Entries;
@@ -17,21 +16,14 @@ impl Entries {
     }
 }
 
-async fn execute(db: &TestDatabase, sql: &str) {
-    sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))
-        .execute(&db.pool)
-        .await
-        .unwrap_or_else(|error| panic!("{sql}: {error}"));
-}
-
 /// 100 events are applied, with this trigger function.
 async fn applied(function: &str, trigger: &str) -> (TestDatabase, ProjectionManager) {
     let db = TestDatabase::new().await;
-    execute(&db, "CREATE TABLE entry (id UUID PRIMARY KEY, n BIGINT NOT NULL)").await;
-    execute(&db, "CREATE TABLE tally (n BIGINT PRIMARY KEY, times BIGINT NOT NULL)").await;
-    execute(&db, "CREATE TABLE audit (at TEXT, n BIGINT)").await;
-    execute(&db, function).await;
-    execute(&db, trigger).await;
+    execute(&db.pool, "CREATE TABLE entry (id UUID PRIMARY KEY, n BIGINT NOT NULL)").await;
+    execute(&db.pool, "CREATE TABLE tally (n BIGINT PRIMARY KEY, times BIGINT NOT NULL)").await;
+    execute(&db.pool, "CREATE TABLE audit (at TEXT, n BIGINT)").await;
+    execute(&db.pool, function).await;
+    execute(&db.pool, trigger).await;
     journal::append(&db.pool, (1..=100).map(Happened::new)).await;
     let manager = ProjectionManager::new(db.pool.clone(), projections![Entries]).unwrap();
     manager.catch_up(|_| {}).await.unwrap();
@@ -81,7 +73,7 @@ async fn what_triggers_write_is_rebuilt() {
 
         // The rows of `entry` come back, and are not counted twice.
         execute(
-            &db,
+            &db.pool,
             "DELETE FROM entry WHERE n = 3; UPDATE tally SET times = 0 WHERE n = 4; DELETE FROM tally WHERE n = 5",
         )
         .await;
@@ -103,7 +95,7 @@ async fn triggers_that_write_elsewhere_do_not_fire() {
     let body = "-- each entry
         INSERT INTO audit VALUES ('entry', NEW.n);";
     let (db, manager) = applied(&plpgsql(body), OF_ROWS).await;
-    execute(&db, "DELETE FROM audit; DELETE FROM entry WHERE n = 3").await;
+    execute(&db.pool, "DELETE FROM audit; DELETE FROM entry WHERE n = 3").await;
     let found = manager.rebuild("entries", RebuildOptions::default(), &mut |_| {}).await.unwrap();
     let audited: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM audit WHERE n = 3").fetch_one(&db.pool).await.unwrap();
     assert_eq!((found.differing(), audited), (14, 14), "{found}");
@@ -114,7 +106,7 @@ async fn triggers_that_write_elsewhere_do_not_fire() {
 async fn a_trigger_that_writes_anywhere_ends_the_rebuild() {
     let body = "EXECUTE format('INSERT INTO %I VALUES (''x'', 1)', 'audit');";
     let (db, manager) = applied(&plpgsql(body), OF_ROWS).await;
-    execute(&db, "DELETE FROM audit").await;
+    execute(&db.pool, "DELETE FROM audit").await;
     let error = manager.rebuild("entries", RebuildOptions::default(), &mut |_| {}).await.unwrap_err();
     assert!(
         matches!(&error, Error::RebuildFailed { .. }) && error.to_string().contains("it wrote to audit"),
@@ -123,7 +115,7 @@ async fn a_trigger_that_writes_anywhere_ends_the_rebuild() {
     let audited: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM audit").fetch_one(&db.pool).await.unwrap();
     assert_eq!(audited, 0);
     // One that is off is off in the rebuild as well.
-    execute(&db, "ALTER TABLE entry DISABLE TRIGGER count_it").await;
+    execute(&db.pool, "ALTER TABLE entry DISABLE TRIGGER count_it").await;
     assert!(manager.rebuild("entries", RebuildOptions::default(), &mut |_| {}).await.unwrap().is_none());
 }
 
@@ -194,7 +186,7 @@ async fn rows_that_a_trigger_may_have_written_are_not_deleted() {
         }
         assert_eq!(tally(&db).await, before, "{body}");
         // Somebody has decided that they are not the trigger's.
-        execute(&db, "ALTER TABLE entry DISABLE TRIGGER count_it").await;
+        execute(&db.pool, "ALTER TABLE entry DISABLE TRIGGER count_it").await;
         assert_eq!(rebuild().await.unwrap().differing(), 7, "{body}");
         assert_eq!(tally(&db).await, [], "{body}");
     }

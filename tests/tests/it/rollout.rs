@@ -7,9 +7,8 @@ use projection_runtime::{
     projection, projections,
 };
 use serde::{Deserialize, Serialize};
-use sqlx::AssertSqlSafe;
 use tests::journal::{self, Happened};
-use tests::{TestDatabase, eventually, running};
+use tests::{TestDatabase, eventually, execute, running};
 
 /// A projection whose handler is the same in each version of the program; the event is not.
 macro_rules! towns {
@@ -76,20 +75,13 @@ fn manager(db: &TestDatabase, set: ProjectionSet) -> ProjectionManager {
 
 async fn database() -> TestDatabase {
     let db = TestDatabase::new().await;
-    execute(&db, "CREATE TABLE towns (town TEXT NOT NULL)").await;
+    execute(&db.pool, "CREATE TABLE towns (town TEXT NOT NULL)").await;
     db
-}
-
-async fn execute(db: &TestDatabase, sql: &str) {
-    sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))
-        .execute(&db.pool)
-        .await
-        .unwrap_or_else(|error| panic!("{sql}: {error}"));
 }
 
 async fn moved(db: &TestDatabase, version: i32, town: &str) {
     execute(
-        db,
+        &db.pool,
         &format!(
             "INSERT INTO events (aggregate_id, aggregate_name, name, version, data)
              VALUES (gen_random_uuid(), 'domain.Band', 'Moved', {version}, '{{\"town\": \"{town}\"}}')"
@@ -163,7 +155,7 @@ async fn the_newer_program_goes_on() {
     let (stop_two, run_two) = running(&two);
     for n in 0..20 {
         moved(&db, 1 + n % 2, &format!("Rättvik {n:02}")).await;
-        tokio::time::sleep(Duration::from_millis(20)).await; // so that there are many turns
+        tokio::time::sleep(Duration::from_millis(20)).await; // so that the two processes take turns often
     }
     eventually("all are applied", Duration::from_secs(20), || async { towns(&db).await.len() == 22 }).await;
     for (stop, run) in [(stop_one, run_one), (stop_two, run_two)] {
@@ -186,7 +178,7 @@ async fn the_poll_finds_what_is_left_to_the_newer_program() {
     two.pause("towns", "test").await.unwrap();
     moved(&db, 2, "Mora").await;
     execute(
-        &db,
+        &db.pool,
         "INSERT INTO readview_failures (name, event_id, event_name, tstamp, handler, error, attempts, newer_version)
          SELECT 'towns', id, name, tstamp, 'moved', 'too new', 1, 2 FROM events ORDER BY tstamp DESC LIMIT 1;
          UPDATE readviews SET paused_at = NULL, paused_by = NULL",

@@ -5,20 +5,16 @@ use std::time::Duration;
 
 use projection_runtime::postgres_server::{PostgresServer, StopMode};
 use projection_runtime::{EventStore, ExpectedVersion, ProjectionManager, State, WarningKind, projections};
+use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
-use sqlx::{AssertSqlSafe, PgPool};
 use tests::journal::{self, Happened, Journal};
-use tests::{TestDatabase, eventually, running};
+use tests::{TestDatabase, eventually, execute, running};
 use uuid::Uuid;
 
 const LONG: Duration = Duration::from_secs(30);
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work).await.unwrap()
-}
-
-async fn run(pool: &PgPool, sql: &str) {
-    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(pool).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
 }
 
 async fn pool(server: &PostgresServer) -> PgPool {
@@ -42,8 +38,8 @@ async fn pair() -> (PostgresServer, PgPool, PostgresServer) {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_no_standby_has_does_not_leave_the_database() {
     let (_primary, events, mut standby) = pair().await;
-    run(&events, "ALTER SYSTEM SET synchronous_standby_names = '*'").await;
-    run(&events, "SELECT pg_reload_conf()").await;
+    execute(&events, "ALTER SYSTEM SET synchronous_standby_names = '*'").await;
+    execute(&events, "SELECT pg_reload_conf()").await;
     eventually("the standby is synchronous", LONG, || async {
         let sql = "SELECT EXISTS (SELECT FROM pg_stat_replication WHERE sync_state = 'sync')";
         sqlx::query_scalar(sql).fetch_one(&events).await.unwrap()
@@ -146,7 +142,7 @@ async fn a_standby_as_the_database() {
         assert_eq!(code, 0, "{arguments:?}: {said}");
     }
     let promoted = pool(&standby).await;
-    run(&promoted, "SELECT pg_promote()").await;
+    execute(&promoted, "SELECT pg_promote()").await;
     let (code, said) = service(standby.url("postgres"), &["check"]);
     assert_eq!(code, 0, "{said}");
     let untouched = "SELECT (SELECT COUNT(*) FROM band) > 0 AND (SELECT MIN(position) > 0 FROM readviews)";

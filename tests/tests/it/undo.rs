@@ -3,10 +3,8 @@
 use std::time::Duration;
 
 use projection_runtime::{Error, ManagerOptions, ProjectionManager, RebuildOptions, projections};
-use tests::TestDatabase;
 use tests::journal::{self, Happened, Journal};
-
-use super::rebuild::execute;
+use tests::{TestDatabase, execute};
 
 /// Rows that a rebuild has replaced, and kept.
 async fn rebuilt() -> (TestDatabase, ProjectionManager) {
@@ -37,7 +35,7 @@ async fn columns_that_were_changed_after_the_rows_were_kept() {
         let error = manager.undo_rebuild("journal").await.unwrap_err();
         let Error::KeptRowsDoNotFit { columns, .. } = &error else { panic!("{change}: {error}") };
         assert_eq!(*columns, [column], "{change}");
-        assert!(error.to_string().contains("Take back the change of these columns"), "{error}");
+        assert!(error.to_string().contains("Revert the change of these columns"), "{error}");
         execute(&db.pool, &format!("ALTER TABLE journal {back}")).await;
         assert!(!undone(&db).await, "{change}");
     }

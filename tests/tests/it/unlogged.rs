@@ -10,7 +10,7 @@ use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 use std::time::Duration;
 use tests::journal::Happened;
-use tests::{eventually, running};
+use tests::{eventually, execute, running};
 use uuid::Uuid;
 
 fn manager(pool: &PgPool) -> ProjectionManager {
@@ -65,10 +65,6 @@ async fn append_bands(pool: &PgPool, bands: usize) {
         let event = NewEvent::new(&event).unwrap();
         store.append(Uuid::new_v4(), ExpectedVersion::Any, &[event]).await.unwrap();
     }
-}
-
-async fn execute(pool: &PgPool, sql: &'static str) {
-    sqlx::raw_sql(sql).execute(pool).await.unwrap();
 }
 
 /// Waits until the query says so. The server may just have been started again.

@@ -8,16 +8,12 @@ use std::time::Duration;
 use projection_runtime::postgres_server::PostgresServer;
 use projection_runtime::{ProjectionManager, RebuildOptions};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{AssertSqlSafe, ConnectOptions, Executor, PgConnection, PgPool};
-use tests::eventually;
+use sqlx::{ConnectOptions, Executor, PgConnection, PgPool};
+use tests::{eventually, execute};
 use uuid::Uuid;
 
 const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../dancefinder-projections/sample/events.jsonl");
 const LONG: Duration = Duration::from_secs(30);
-
-async fn run(pool: &PgPool, sql: &str) {
-    pool.execute(AssertSqlSafe(sql.to_owned())).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
-}
 
 /// A migrated server of the test's own, which allows prepared transactions, with the sample events applied.
 async fn server() -> (PostgresServer, PgPool) {
@@ -177,8 +173,8 @@ async fn for_appends_and_standbys() {
         format!("waiting for the lock that orders appends: session {pid} (role postgres, psql, idle in transac");
     assert!(line.starts_with(&named), "{line}");
     // Then no standby has the events.
-    run(&pool, "ALTER SYSTEM SET synchronous_standby_names = 'missing'").await;
-    run(&pool, "SELECT pg_reload_conf()").await;
+    execute(&pool, "ALTER SYSTEM SET synchronous_standby_names = 'missing'").await;
+    execute(&pool, "SELECT pg_reload_conf()").await;
     eventually("it is set", LONG, || async {
         let sql = "SELECT current_setting('synchronous_standby_names') = 'missing'";
         sqlx::query_scalar::<_, bool>(sql).fetch_one(&pool).await.unwrap()
@@ -191,8 +187,8 @@ async fn for_appends_and_standbys() {
         "waiting for a synchronous standby that confirms the commit: start the standby, or take it out of \
          synchronous_standby_names"
     );
-    run(&pool, "ALTER SYSTEM RESET synchronous_standby_names").await;
-    run(&pool, "SELECT pg_reload_conf()").await;
+    execute(&pool, "ALTER SYSTEM RESET synchronous_standby_names").await;
+    execute(&pool, "SELECT pg_reload_conf()").await;
     assert_eq!(import.ends().await, 2);
     std::fs::remove_file(file).unwrap();
 }

@@ -12,13 +12,12 @@ use serde_json::Value;
 use sqlx::PgPool;
 use tests::history::History;
 use tests::journal::{Happened, Journal};
-use tests::{TestDatabase, eventually, journal};
+use tests::{KilledWhenDropped, TestDatabase, eventually, journal};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
-    Exchange, KilledWhenDropped, LONG, Running, append_many, at_the_end, connected, database_port, database_through,
-    only_rabbitmq,
+    Exchange, LONG, Running, append_many, at_the_end, connected, database_port, database_through, only_rabbitmq,
 };
 
 /// The bindings are those of the registration: one of an event that is no longer handled goes, and only at a start.

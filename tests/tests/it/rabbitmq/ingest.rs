@@ -11,13 +11,11 @@ use projection_runtime::{EventStore, ExpectedVersion, ManagerOptions, Projection
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use tests::history::History;
-use tests::{TestDatabase, eventually, fold};
+use tests::{KilledWhenDropped, TestDatabase, eventually, fold};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{
-    Exchange, KilledWhenDropped, LONG, Running, at_the_end, connected, database_port, database_through, only_rabbitmq,
-};
+use super::{Exchange, LONG, Running, at_the_end, connected, database_port, database_through, only_rabbitmq};
 
 /// Ingest without a LISTEN: the options, and what runs them.
 fn ingesting(db: &TestDatabase, exchange: &Exchange) -> Running {

@@ -10,7 +10,6 @@ mod secrets;
 mod two_databases;
 
 use std::collections::HashSet;
-use std::process::Child;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -231,15 +230,6 @@ async fn at_the_end(db: &TestDatabase, rows: i64) {
         sqlx::query_scalar::<_, i64>(there).fetch_one(&db.pool).await.unwrap() == rows
     })
     .await;
-}
-
-struct KilledWhenDropped(Child);
-
-impl Drop for KilledWhenDropped {
-    fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
 }
 
 fn database_port(db: &TestDatabase) -> u16 {
