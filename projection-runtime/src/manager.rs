@@ -99,7 +99,8 @@ pub struct Health {
     pub ready: bool,
     /// What is wrong, where it does not.
     pub problems: Vec<String>,
-    /// What endangers progress without stopping it, with its remedy.
+    /// Warnings that leave the process ready, each with its remedy: what stops or endangers progress, but is not a
+    /// fault of this process.
     pub warnings: Vec<String>,
 }
 
@@ -280,7 +281,10 @@ impl ProjectionManager {
                     // The loops log errors that are transient.
                     if backoff.tries() % 20 == 0 && !is_transient(&error) {
                         let error = crate::error::describe(&error);
-                        tracing::warn!(error, "what made the rows could not be compared; trying again");
+                        tracing::warn!(
+                            error,
+                            "could not compare the recorded provenance of the rows with this program; trying again"
+                        );
                     }
                     tokio::time::sleep(backoff.next()).await;
                 }

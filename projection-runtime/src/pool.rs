@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// A cause, with the time of the probe, the database and the user.
 type Found = (String, Instant, String);
 
-/// The causes that were found lately.
+/// Recently found causes.
 static LATEST: Mutex<Vec<Found>> = Mutex::const_new(Vec::new());
 
 /// Returns the error's text, with a pool time-out replaced by its cause, and a lock time-out followed by the session that

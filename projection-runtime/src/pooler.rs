@@ -3,7 +3,7 @@
 //! Such a pooler may run each transaction in another server session. The runtime depends on a session for three things
 //! only: LISTEN, which is optional; the lock of the driver's migrations; and prepared statements, which the driver uses
 //! for every query and which the pooler must support (PgBouncer 1.21 and later, with `max_prepared_statements`). It keeps
-//! only statements that have a name: a statement without one must be in a transaction, which reaches one session.
+//! only named statements: an unnamed one must run in a transaction, all of which reaches one session.
 
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
@@ -73,8 +73,8 @@ async fn keeps_statements(one: &mut PgConnection, other: &mut PgConnection) -> s
 
 /// Error for a pooler that does not keep prepared statements, with the remedy.
 pub(crate) const NO_STATEMENTS: &str = "the database is reached through a pooler in transaction mode that keeps no prepared \
-    statements; set max_prepared_statements (PgBouncer 1.21 or later) and no statement-cache-capacity, or use \
-    pool_mode = session, or connect to PostgreSQL directly";
+    statements; set max_prepared_statements (PgBouncer 1.21 or later) and remove statement-cache-capacity from the URL, \
+    or use pool_mode = session, or connect to PostgreSQL directly";
 
 /// Error for a command that needs a session for longer than a transaction, with the remedy.
 pub(crate) const NO_SESSION: &str = "the database is reached through a pooler in transaction mode, and the lock that \
@@ -83,4 +83,4 @@ pub(crate) const NO_SESSION: &str = "the database is reached through a pooler in
 
 /// Error for a pooler that does not pass notifications on, with the remedy.
 pub(crate) const NO_LISTEN: &str = "the database is reached through a pooler in transaction mode, which passes no \
-    notifications on; give --no-listen (then the projections poll, or RabbitMQ wakes them), or connect to PostgreSQL directly";
+    notifications on; use --no-listen (the projections then poll, or RabbitMQ wakes them), or connect to PostgreSQL directly";

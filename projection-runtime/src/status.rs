@@ -47,9 +47,9 @@ pub struct Rebuilding {
     pub total: i64,
     /// How long it has been at it.
     pub seconds: f64,
-    /// How long ago it last said so: a few seconds at the most, unless its process is frozen, cut off or gone.
+    /// Seconds since its process last reported progress: a few at most, unless that process is frozen, cut off or gone.
     pub seconds_since_seen: f64,
-    /// The server session that holds its lock; `None`: nobody is at work with it any more.
+    /// The server session that holds its lock; `None`: no process runs the rebuild any more.
     #[sqlx(skip)]
     pub session: Option<i32>,
 }

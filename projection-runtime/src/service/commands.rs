@@ -67,7 +67,7 @@ impl Service {
                 Ok(manager)
             }
             Some(unknown) => Err(format!(
-                "whether a pooler in transaction mode stands before the database is not known: {unknown}; try again"
+                "could not determine whether the connection goes through a pooler in transaction mode: {unknown}; try again"
             )
             .into()),
         }
@@ -411,7 +411,7 @@ async fn fits(service: &Service, manager: &ProjectionManager, listens: bool) -> 
                 if let Some(error) = unknown {
                     tracing::warn!(
                         error,
-                        "whether a pooler stands before the database is not known; trying again until it is"
+                        "could not determine whether a pooler is in front of the database; trying again until that is known"
                     );
                     tokio::time::sleep(backoff.next()).await;
                     continue;
@@ -475,7 +475,7 @@ async fn checked(service: &Service, manager: &ProjectionManager) -> Result<Check
     if all_have_run {
         let is_of_migrations = |cure: &str| cure.starts_with("run `migrate`") && cure != schema::MOVE_SEQUENCE;
         for problem in check.problems.iter_mut().filter(|problem| is_of_migrations(&problem.cure)) {
-            problem.cure = cure_beyond_migrations(problem);
+            problem.cure = remedy_beyond_migrations(problem);
         }
     }
     // The library does not know what its service is called.
@@ -486,7 +486,7 @@ async fn checked(service: &Service, manager: &ProjectionManager) -> Result<Check
 }
 
 /// Returns the remedy if something is missing although all migrations of the service have run.
-fn cure_beyond_migrations(problem: &Problem) -> String {
+fn remedy_beyond_migrations(problem: &Problem) -> String {
     if problem.projection.is_some() {
         let table = &problem.table;
         return format!(

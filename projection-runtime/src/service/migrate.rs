@@ -30,8 +30,8 @@ pub(super) async fn migrate(service: &Service, database: &Database) -> Result<()
     }
     if is_repaired {
         say!(
-            "The sequence of positions was behind the newest event, and is moved to it. Events that were appended \
-             meanwhile may have positions that projections had passed: `{} verify` finds out.",
+            "The sequence of positions was behind the newest event and has been moved to it. Events that were appended \
+             meanwhile may have positions that projections had already passed: run `{} verify`.",
             service.name
         );
     }

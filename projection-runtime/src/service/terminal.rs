@@ -44,7 +44,7 @@ pub(super) fn print_raw(text: &str) {
 }
 
 /// Prints lines of text for a person to standard error, while a command goes on.
-pub(super) fn tell(text: &str) {
+pub(super) fn report(text: &str) {
     // A bar may stand in the line; it is drawn again below.
     if console::user_attended_stderr() {
         let _ = console::Term::stderr().clear_line();

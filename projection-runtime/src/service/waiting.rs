@@ -37,7 +37,7 @@ pub(super) async fn report(options: Arc<PgConnectOptions>) {
             let (waits, lines): (Vec<Wait>, Vec<String>) = found.into_iter().unzip();
             // Nothing is no change: the command may be about to try again.
             if !waits.is_empty() && waits != reported {
-                terminal::tell(&lines.join("\n"));
+                terminal::report(&lines.join("\n"));
                 reported = waits;
             }
         }
