@@ -52,7 +52,7 @@ bugs: export MINUTES ?= 0.25
 bugs: export EVENTS ?= 30000
 bugs: BUGS ?= $(wildcard tests/bugs/*.patch)
 bugs: RUNS ?= 6
-bugs: PROMISES = the rows of|the position of|rows that differ|rows expected|lost and doubled|events in the store|nothing moves|has not ended
+bugs: PROMISES = the rows of|the position of|rows that differ|rows expected|lost and doubled|events in the store|nothing moves|has not ended|events_tstamp_key
 bugs:
 	@$(call postgres,TEST_DATABASE_URL)
 	@$(rabbitmq)

@@ -129,8 +129,8 @@ impl Rebuild<'_> {
         };
         // Without the locks, another process may have removed the tables as those of a rebuild that was killed.
         let done = match done {
-            Err(gone @ Error::ShadowTablesGone { .. }) => {
-                Err(guard.is_held().await.map_or_else(Error::database(doing(name)), |()| gone))
+            Err(error @ (Error::ShadowTablesGone { .. } | Error::Database { .. })) => {
+                Err(guard.is_held().await.map_or_else(Error::database(doing(name)), |()| error))
             }
             done => done,
         };
