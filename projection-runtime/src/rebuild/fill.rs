@@ -159,11 +159,13 @@ impl Filler {
                 "SELECT event_name, event_id, tstamp, handler, error FROM readview_failures ORDER BY tstamp LIMIT 1";
             sqlx::query_as(sql).fetch_optional(&mut *self.begin().await?).await
         };
-        let failure: sqlx::Result<Option<(String, uuid::Uuid, i64, String, String)>> = looking.await;
+        let failure: Option<(String, uuid::Uuid, i64, String, String)> = match looking.await {
+            Ok(failure) => failure,
+            Err(error) => return Err(self.failed(error).await),
+        };
         match failure {
-            Err(error) => Err(self.failed(error).await),
-            Ok(None) => Ok(()),
-            Ok(Some((event, id, tstamp, handler, error))) => {
+            None => Ok(()),
+            Some((event, id, tstamp, handler, error)) => {
                 Err(Error::RebuildFailed { projection: self.definition.name, event, id, tstamp, handler, error })
             }
         }
