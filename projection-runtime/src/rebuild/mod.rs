@@ -127,9 +127,9 @@ impl Rebuild<'_> {
             done = self.run_with(&mut copy, task) => done,
             lost = beat(pool, name, &guard) => Err(Error::database(doing(name))(lost)),
         };
-        // Without the locks, another process may have removed the tables as those of a rebuild that was killed.
+        // Without the locks, others may have removed the shadow tables, or reset the projection.
         let done = match done {
-            Err(error @ (Error::ShadowTablesGone { .. } | Error::Database { .. })) => {
+            Err(error) if !error.is_passing() => {
                 Err(guard.is_held().await.map_or_else(Error::database(doing(name)), |()| error))
             }
             done => done,

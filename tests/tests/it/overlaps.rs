@@ -84,6 +84,11 @@ async fn a_rebuild_during_a_rebuild() {
     positions_are_right(&db.pool, &manager).await;
 }
 
+/// Ends the session that holds the locks of a rebuild.
+const CUT: &str = "SELECT COUNT(pg_terminate_backend(pid)) FROM pg_locks JOIN pg_database d ON d.oid = database
+     WHERE datname = current_database()
+       AND (locktype, classid) = ('advisory', (hashtext('projection rebuild')::bigint & 4294967295)::oid)";
+
 /// The session that holds the locks ends, and another rebuild starts before the first one has noticed: the first one
 /// neither fills nor removes the tables of the second.
 #[tokio::test(flavor = "multi_thread")]
@@ -91,10 +96,7 @@ async fn a_rebuild_that_has_lost_its_locks() {
     let (db, manager) = filled(20_000).await;
     let mut live = db.pool.begin().await.unwrap();
     let act = async || {
-        let cut = "SELECT COUNT(pg_terminate_backend(pid)) FROM pg_locks JOIN pg_database d ON d.oid = database
-                   WHERE datname = current_database()
-                     AND (locktype, classid) = ('advisory', (hashtext('projection rebuild')::bigint & 4294967295)::oid)";
-        execute(&db.pool, cut).await;
+        execute(&db.pool, CUT).await;
         let second = manager.clone();
         let second = tokio::spawn(async move { second.rebuild("event", RebuildOptions::default(), &mut |_| {}).await });
         eventually("the second one has filled its tables", Duration::from_secs(20), || async {
@@ -110,6 +112,19 @@ async fn a_rebuild_that_has_lost_its_locks() {
     assert!(first.as_ref().is_err_and(Error::is_passing), "{first:?}");
     live.rollback().await.unwrap();
     assert!(second.await.unwrap().unwrap().is_none());
+    positions_are_right(&db.pool, &manager).await;
+}
+
+/// A reset moves the position back: the lost locks are the reason, and not a change by hand.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reset_during_a_rebuild_that_has_lost_its_locks() {
+    let (db, manager) = filled(20_000).await;
+    let act = async || {
+        execute(&db.pool, CUT).await;
+        manager.reset_projection("event").await.unwrap();
+    };
+    let (rebuilt, ()) = rebuild_and(&manager, RebuildOptions::default(), act).await;
+    assert!(rebuilt.as_ref().is_err_and(Error::is_passing), "{rebuilt:?}");
     positions_are_right(&db.pool, &manager).await;
 }
 
