@@ -1,6 +1,6 @@
-//! Checks who may create objects in the event store's schema: an overload of a function or an operator could be chosen in
-//! place of PostgreSQL's own, and run with the privileges of whoever calls it (CVE-2018-1058). Until PostgreSQL 14, all
-//! roles may create objects in the schema `public`.
+//! Checks who may create objects in the event store's schema. PostgreSQL may choose an overload of a function or an
+//! operator there instead of its own, and executes it with the privileges of the caller (CVE-2018-1058). In PostgreSQL 14
+//! and earlier, all roles may create objects in the schema `public`.
 
 use sqlx::PgConnection;
 
