@@ -383,7 +383,7 @@ impl StoredEvent {
     }
 
     /// Creates an event that is not stored yet, to check its payload.
-    pub(crate) fn incoming(event: &Incoming) -> Self {
+    pub(crate) fn incoming(event: &Incoming<'_>) -> Self {
         StoredEvent {
             id: event.id,
             tstamp: 0,

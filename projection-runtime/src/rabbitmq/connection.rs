@@ -12,6 +12,7 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use async_rs::Tokio;
 use lapin::options::{
     ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
@@ -23,6 +24,7 @@ use sqlx::PgPool;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::guard::{self, Guarded, InFlight};
 use super::{ConnectionStatus, RabbitMqOptions, RabbitMqStatus, Trouble};
 use crate::backoff::Backoff;
 use crate::error::BoxError;
@@ -38,6 +40,8 @@ const LASTING: Duration = Duration::from_secs(5);
 /// A connection that is gone with the value, also where lapin still waits for something on it.
 pub(super) struct Link {
     connection: Connection,
+    /// The bytes of messages that are not settled.
+    pub(super) in_flight: Arc<InFlight>,
     _socket: Socket,
 }
 
@@ -62,13 +66,15 @@ impl Link {
         let tls = OwnedTLSConfig { identity: None, cert_chain: options.ca.clone() };
         let socket = Socket::default();
         let kept = socket.0.clone();
+        let in_flight = InFlight::new(options.max_bytes);
+        let admitted = in_flight.clone();
         let connecting = Connection::connector(
             options.uri.clone(),
-            lapin::runtime::default_runtime()?,
-            async move |uri: AMQPUri, runtime| {
+            guard::runtime(),
+            async move |uri: AMQPUri, _| {
                 let address = (uri.authority.host.as_str(), uri.authority.port);
                 let addresses: Vec<_> = tokio::net::lookup_host(address).await?.collect();
-                let stream = AsyncTcpStream::connect(&runtime, addresses).await?;
+                let stream = AsyncTcpStream::connect(&Tokio::current(), addresses).await?;
                 if let AsyncTcpStream::Plain(plain) = &stream {
                     let clone = plain.get_ref().as_fd().try_clone_to_owned()?;
                     *kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(TcpStream::from(clone));
@@ -76,21 +82,30 @@ impl Link {
                         return Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()); // given up meanwhile
                     }
                 }
-                Ok(match uri.scheme {
+                let stream = match uri.scheme {
                     AMQPScheme::AMQP => stream,
                     AMQPScheme::AMQPS => stream.into_tls(&uri.authority.host, tls.as_ref()).await?,
-                })
+                };
+                Ok(AsyncTcpStream::Plain(Guarded::new(stream, admitted.clone())))
             },
             properties,
         );
         match tokio::time::timeout(CONNECT, connecting).await {
-            Ok(connection) => Ok(Link { connection: connection?, _socket: socket }),
+            Ok(connection) => Ok(Link { connection: connection?, in_flight, _socket: socket }),
             Err(_) => Err(format!("no answer within {} s", CONNECT.as_secs()).into()),
         }
     }
 
     pub(super) async fn channel(&self) -> lapin::Result<Channel> {
         self.connection.create_channel().await
+    }
+
+    /// Number of bytes of a frame, at the most.
+    pub(super) fn frame_max(&self) -> u32 {
+        match self.connection.configuration().frame_max() {
+            0 => u32::MAX,
+            frame_max => frame_max,
+        }
     }
 
     /// The broker takes nothing at the moment.

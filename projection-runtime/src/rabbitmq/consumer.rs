@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use lapin::message::Delivery;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Consumer};
 use sqlx::PgPool;
@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{self, Link, Status, Work};
-use super::ingest::{Ingest, Ingested};
+use super::ingest::{Ingest, Settled};
 use super::{RabbitMq, RabbitMqStatus};
 use crate::error::BoxError;
 use crate::events_at::EventsAt;
@@ -29,6 +29,10 @@ use crate::wake::Wake;
 
 /// Messages that follow a wake-up within this time wait for the rest of it and make one wake-up more.
 const GATHER: Duration = Duration::from_millis(5);
+/// A burst takes no more messages when it has so many bytes: what is appended is in memory several times.
+const BURST: usize = 2 << 20;
+/// How often a process that may not consume looks whether it may now.
+const STANDBY: Duration = Duration::from_secs(1);
 /// After messages that may have come before their events could be seen, it is asked so often whether there is something
 /// to do.
 const LOOKS: [Duration; 3] = [Duration::from_millis(20), Duration::from_millis(100), Duration::from_millis(500)];
@@ -46,13 +50,7 @@ pub(super) async fn run(
         Status { all: rabbitmq.status.clone(), of: |all: &mut RabbitMqStatus| Some(&mut all.consumer.connection) };
     let broker = rabbitmq.options.clone();
     let bindings = events.iter().map(|event| event.routing_key).collect();
-    let dead_letters = broker.dead_letter_queue();
-    let ingest = broker.ingest.then(|| Ingest {
-        pool: events_at.pool(&pool).clone(),
-        events,
-        dead_letters,
-        unchecked: broker.unchecked,
-    });
+    let ingest = broker.ingest.then(|| Ingest::new(&broker, events_at.pool(&pool).clone(), events));
     let intake = Intake {
         rabbitmq,
         pool,
@@ -93,30 +91,63 @@ impl Work for Intake {
         let options = self.rabbitmq.options.clone();
         let queue = connection::declare_queue(&channel, &self.pool, &options, &self.bindings, self.clean).await?;
         self.clean = false;
-        if let Some(ingest) = &self.ingest {
-            ingest.prepare(&channel).await?;
+        if let Some(ingest) = &mut self.ingest {
+            ingest.prepare(&channel, queue.as_str()).await?;
         }
         channel.basic_qos(options.prefetch.max(1), BasicQosOptions::default()).await?;
-        let (tag, arguments) = (ShortString::default(), FieldTable::default());
-        let mut consumer = channel.basic_consume(queue, tag, BasicConsumeOptions::default(), arguments).await?;
+        let Some(mut consumer) = self.consume(&channel, queue, status).await? else { return Ok(()) };
         status.connected();
         let mut woken = Instant::now();
         loop {
             let next_look = self.look.map(|(_, at)| at);
+            let due = self.ingest.as_ref().and_then(Ingest::due);
             tokio::select! {
                 delivery = consumer.next() => {
                     let burst = self.gather(&mut consumer, delivery, woken + GATHER).await?;
                     woken = Instant::now();
-                    self.take(&channel, &burst).await?;
+                    self.take(link, &channel, burst).await?;
                 }
-                () = tokio::time::sleep_until(next_look.unwrap_or(woken)), if next_look.is_some() => self.look().await,
+                () = until(due) => self.take(link, &channel, Vec::new()).await?,
+                () = until(next_look) => self.look().await,
                 () = self.stop.cancelled() => return Ok(()),
             }
         }
     }
 }
 
+/// Ready at that time; never if there is none.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Intake {
+    /// Begins to consume. With ingest, one process at a time may: waits until no other one does. `None`: stopped meanwhile.
+    async fn consume(
+        &mut self,
+        channel: &Channel,
+        queue: ShortString,
+        status: &Status,
+    ) -> Result<Option<Consumer>, BoxError> {
+        let exclusive = BasicConsumeOptions { exclusive: self.ingest.is_some(), ..BasicConsumeOptions::default() };
+        if exclusive.exclusive {
+            let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+            // Asked first: to consume and be refused would be an error in the broker's log, each time.
+            while channel.queue_declare(queue.clone(), passive, FieldTable::default()).await?.consumer_count() > 0 {
+                self.standby(status, true);
+                tokio::select! {
+                    () = tokio::time::sleep(STANDBY) => {}
+                    () = self.stop.cancelled() => return Ok(None),
+                }
+            }
+            self.standby(status, false);
+        }
+        let (tag, arguments) = (ShortString::default(), FieldTable::default());
+        Ok(Some(channel.basic_consume(queue, tag, exclusive, arguments).await?))
+    }
+
     /// The first message, what has come with it, and what comes until then.
     async fn gather(
         &self,
@@ -126,37 +157,64 @@ impl Intake {
     ) -> Result<Vec<Delivery>, BoxError> {
         const CANCELLED: &str = "the broker cancelled the consumer: was the queue deleted?";
         let mut burst = vec![first.ok_or(CANCELLED)??];
-        while burst.len() < usize::from(self.rabbitmq.options.prefetch) {
+        let mut bytes = burst[0].data.len();
+        while burst.len() < usize::from(self.rabbitmq.options.prefetch) && bytes < BURST {
             match tokio::time::timeout_at(until, consumer.next()).await {
                 Ok(next) => burst.push(next.ok_or(CANCELLED)??),
                 Err(_) => break,
             }
+            bytes += burst.last().map_or(0, |delivery| delivery.data.len());
         }
         Ok(burst)
     }
 
-    async fn take(&mut self, channel: &Channel, burst: &[Delivery]) -> Result<(), BoxError> {
-        let ingested = match &self.ingest {
-            Some(ingest) => ingest.take(channel, burst).await?,
-            None => Ingested::default(),
+    async fn take(&mut self, link: &Link, channel: &Channel, burst: Vec<Delivery>) -> Result<(), BoxError> {
+        let Some(ingest) = &mut self.ingest else {
+            self.wake.projections(Source::RabbitMq);
+            if let Some(last) = burst.last() {
+                channel.basic_ack(last.delivery_tag, BasicAckOptions { multiple: true }).await?;
+            }
+            link.in_flight.release(burst.iter().map(|delivery| delivery.data.len() as u64).sum());
+            self.count(burst.len(), &Settled::default());
+            if !burst.iter().all(is_relayed) {
+                self.look = Some((0, Instant::now() + LOOKS[0]));
+            }
+            return Ok(());
         };
+        let settled = ingest.take(link, channel, burst).await?;
         self.wake.projections(Source::RabbitMq);
-        if let Some(last) = burst.last() {
-            channel.basic_ack(last.delivery_tag, BasicAckOptions { multiple: true }).await?;
+        // If none waits, all up to the last are settled.
+        let multiple = !ingest.has_waiting();
+        let tags = settled.messages.iter().map(|message| message.tag);
+        let tags: Vec<u64> = if multiple { tags.max().into_iter().collect() } else { tags.collect() };
+        for tag in tags {
+            channel.basic_ack(tag, BasicAckOptions { multiple }).await?;
         }
-        self.rabbitmq.status.send_modify(|all| {
-            all.consumer.consumed += burst.len() as u64;
-            all.consumer.wake_ups += 1;
-            all.consumer.ingested += ingested.appended;
-            all.consumer.dead_lettered += ingested.dead_lettered;
-        });
-        if self.ingest.is_some() {
-            return Ok(()); // the events are there
-        }
-        if !burst.iter().all(is_relayed) {
-            self.look = Some((0, Instant::now() + LOOKS[0]));
-        }
+        link.in_flight.release(settled.messages.iter().map(|message| message.bytes).sum());
+        ingest.acknowledged(channel, self.rabbitmq.options.prefetch.max(1)).await?;
+        self.count(settled.messages.len(), &settled);
         Ok(())
+    }
+
+    fn count(&self, consumed: usize, settled: &Settled) {
+        self.rabbitmq.status.send_modify(|all| {
+            all.consumer.consumed += consumed as u64;
+            all.consumer.wake_ups += 1;
+            all.consumer.ingested += settled.appended;
+            all.consumer.duplicates += settled.duplicates;
+            all.consumer.dead_lettered += settled.dead_lettered;
+        });
+    }
+
+    fn standby(&self, status: &Status, standby: bool) {
+        self.rabbitmq.status.send_if_modified(|all| {
+            let changed = all.consumer.standby != standby;
+            all.consumer.standby = standby;
+            changed
+        });
+        if standby {
+            status.connected();
+        }
     }
 
     /// Wakes the loops again where events have come into sight since they were woken.

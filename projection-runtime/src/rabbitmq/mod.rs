@@ -16,6 +16,7 @@
 mod connection;
 mod consumer;
 mod faults;
+pub(crate) mod guard;
 pub(crate) mod ingest;
 mod relay;
 mod status;
@@ -45,6 +46,10 @@ use crate::wake::Wake;
 /// The exchange that the services of the system share.
 pub const EXCHANGE: &str = "events.topic.exchange";
 
+/// The defaults of [`RabbitMqOptions::max_bytes`] and [`RabbitMqOptions::max_message`].
+pub(crate) const MAX_BYTES: u64 = 64 << 20;
+pub(crate) const MAX_MESSAGE: u64 = 16 << 20;
+
 /// Where the broker is, and what is done with it.
 #[derive(Clone)]
 #[non_exhaustive]
@@ -64,8 +69,17 @@ pub struct RabbitMqOptions {
     /// With `ingest`: accepts payloads unchecked. Otherwise a message becomes a dead letter if the program's own event
     /// type cannot read its payload, or if it names another aggregate type than the event's.
     pub unchecked: bool,
-    /// How many messages may be on their way to this process. It holds no more, each of whatever size the broker allows.
+    /// With `ingest`: stores an event also if earlier ones of its aggregate are missing. Otherwise a message whose
+    /// `sequence_no` is not the next waits for the earlier ones for 10 s, and then becomes a dead letter.
+    pub gaps: bool,
+    /// Number of messages that may be in flight to this process.
     pub prefetch: u16,
+    /// Number of bytes of messages that may be in flight to this process, 64 MiB unless set otherwise. A single message
+    /// may be larger.
+    pub max_bytes: u64,
+    /// Largest body of an event, in bytes, 16 MiB unless set otherwise: with `ingest`, a larger message becomes a dead
+    /// letter.
+    pub max_message: u64,
 }
 
 // By hand, for the URL holds a password.
@@ -78,7 +92,10 @@ impl std::fmt::Debug for RabbitMqOptions {
             .field("relay", &self.relay)
             .field("ingest", &self.ingest)
             .field("unchecked", &self.unchecked)
+            .field("gaps", &self.gaps)
             .field("prefetch", &self.prefetch)
+            .field("max_bytes", &self.max_bytes)
+            .field("max_message", &self.max_message)
             .finish_non_exhaustive()
     }
 }
@@ -112,7 +129,10 @@ impl RabbitMqOptions {
             relay: true,
             ingest: false,
             unchecked: false,
+            gaps: false,
             prefetch: 64,
+            max_bytes: MAX_BYTES,
+            max_message: MAX_MESSAGE,
         })
     }
 

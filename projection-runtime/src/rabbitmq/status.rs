@@ -72,8 +72,14 @@ pub struct ConsumerStatus {
     pub wake_ups: u64,
     /// With ingest: events appended that were new in the store.
     pub ingested: u64,
+    /// With ingest: messages whose event the store had already.
+    #[serde(default)]
+    pub duplicates: u64,
     /// With ingest: messages that are no events.
     pub dead_lettered: u64,
+    /// With ingest: another process consumes, and this one waits until it is gone.
+    #[serde(default)]
+    pub standby: bool,
 }
 
 /// A process that runs, or ran until it was killed.

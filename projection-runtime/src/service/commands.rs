@@ -294,6 +294,9 @@ pub(super) async fn run(
         options.relay = !broker.no_relay;
         options.ingest = broker.ingest;
         options.unchecked = broker.unchecked;
+        options.gaps = broker.ingest_gaps;
+        options.max_bytes = broker.amqp_max_bytes;
+        options.max_message = broker.max_message;
         manager = manager.with_rabbitmq(options);
     }
     manager = with_policies(manager, policies, options)?;

@@ -305,6 +305,16 @@ struct Broker {
     /// With `--ingest`: append also messages whose payload this program cannot read, instead of dead-lettering them
     #[arg(long, requires = "ingest")]
     unchecked: bool,
+    /// With `--ingest`: append an event also if earlier ones of its aggregate are missing, by `sequence_no`; otherwise it
+    /// waits for them, and becomes a dead letter after 10 s
+    #[arg(long, requires = "ingest")]
+    ingest_gaps: bool,
+    /// Bytes of messages that may be in flight to this process, like `64MiB`
+    #[arg(long, env = "AMQP_MAX_BYTES", value_name = "SIZE", default_value = "64MiB", value_parser = size)]
+    amqp_max_bytes: u64,
+    /// With `--ingest`: the largest message that becomes an event; a larger one becomes a dead letter
+    #[arg(long, env = "MAX_MESSAGE", value_name = "SIZE", default_value = "16MiB", value_parser = size)]
+    max_message: u64,
 }
 
 #[derive(Debug, Args)]
@@ -357,6 +367,14 @@ fn seconds(text: &str) -> Result<f64, String> {
     let seconds: f64 = text.parse().map_err(|_| "expects seconds, like 2.5".to_owned())?;
     std::time::Duration::try_from_secs_f64(seconds).map_err(|error| format!("expects seconds, like 2.5: {error}"))?;
     Ok(seconds)
+}
+
+/// A number of bytes, with a unit or without.
+fn size(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 4] = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("", 1)];
+    let of_unit = |(unit, bytes): &(&str, u64)| text.strip_suffix(unit)?.trim().parse::<u64>().ok()?.checked_mul(*bytes);
+    let size = UNITS.iter().find_map(of_unit).filter(|size| *size > 0);
+    size.ok_or_else(|| "expects a number of bytes, like 67108864, 64MiB or 1GiB".to_owned())
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {

@@ -1,0 +1,190 @@
+//! The event of a message, or why it is none.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use lapin::message::Delivery;
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use super::dead_letter::{ORIGINAL_EXCHANGE, ORIGINAL_ROUTING_KEY};
+use crate::event::{NUL, has_nul};
+use crate::incoming::Incoming;
+use crate::projection::EventType;
+use crate::rabbitmq::guard::UNREADABLE;
+
+/// A message that is an event.
+pub(crate) struct Message<'a> {
+    pub(crate) event: Incoming<'a>,
+    /// What the message says, as a number, if it says neither which event it is nor when it happened: the same content again
+    /// may be another event.
+    pub(crate) content: Option<Uuid>,
+}
+
+/// How messages are read.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    /// The events that the projections know.
+    pub(crate) events: Vec<&'static EventType>,
+    /// Whether payloads are accepted unchecked.
+    pub(crate) unchecked: bool,
+    /// Largest body, in bytes.
+    pub(crate) max_message: u64,
+}
+
+impl Reader {
+    /// Reads a message. What the headers leave out, the mapped fields of the body say.
+    pub(crate) fn read<'a>(&self, message: &'a Delivery) -> Result<Message<'a>, String> {
+        let properties = &message.properties;
+        let headers = Headers(properties.headers().as_ref());
+        if let Some(reason) = headers.text(UNREADABLE) {
+            return Err(format!("the properties cannot be read: {reason}"));
+        }
+        let size = message.data.len() as u64;
+        if size > self.max_message {
+            return Err(format!("the body has {size} bytes, more than --max-message ({})", self.max_message));
+        }
+        let key = headers.routing_key(message);
+        let kind = properties.kind().as_ref().map(ShortString::as_str).filter(|kind| !kind.is_empty());
+        let known = match kind {
+            Some(kind) => self.events.iter().find(|event| event.name == kind),
+            None => self.events.iter().find(|event| event.routing_key == key),
+        };
+        let name = kind
+            .or(known.map(|event| event.name))
+            .ok_or_else(|| format!("it has no `type`, and no projection handles events of the routing key `{key}`"))?;
+
+        let text = std::str::from_utf8(&message.data).map_err(|_| "the body is not UTF-8".to_owned())?;
+        let body: BTreeMap<String, &RawValue> =
+            serde_json::from_str(text).map_err(|error| format!("the body is no JSON object: {error}"))?;
+        if has_nul(text) {
+            return Err(format!("the body: {NUL}"));
+        }
+        // The value of a mapped field, where the attribute names one and the body has it.
+        let field = |field: Option<&str>| -> Option<String> { serde_json::from_str(body.get(field?)?.get()).ok() };
+        let fields = known.map(|event| event.message);
+
+        let aggregate_id = headers.text("aggregate_id").or_else(|| field(fields?.aggregate_id));
+        let aggregate_id = aggregate_id.ok_or("neither a header nor the body says which aggregate it is of")?;
+        let aggregate_id: Uuid = aggregate_id.parse().map_err(|_| "the aggregate's id is no UUID")?;
+        if aggregate_id.is_nil() {
+            return Err("the aggregate's id is nil".to_owned());
+        }
+        let aggregate_name = headers.text("aggregate_name").or(known.map(|event| event.aggregate.to_owned()));
+        let aggregate_name = aggregate_name.ok_or_else(|| {
+            format!("no projection knows the event `{name}`, and no header `aggregate_name` says which kind it is of")
+        })?;
+        let recorded_at = match headers.text("recorded_at").or_else(|| field(fields?.recorded_at)) {
+            Some(text) => Some(text.parse::<DateTime<Utc>>().map_err(|_| "the time is not of RFC 3339")?),
+            None => properties.timestamp().and_then(|seconds| DateTime::from_timestamp(seconds.try_into().ok()?, 0)),
+        };
+        let metadata = headers.text("metadata").map(|text| serde_json::from_str(&text)).transpose();
+        let version = headers.number("version")?.map(i32::try_from).transpose();
+        let mut event = Incoming {
+            id: Uuid::nil(),
+            aggregate_id,
+            aggregate_name,
+            sequence_no: headers.number("sequence_no")?,
+            name: name.to_owned(),
+            version: version.map_err(|_| "the header `version` is too large")?,
+            recorded_at,
+            data: Cow::Borrowed(serde_json::from_str(text).map_err(|error| error.to_string())?),
+            metadata: metadata.map_err(|error| format!("the header `metadata` is no JSON object: {error}"))?,
+        };
+        if let Some(known) = known.filter(|_| !self.unchecked) {
+            event.check(known, true)?;
+        }
+        let content = identify(&mut event, message, &headers);
+        Ok(Message { event, content })
+    }
+}
+
+/// Gives the event its id, so that it has the same one when its message comes again:
+///
+/// 1. the message's own id: as it is if it is a UUID; otherwise together with its publisher, because a number that one
+///    publisher counts says nothing of another one's;
+/// 2. the aggregate and its `sequence_no`, which no other event has;
+/// 3. all that the message says, if it says when the event happened.
+///
+/// Otherwise the event gets an id of its own, and its content is returned.
+fn identify(event: &mut Incoming<'_>, message: &Delivery, headers: &Headers<'_>) -> Option<Uuid> {
+    let properties = &message.properties;
+    let text = |property: &Option<ShortString>| property.as_ref().map(ShortString::to_string).unwrap_or_default();
+    let app_id = text(properties.app_id());
+    let publisher = if app_id.is_empty() { headers.text("service").unwrap_or_default() } else { app_id };
+    let message_id = text(properties.message_id());
+    if !message_id.is_empty() {
+        event.id = message_id.parse().unwrap_or_else(|_| made_of(&[publisher.as_bytes(), message_id.as_bytes()]));
+        return None;
+    }
+    if let Some(sequence_no) = event.sequence_no {
+        event.id = Incoming::id_of_place(event.aggregate_id, sequence_no);
+        return None;
+    }
+    let time = event.recorded_at.map(|time| time.to_rfc3339()).unwrap_or_default();
+    let metadata = event.metadata.as_ref().map(|metadata| serde_json::json!(metadata).to_string()).unwrap_or_default();
+    let content = made_of(&[
+        publisher.as_bytes(),
+        event.aggregate_id.as_bytes(),
+        event.aggregate_name.as_bytes(),
+        event.name.as_bytes(),
+        &event.version().to_be_bytes(),
+        time.as_bytes(),
+        metadata.as_bytes(),
+        &message.data,
+    ]);
+    if event.recorded_at.is_some() {
+        event.id = content;
+        return None;
+    }
+    event.id = Uuid::now_v7();
+    Some(content)
+}
+
+/// A UUID made of these parts, each with its length, so that no two lists of parts are the same bytes.
+fn made_of(parts: &[&[u8]]) -> Uuid {
+    let bytes: Vec<u8> = parts.iter().flat_map(|part| [&(part.len() as u64).to_be_bytes(), *part].concat()).collect();
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, &bytes)
+}
+
+pub(super) struct Headers<'a>(pub(super) Option<&'a FieldTable>);
+
+impl Headers<'_> {
+    pub(super) fn text(&self, name: &str) -> Option<String> {
+        match self.0?.inner().get(name)? {
+            AMQPValue::LongString(text) => String::from_utf8(text.as_bytes().to_vec()).ok(),
+            AMQPValue::ShortString(text) => Some(text.to_string()),
+            _ => None,
+        }
+    }
+
+    /// A whole number of any size, because each client uses another one.
+    pub(super) fn number(&self, name: &str) -> Result<Option<i64>, String> {
+        let Some(value) = self.0.and_then(|headers| headers.inner().get(name)) else { return Ok(None) };
+        Ok(Some(match value {
+            AMQPValue::ShortShortInt(n) => (*n).into(),
+            AMQPValue::ShortShortUInt(n) => (*n).into(),
+            AMQPValue::ShortInt(n) => (*n).into(),
+            AMQPValue::ShortUInt(n) => (*n).into(),
+            AMQPValue::LongInt(n) => (*n).into(),
+            AMQPValue::LongUInt(n) => (*n).into(),
+            AMQPValue::LongLongInt(n) => *n,
+            _ => return Err(format!("the header `{name}` is no whole number")),
+        }))
+    }
+
+    /// The key that the message was published with. A dead letter that was moved back to the queue, by hand or by a shovel,
+    /// came through the default exchange, by the queue's name.
+    pub(super) fn routing_key(&self, message: &Delivery) -> String {
+        let original = if message.exchange.as_str().is_empty() { self.text(ORIGINAL_ROUTING_KEY) } else { None };
+        original.unwrap_or_else(|| message.routing_key.to_string())
+    }
+
+    /// The exchange that the message was published to.
+    pub(super) fn exchange(&self, message: &Delivery) -> String {
+        let original = if message.exchange.as_str().is_empty() { self.text(ORIGINAL_EXCHANGE) } else { None };
+        original.unwrap_or_else(|| message.exchange.to_string())
+    }
+}
