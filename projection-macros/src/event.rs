@@ -42,6 +42,16 @@ pub(crate) fn expand(item: TokenStream) -> TokenStream {
         quote!(const UPCASTS: u64 = #number;)
     });
     let payload = (errors.is_none() && !upcasts.is_empty()).then(|| payload(&upcasts, &runtime));
+    let routing_key = routing_key.map_or_else(
+        || {
+            quote!({
+                const BYTES: [u8; #private::routing_key_length(#aggregate, #name)] =
+                    #private::routing_key_bytes(#aggregate, #name);
+                #private::routing_key(&BYTES)
+            })
+        },
+        |key| quote!(#key),
+    );
     let message = message.map(|[aggregate_id, recorded_at]| {
         let none = || quote!(::core::option::Option::None);
         let field =
@@ -118,7 +128,8 @@ struct Event {
     name: String,
     aggregate: Aggregate,
     version: i32,
-    routing_key: String,
+    /// By the rule if there is none.
+    routing_key: Option<String>,
     /// The fields of a foreign message's body that hold `aggregate_id` and `recorded_at`.
     message: Option<[Option<String>; 2]>,
     /// From version 1 on, each to the next.
@@ -188,7 +199,7 @@ fn read(input: &DeriveInput, report: &mut Report) -> Event {
         Some(Err(set)) => Aggregate::Set(set),
         None => Aggregate::Name(String::new()),
     };
-    let routing_key = text(ROUTING_KEY, report).unwrap_or_else(|| name.clone());
+    let routing_key = text(ROUTING_KEY, report);
     let version = keys.integer(VERSION, report);
     let number = version.as_ref().map(|literal| {
         let number = literal.base10_parse::<i32>().ok().filter(|version| *version >= 1);

@@ -29,7 +29,7 @@ use crate::versions;
 /// }
 ///
 /// assert_eq!(BandCreated::NAME, "BandCreated");
-/// assert_eq!(BandCreated::ROUTING_KEY, "BandCreated");
+/// assert_eq!(BandCreated::ROUTING_KEY, "Band.Created");
 /// ```
 ///
 /// # The keys of `#[event(..)]`
@@ -55,19 +55,19 @@ use crate::versions;
 /// assert_eq!(BandCreated::AGGREGATE, "domain.Band");
 /// ```
 ///
-/// `name`: the event's name in the store, where that is not the type's. `routing_key`: that of its messages, where that
-/// is not the name:
+/// `name`: the event's name in the store, where that is not the type's. `routing_key`: that of its messages. Without it, the
+/// key is the last part of the aggregate's name, a dot, and the event's name without the aggregate's: `Band.Created`.
 ///
 /// ```
 /// # use projection_runtime::DomainEvent;
 /// # use serde::{Deserialize, Serialize};
 /// #[derive(Serialize, Deserialize, DomainEvent)]
-/// #[event(aggregate = "domain.Band", name = "BandCreated", routing_key = "Band.Created")]
+/// #[event(aggregate = "domain.Band", name = "BandCreated", routing_key = "Band.Added")]
 /// pub struct Created {
 ///     pub name: String,
 /// }
 ///
-/// assert_eq!((Created::NAME, Created::ROUTING_KEY), ("BandCreated", "Band.Created"));
+/// assert_eq!((Created::NAME, Created::ROUTING_KEY), ("BandCreated", "Band.Added"));
 /// ```
 ///
 /// `version` and `upcast`: the version of the payload's form, and how an older form becomes the next one. Stored events

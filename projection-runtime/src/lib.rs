@@ -53,6 +53,7 @@ mod rabbitmq;
 mod read_model;
 mod rebuild;
 mod reset;
+mod routing_key;
 mod runner;
 mod runs;
 mod schema;
@@ -324,7 +325,8 @@ pub use projection_macros::projection;
 pub use projection_macros::projections;
 pub use projection_macros::{DomainEvent, ReadModel};
 pub use rabbitmq::{
-    ConnectionStatus, ConsumerStatus, EXCHANGE, RabbitMqOptions, RabbitMqProcess, RabbitMqStatus, RelayStatus, Trouble,
+    ConnectionStatus, ConsumerStatus, EXCHANGE, QueueType, RabbitMqOptions, RabbitMqProcess, RabbitMqStatus, RelayStatus,
+    Topology, Trouble,
 };
 pub use read_model::{FieldType, ReadModel, RowTable};
 pub use rebuild::{
@@ -355,6 +357,7 @@ pub mod __private {
         AggregateKey, AnyType, Changes, Column, Field, FieldType, IsOption, PgQuery, RowOf, aggregate_key, is_first,
         key, key_part, row_outcome,
     };
+    pub use crate::routing_key::{bytes as routing_key_bytes, length as routing_key_length, text as routing_key};
     pub use crate::versions::{newest, oldest, upcast};
     pub use core::result::Result;
     pub use sqlx::Error as SqlxError;

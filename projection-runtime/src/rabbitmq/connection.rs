@@ -1,4 +1,4 @@
-//! Keeps a connection to the broker, and makes exchange, queue and bindings on it.
+//! Keeps a connection to the broker.
 //!
 //! What must hold: whatever happens to a connection, another one follows, with growing waits; nothing of a connection
 //! that was given up stays behind; a shutdown waits for no broker.
@@ -6,21 +6,16 @@
 //! Relay and consumer have a connection each: a broker that is short of memory blocks those that publish, and a blocked
 //! connection takes no acknowledgements either.
 
-use std::collections::BTreeSet;
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_rs::Tokio;
-use lapin::options::{
-    ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
-};
 use lapin::tcp::{AsyncTcpStream, OwnedTLSConfig};
-use lapin::types::{FieldTable, ShortString};
+use lapin::types::ShortString;
 use lapin::uri::{AMQPScheme, AMQPUri};
-use lapin::{Channel, Connection, ConnectionProperties, ExchangeKind};
-use sqlx::PgPool;
+use lapin::{Channel, Connection, ConnectionProperties};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -240,63 +235,4 @@ pub(super) async fn keep<W: Work>(
             }
         }
     }
-}
-
-/// Takes the queue and the exchange away, with all that is in them.
-pub(crate) async fn remove(options: &RabbitMqOptions) -> Result<(), BoxError> {
-    let link = Link::connect(options, "remove").await?;
-    let channel = link.channel().await?;
-    channel.queue_delete(ShortString::try_new(options.queue())?, QueueDeleteOptions::default()).await?;
-    let exchange = ShortString::try_new(options.exchange.as_str())?;
-    channel.exchange_delete(exchange, ExchangeDeleteOptions::default()).await?;
-    link.close().await;
-    Ok(())
-}
-
-/// Makes the exchange, the service's queue and its bindings, where they are not there. `clean`: also removes the bindings of events no longer handled.
-pub(super) async fn declare_queue(
-    channel: &Channel,
-    pool: &PgPool,
-    options: &RabbitMqOptions,
-    bindings: &BTreeSet<&'static str>,
-    clean: bool,
-) -> Result<ShortString, BoxError> {
-    let (name, keys) = (options.queue(), bindings.iter().copied().collect::<Vec<_>>());
-    let [queue, exchange] = [ShortString::try_new(name.as_str())?, ShortString::try_new(options.exchange.as_str())?];
-    let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
-    channel.exchange_declare(exchange.clone(), ExchangeKind::Topic, durable, FieldTable::default()).await?;
-    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-    channel.queue_declare(queue.clone(), durable, FieldTable::default()).await?;
-
-    // Written down first: a binding that nobody knows of would stay for ever.
-    sqlx::query(
-        "INSERT INTO rabbitmq_bindings (queue, routing_key) SELECT $1, UNNEST($2::text[]) ON CONFLICT DO NOTHING",
-    )
-    .bind(&name)
-    .bind(&keys)
-    .execute(pool)
-    .await?;
-    for key in &keys {
-        let (queue, exchange, key) = (queue.clone(), exchange.clone(), ShortString::try_new(*key)?);
-        channel.queue_bind(queue, exchange, key, QueueBindOptions::default(), FieldTable::default()).await?;
-    }
-    if clean {
-        let old: Vec<String> =
-            sqlx::query_scalar("SELECT routing_key FROM rabbitmq_bindings WHERE queue = $1 AND routing_key <> ALL($2)")
-                .bind(&name)
-                .bind(&keys)
-                .fetch_all(pool)
-                .await?;
-        for key in old {
-            let (queue, exchange) = (queue.clone(), exchange.clone());
-            channel.queue_unbind(queue, exchange, ShortString::try_new(key.as_str())?, FieldTable::default()).await?;
-            sqlx::query("DELETE FROM rabbitmq_bindings WHERE queue = $1 AND routing_key = $2")
-                .bind(&name)
-                .bind(&key)
-                .execute(pool)
-                .await?;
-            tracing::info!(routing_key = key, "unbound: no projection handles these events any longer");
-        }
-    }
-    Ok(queue)
 }

@@ -4,7 +4,6 @@
 //! another. What has come together makes one wake-up. A message that comes before its event can be seen has the loops
 //! look again soon.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -18,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::connection::{self, Link, Status, Work};
 use super::ingest::{Ingest, Settled};
+use super::topology::{self, Bindings, Deployment};
 use super::{RabbitMq, RabbitMqStatus};
 use crate::error::BoxError;
 use crate::events_at::EventsAt;
@@ -49,7 +49,7 @@ pub(super) async fn run(
     let status =
         Status { all: rabbitmq.status.clone(), of: |all: &mut RabbitMqStatus| Some(&mut all.consumer.connection) };
     let broker = rabbitmq.options.clone();
-    let bindings = events.iter().map(|event| event.routing_key).collect();
+    let bindings = Bindings::new(broker.bindings(&events));
     let ingest = broker.ingest.then(|| Ingest::new(&broker, events_at.pool(&pool).clone(), events));
     let intake = Intake {
         rabbitmq,
@@ -58,7 +58,6 @@ pub(super) async fn run(
         bindings,
         ingest,
         wake,
-        clean: true,
         asked,
         look: None,
         stop: stop.clone(),
@@ -70,13 +69,10 @@ struct Intake {
     rabbitmq: RabbitMq,
     pool: PgPool,
     events_at: EventsAt,
-    bindings: BTreeSet<&'static str>,
+    bindings: Bindings,
     /// Where the store is fed by the broker.
     ingest: Option<Ingest>,
     wake: Wake,
-    /// The bindings of events no longer handled are still to be removed: at the start of the process, and not at each
-    /// connection, where an old process would take away what a newer one has bound.
-    clean: bool,
     asked: Asked,
     /// The next look of [`LOOKS`], and when it is due.
     look: Option<(usize, Instant)>,
@@ -89,15 +85,17 @@ impl Work for Intake {
     async fn work(&mut self, link: &Link, status: &Status) -> Result<(), BoxError> {
         let channel = link.channel().await?;
         let options = self.rabbitmq.options.clone();
-        let queue = connection::declare_queue(&channel, &self.pool, &options, &self.bindings, self.clean).await?;
-        self.clean = false;
+        let queue = self.bindings.make(&channel, &self.pool, &options).await?;
+        let events_pool = self.events_at.pool(&self.pool).clone();
+        Deployment::of(&events_pool, &options.service).await?.claim(link, &options).await?;
         if let Some(ingest) = &mut self.ingest {
-            ingest.prepare(&channel, queue.as_str()).await?;
+            ingest.prepare(&channel, &options).await?;
         }
         channel.basic_qos(options.prefetch.max(1), BasicQosOptions::default()).await?;
         let Some(mut consumer) = self.consume(&channel, queue, status).await? else { return Ok(()) };
         status.connected();
         let mut woken = Instant::now();
+        let mut keep = tokio::time::interval_at(Instant::now() + topology::LOOK, topology::LOOK);
         loop {
             let next_look = self.look.map(|(_, at)| at);
             let due = self.ingest.as_ref().and_then(Ingest::due);
@@ -109,6 +107,7 @@ impl Work for Intake {
                 }
                 () = until(due) => self.take(link, &channel, Vec::new()).await?,
                 () = until(next_look) => self.look().await,
+                _ = keep.tick() => self.bindings.keep(link, &options).await?,
                 () = self.stop.cancelled() => return Ok(()),
             }
         }

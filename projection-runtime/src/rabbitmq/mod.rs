@@ -20,7 +20,9 @@ pub(crate) mod guard;
 pub(crate) mod ingest;
 mod relay;
 mod status;
+mod topology;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -30,16 +32,17 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use connection::remove;
 pub(crate) use faults::{drop_messages, repeat_messages};
 pub(crate) use status::processes;
+pub(crate) use topology::remove;
 pub use status::{ConnectionStatus, ConsumerStatus, RabbitMqProcess, RabbitMqStatus, RelayStatus, Trouble};
+pub use topology::{QueueType, Topology};
 
 use crate::error::Error;
 use crate::events_at::EventsAt;
 use crate::manager::ManagerOptions;
 use crate::position::Asked;
-use crate::projection::ProjectionSet;
+use crate::projection::{EventType, ProjectionSet};
 use crate::url::{SPLIT, splits_password};
 use crate::wake::Wake;
 
@@ -61,6 +64,24 @@ pub struct RabbitMqOptions {
     pub service: String,
     /// The topic exchange; [`EXCHANGE`] unless a deployment has another.
     pub exchange: String,
+    /// The exchange's type, if it is declared: `topic` unless a deployment has another, like `fanout`.
+    pub exchange_type: String,
+    /// The exchange to which the broker sends messages of [`exchange`](Self::exchange) that no queue wants.
+    pub alternate_exchange: Option<String>,
+    /// Who makes exchange, queues and bindings.
+    pub topology: Topology,
+    /// The name of the service's queue, if it is not the one of [`queue`](Self::queue).
+    pub queue_name: Option<String>,
+    /// The type of the service's queue, if it is declared.
+    pub queue_type: QueueType,
+    /// Most messages in the service's queue, if it is declared; the oldest are dropped. Not with `ingest`, where messages are
+    /// more than triggers.
+    pub queue_length: Option<u32>,
+    /// The name of the queue for dead letters, if it is not the one of [`dead_letter_queue`](Self::dead_letter_queue).
+    pub dead_letter_queue_name: Option<String>,
+    /// With `ingest`: the routing keys of the messages to take, like `Band.*`. If there is none: all of the aggregates that the
+    /// projections know.
+    pub bind: Vec<String>,
     /// Publish the events of the store. Off, where the write side publishes them by itself.
     pub relay: bool,
     /// Append the messages to the store, which has no other source. Then nothing is relayed: events would go round and
@@ -89,6 +110,8 @@ impl std::fmt::Debug for RabbitMqOptions {
             .field("broker", &self.broker())
             .field("service", &self.service)
             .field("exchange", &self.exchange)
+            .field("topology", &self.topology)
+            .field("queue", &self.queue())
             .field("relay", &self.relay)
             .field("ingest", &self.ingest)
             .field("unchecked", &self.unchecked)
@@ -120,12 +143,19 @@ impl RabbitMqOptions {
         }
         // Seconds. The broker's own 60 would have a dead connection noticed after two minutes.
         uri.query.heartbeat.get_or_insert(10);
-        let (service, exchange) = (service.into(), EXCHANGE.to_owned());
         Ok(RabbitMqOptions {
             uri,
             ca: None,
-            service,
-            exchange,
+            service: service.into(),
+            exchange: EXCHANGE.to_owned(),
+            exchange_type: "topic".to_owned(),
+            alternate_exchange: None,
+            topology: Topology::default(),
+            queue_name: None,
+            queue_type: QueueType::default(),
+            queue_length: None,
+            dead_letter_queue_name: None,
+            bind: Vec::new(),
             relay: true,
             ingest: false,
             unchecked: false,
@@ -150,13 +180,29 @@ impl RabbitMqOptions {
     /// The name of the service's queue, like `events.topic.exchange.queue.dancefinder`.
     #[must_use]
     pub fn queue(&self) -> String {
-        format!("{}.queue.{}", self.exchange, self.service)
+        self.queue_name.clone().unwrap_or_else(|| format!("{}.queue.{}", self.exchange, self.service))
+    }
+
+    /// The routing keys of the service's queue, for these events. With `ingest`, those of all events of their aggregates: the
+    /// store has no other source, and would miss the events that no projection handles.
+    fn bindings(&self, events: &[&EventType]) -> BTreeSet<String> {
+        if !self.ingest {
+            return events.iter().map(|event| event.routing_key.to_owned()).collect();
+        }
+        if !self.bind.is_empty() {
+            return self.bind.iter().cloned().collect();
+        }
+        let declared = events.iter().filter_map(|event| event.routing_key.split_once('.')).map(|(first, _)| first);
+        let by_rule = events.iter().filter_map(|event| event.aggregate.rsplit('.').next());
+        let undivided = events.iter().filter(|event| !event.routing_key.contains('.'));
+        let undivided = undivided.map(|event| event.routing_key.to_owned());
+        declared.chain(by_rule).map(|first| format!("{first}.#")).chain(undivided).collect()
     }
 
     /// The name of the queue for messages that are no events.
     #[must_use]
     pub fn dead_letter_queue(&self) -> String {
-        format!("{}.dead-letter", self.queue())
+        self.dead_letter_queue_name.clone().unwrap_or_else(|| format!("{}.dead-letter", self.queue()))
     }
 
     /// The name of the relay's row in `readviews`: one that no projection can have.

@@ -13,7 +13,7 @@
 //! What must hold: the position moves only past events that the broker confirmed, so each is published at least once,
 //! and in order but for repeats; the row's lock lets one process publish at a time; only what is flushed is published.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::time::Duration;
 
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
@@ -25,6 +25,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{self, Link, Status, Work};
+use super::topology;
 use super::{RabbitMq, RabbitMqStatus, RelayStatus};
 use crate::error::BoxError;
 use crate::event::StoredEvent;
@@ -32,6 +33,7 @@ use crate::events_at::{EventsAt, Passed};
 use crate::manager::ManagerOptions;
 use crate::position::{self, Mode};
 use crate::projection::EventType;
+use crate::routing_key::routing_key;
 use crate::store::{self, PageLimit};
 use crate::transaction;
 
@@ -57,14 +59,12 @@ pub(super) async fn run(
     };
     let (broker, row) = (rabbitmq.options.clone(), rabbitmq.options.relay_row());
     let keys = events.iter().map(|event| (event.name, event.routing_key)).collect();
-    let bindings = events.iter().map(|event| event.routing_key).collect();
     let limit = PageLimit { events: options.batch.events.min(PageLimit::default().events), ..options.batch };
     let relay = Relay {
         rabbitmq,
         pool,
         events_at,
         keys,
-        bindings,
         row,
         limit,
         wake,
@@ -79,10 +79,8 @@ struct Relay {
     rabbitmq: RabbitMq,
     pool: PgPool,
     events_at: EventsAt,
-    /// The routing key of each event name that a projection handles.
+    /// The routing key of each event name that a projection knows.
     keys: HashMap<&'static str, &'static str>,
-    /// Those of the service's queue.
-    bindings: BTreeSet<&'static str>,
     row: String,
     limit: PageLimit,
     wake: watch::Receiver<()>,
@@ -121,8 +119,8 @@ impl Work for Relay {
         self.late = None; // of another connection
         let channel = link.channel().await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
-        // The queue as well: what is published before it is there would come to nobody.
-        connection::declare_queue(&channel, &self.pool, &self.rabbitmq.options, &self.bindings, false).await?;
+        // Not the queues, which are their consumers': what is wrong with one of them stops no publishing.
+        topology::exchange(&channel, &self.rabbitmq.options).await?;
         status.connected();
         while !self.stop.is_cancelled() {
             self.wake.borrow_and_update();
@@ -209,10 +207,13 @@ impl Relay {
     }
 
     fn message(&self, event: &StoredEvent) -> Message {
-        let key = self.keys.get(&*event.name).copied().unwrap_or(&event.name);
+        let key = match self.keys.get(&*event.name) {
+            Some(key) => (*key).to_owned(),
+            None => routing_key(&event.aggregate_name, &event.name),
+        };
         Message {
             exchange: short(&self.rabbitmq.options.exchange),
-            routing_key: short(key),
+            routing_key: short(&key),
             properties: properties(&self.rabbitmq.options.service, event),
             body: event.data().as_bytes().to_vec(),
         }

@@ -19,7 +19,7 @@ mod store;
 use std::time::Duration;
 
 use lapin::message::Delivery;
-use lapin::options::{BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions, QueueDeclareOptions};
+use lapin::options::{BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Confirmation};
 use sqlx::PgPool;
@@ -32,6 +32,7 @@ use store::Consumer;
 
 use super::RabbitMqOptions;
 use super::connection::Link;
+use super::topology;
 use crate::classification::remedy;
 use crate::durable::Durable;
 use crate::error::{BoxError, describe, shortened};
@@ -88,13 +89,11 @@ impl Ingest {
     }
 
     /// Begins anew with another connection: what waited comes again.
-    pub(super) async fn prepare(&mut self, channel: &Channel, queue: &str) -> Result<(), BoxError> {
-        self.consumer = Consumer::new(queue);
+    pub(super) async fn prepare(&mut self, channel: &Channel, options: &RabbitMqOptions) -> Result<(), BoxError> {
+        self.consumer = Consumer::new(&options.queue());
         self.waiting.clear();
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
-        let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-        let queue = ShortString::try_new(self.dead_letters.as_str())?;
-        channel.queue_declare(queue, durable, FieldTable::default()).await?;
+        topology::queue(channel, options, &self.dead_letters, FieldTable::default()).await?;
         Ok(())
     }
 
