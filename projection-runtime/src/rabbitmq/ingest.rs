@@ -7,7 +7,6 @@
 
 use std::collections::BTreeMap;
 
-use chrono::{DateTime, Utc};
 use lapin::message::Delivery;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
@@ -16,6 +15,7 @@ use serde_json::value::RawValue;
 use sqlx::PgPool;
 use uuid::Uuid;
 
+use super::headers::{Headers, from_seconds, from_text};
 use crate::classification::remedy;
 use crate::durable::Durable;
 use crate::error::{BoxError, describe, shortened};
@@ -121,26 +121,34 @@ impl Ingest {
         if has_nul(text) {
             return Err(format!("the body: {NUL}"));
         }
-        // The value of a mapped field, where the attribute names one and the body has it.
-        let field = |field: Option<&str>| -> Option<String> { serde_json::from_str(body.get(field?)?.get()).ok() };
+        // The text of a mapped field, if the attribute names one and the body has it.
+        let field = |name: Option<&str>| -> Result<Option<String>, String> {
+            let Some((name, value)) = name.and_then(|name| body.get_key_value(name)) else { return Ok(None) };
+            serde_json::from_str(value.get()).map_err(|_| format!("the body's field `{name}` is not text"))
+        };
         let fields = known.map(|event| event.message);
 
         let headers = Headers(properties.headers().as_ref());
-        let aggregate_id = headers.text("aggregate_id").or_else(|| field(fields?.aggregate_id));
+        let aggregate_id = match headers.text("aggregate_id")? {
+            Some(id) => Some(id),
+            None => field(fields.and_then(|fields| fields.aggregate_id))?,
+        };
         let aggregate_id = aggregate_id.ok_or("neither a header nor the body says which aggregate it is of")?;
         let aggregate_id: Uuid = aggregate_id.parse().map_err(|_| "the aggregate's id is no UUID")?;
         if aggregate_id.is_nil() {
             return Err("the aggregate's id is nil".to_owned());
         }
-        let aggregate_name = headers.text("aggregate_name").or(known.map(|event| event.aggregate.to_owned()));
+        let aggregate_name = headers.text("aggregate_name")?.or(known.map(|event| event.aggregate.to_owned()));
         let aggregate_name = aggregate_name.ok_or_else(|| {
             format!("no projection knows the event `{name}`, and no header `aggregate_name` says which kind it is of")
         })?;
-        let recorded_at = match headers.text("recorded_at").or_else(|| field(fields?.recorded_at)) {
-            Some(text) => Some(text.parse::<DateTime<Utc>>().map_err(|_| "the time is not of RFC 3339")?),
-            None => properties.timestamp().and_then(|seconds| DateTime::from_timestamp(seconds.try_into().ok()?, 0)),
+        let recorded_at = match headers.time("recorded_at")? {
+            Some(time) => Some(time),
+            None => match field(fields.and_then(|fields| fields.recorded_at))? {
+                Some(text) => Some(from_text(&text)?),
+                None => properties.timestamp().map(from_seconds).transpose()?,
+            },
         };
-        let metadata = headers.text("metadata").map(|text| serde_json::from_str(&text)).transpose();
         let version = headers.number("version")?.map(i32::try_from).transpose();
         let event = Incoming {
             id: id(message),
@@ -151,7 +159,7 @@ impl Ingest {
             version: version.map_err(|_| "the header `version` is too large")?,
             recorded_at,
             data: RawValue::from_string(text.to_owned()).map_err(|error| error.to_string())?,
-            metadata: metadata.map_err(|error| format!("the header `metadata` is no JSON object: {error}"))?,
+            metadata: headers.object("metadata")?,
         };
         if let Some(known) = known.filter(|_| !self.unchecked) {
             event.check(known, true)?;
@@ -177,33 +185,6 @@ fn id(message: &Delivery) -> Uuid {
     match message.properties.message_id().as_ref().map(ShortString::as_str) {
         Some(id) if !id.is_empty() => id.parse().unwrap_or_else(|_| made(id.as_bytes())),
         _ => made(&[message.routing_key.as_str().as_bytes(), b"\0", &message.data].concat()),
-    }
-}
-
-struct Headers<'a>(Option<&'a FieldTable>);
-
-impl Headers<'_> {
-    fn text(&self, name: &str) -> Option<String> {
-        match self.0?.inner().get(name)? {
-            AMQPValue::LongString(text) => String::from_utf8(text.as_bytes().to_vec()).ok(),
-            AMQPValue::ShortString(text) => Some(text.to_string()),
-            _ => None,
-        }
-    }
-
-    /// A number of whatever size, for each client has its own.
-    fn number(&self, name: &str) -> Result<Option<i64>, String> {
-        let Some(value) = self.0.and_then(|headers| headers.inner().get(name)) else { return Ok(None) };
-        Ok(Some(match value {
-            AMQPValue::ShortShortInt(n) => (*n).into(),
-            AMQPValue::ShortShortUInt(n) => (*n).into(),
-            AMQPValue::ShortInt(n) => (*n).into(),
-            AMQPValue::ShortUInt(n) => (*n).into(),
-            AMQPValue::LongInt(n) => (*n).into(),
-            AMQPValue::LongUInt(n) => (*n).into(),
-            AMQPValue::LongLongInt(n) => *n,
-            _ => return Err(format!("the header `{name}` is no whole number")),
-        }))
     }
 }
 
