@@ -4,6 +4,7 @@ import base64
 import json
 import sys
 from datetime import datetime
+from decimal import Decimal
 
 import pika
 from pika.exceptions import NackError, UnroutableError
@@ -15,14 +16,14 @@ def main():
     channel = connection.channel()
     channel.confirm_delivery()
     for line in sys.stdin:
-        message = json.loads(line, object_hook=typed)
+        message = json.loads(line, object_hook=typed, parse_float=Decimal)
         outcome = publish(channel, message.get("exchange", order["exchange"]), message)
         print(json.dumps({"outcome": outcome}), flush=True)
     connection.close()
 
 
 def typed(value):
-    """JSON has neither times nor bytes."""
+    """JSON has neither times nor bytes, and pika no floats."""
     if "$time" in value:
         return datetime.fromisoformat(value["$time"])
     if "$bytes" in value:

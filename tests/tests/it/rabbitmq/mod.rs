@@ -5,6 +5,7 @@ mod faults;
 mod hostile;
 mod ingest;
 mod ingest_refusals;
+mod interop;
 mod relay;
 mod secrets;
 mod two_databases;
