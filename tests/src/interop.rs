@@ -46,22 +46,26 @@ impl Client {
     }
 }
 
-/// Installs the clients unless they are there, and returns their folder; panics with what is missing.
+/// Installs the clients unless they are there, and returns their folder.
 ///
 /// # Panics
 ///
-/// If the clients cannot be installed.
+/// If the clients cannot be installed, with what is missing. It is tried once in a process.
 #[must_use]
 pub fn installed() -> &'static Path {
-    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    FOLDER.get_or_init(|| {
-        let output = Command::new("python3").arg(scripts().join("install.py")).output().unwrap_or_else(|error| {
-            panic!("python3 cannot be run: {error}; install it (apt-get install python3-venv), or run `make test`")
-        });
+    static FOLDER: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    FOLDER.get_or_init(install).as_ref().unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn install() -> Result<PathBuf, String> {
+    let output = Command::new("python3").arg(scripts().join("install.py")).output().map_err(|error| {
+        format!("python3 cannot be run: {error}; install it (apt-get install python3-venv), or run `make test`")
+    })?;
+    if !output.status.success() {
         let error = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "the clients of tests/interop are not installed: {error}");
-        PathBuf::from(String::from_utf8_lossy(&output.stdout).trim())
-    })
+        return Err(format!("the clients of tests/interop are not installed: {error}"));
+    }
+    Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
 }
 
 fn scripts() -> PathBuf {
