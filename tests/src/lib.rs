@@ -4,6 +4,7 @@
 pub mod browser;
 pub mod fold;
 pub mod history;
+pub mod interop;
 pub mod journal;
 pub mod neighbours;
 pub mod pgbouncer;

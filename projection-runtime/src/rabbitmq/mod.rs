@@ -11,12 +11,13 @@
 //! published at least once. The broker may be away at any time, also at the start and at the end.
 //!
 //! `connection` keeps a connection and makes the topology, `relay` publishes, `consumer` wakes, `ingest` feeds a store
-//! that has no other source, `status` is what of it can be seen.
+//! that has no other source, `headers` reads those of its messages, `status` is what of it can be seen.
 
 mod connection;
 mod consumer;
 mod faults;
 pub(crate) mod guard;
+mod headers;
 pub(crate) mod ingest;
 mod relay;
 mod status;

@@ -16,8 +16,9 @@ use lapin::message::Delivery;
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use uuid::Uuid;
 
-use super::message::Headers;
+use super::message::{exchange, ours, routing_key};
 use crate::rabbitmq::guard::UNREADABLE;
+use crate::rabbitmq::headers::Headers;
 
 /// Headers of a dead letter.
 pub(crate) const ID: &str = "x-dead-letter-id";
@@ -48,7 +49,7 @@ pub(crate) struct Outgoing<'a> {
 /// the most, if that of the message has.
 pub(crate) fn dead_letter<'a>(message: &'a Delivery, reason: &str, queue: &str, frame_max: u32) -> Outgoing<'a> {
     let original = message.properties.headers().clone().unwrap_or_default();
-    let ours = ours(message, reason);
+    let ours = headers(message, reason);
     let mut all = original.clone();
     for (name, value) in ours.inner() {
         all.insert(name.clone(), value.clone());
@@ -68,14 +69,13 @@ pub(crate) fn dead_letter<'a>(message: &'a Delivery, reason: &str, queue: &str, 
 
 /// Returns the message that a dead letter was, to be published as it was, or why that cannot be.
 pub(crate) fn original(dead: &Delivery) -> Result<Outgoing<'_>, String> {
-    let headers = Headers(dead.properties.headers().as_ref());
-    if headers.text(UNREADABLE).is_some() {
+    if ours(dead, UNREADABLE).is_some() {
         return Err("its properties could not be read, so it cannot be published with them again".to_owned());
     }
-    let exchange = headers.text(ORIGINAL_EXCHANGE).ok_or("it has no header that says which exchange it came from")?;
-    let routing_key = headers.text(ORIGINAL_ROUTING_KEY).ok_or("it has no header that says which routing key it had")?;
+    let exchange = ours(dead, ORIGINAL_EXCHANGE).ok_or("it has no header that says which exchange it came from")?;
+    let routing_key = ours(dead, ORIGINAL_ROUTING_KEY).ok_or("it has no header that says which routing key it had")?;
     let (mut table, mut body) = (dead.properties.headers().clone().unwrap_or_default(), &*dead.data);
-    if let Some(length) = headers.number(HEADERS_IN_BODY)? {
+    if let Some(length) = Headers(dead.properties.headers().as_ref()).number(HEADERS_IN_BODY)? {
         let broken = || format!("the header {HEADERS_IN_BODY} does not fit the body");
         let length = usize::try_from(length).map_err(|_| broken())?;
         let (encoded, rest) = body.split_at_checked(length).ok_or_else(broken)?;
@@ -84,15 +84,14 @@ pub(crate) fn original(dead: &Delivery) -> Result<Outgoing<'_>, String> {
     let kept = table.inner().iter().filter(|(name, _)| !OURS.contains(&name.as_str()));
     let kept: BTreeMap<ShortString, AMQPValue> = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
     let mut properties = copied(&dead.properties, kept.into());
-    if let Some(expiration) = headers.text(EXPIRATION) {
+    if let Some(expiration) = ours(dead, EXPIRATION) {
         properties = properties.with_expiration(ShortString::try_new(expiration).map_err(|error| error.to_string())?);
     }
     Ok(Outgoing { exchange, routing_key, properties, body: Cow::Borrowed(body) })
 }
 
 /// What we say of a message.
-fn ours(message: &Delivery, reason: &str) -> FieldTable {
-    let original = Headers(message.properties.headers().as_ref());
+fn headers(message: &Delivery, reason: &str) -> FieldTable {
     let mut table = FieldTable::default();
     let mut header = |name: &str, text: &str| {
         table.insert(name.into(), AMQPValue::LongString(LongString::from(text)));
@@ -100,8 +99,8 @@ fn ours(message: &Delivery, reason: &str) -> FieldTable {
     header(ID, &Uuid::now_v7().to_string());
     header(AT, &chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true));
     header(REASON, reason);
-    header(ORIGINAL_EXCHANGE, &original.exchange(message));
-    header(ORIGINAL_ROUTING_KEY, &original.routing_key(message));
+    header(ORIGINAL_EXCHANGE, &exchange(message));
+    header(ORIGINAL_ROUTING_KEY, &routing_key(message));
     for (name, property) in [(EXPIRATION, message.properties.expiration()), (USER_ID, message.properties.user_id())] {
         if let Some(value) = property {
             header(name, value.as_str());

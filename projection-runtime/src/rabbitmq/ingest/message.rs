@@ -3,9 +3,8 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use chrono::{DateTime, Utc};
 use lapin::message::Delivery;
-use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::types::ShortString;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
@@ -14,6 +13,7 @@ use crate::event::{NUL, has_nul};
 use crate::incoming::Incoming;
 use crate::projection::EventType;
 use crate::rabbitmq::guard::UNREADABLE;
+use crate::rabbitmq::headers::{Headers, from_seconds, from_text};
 
 /// A message that is an event.
 pub(crate) struct Message<'a> {
@@ -39,14 +39,14 @@ impl Reader {
     pub(crate) fn read<'a>(&self, message: &'a Delivery) -> Result<Message<'a>, String> {
         let properties = &message.properties;
         let headers = Headers(properties.headers().as_ref());
-        if let Some(reason) = headers.text(UNREADABLE) {
+        if let Some(reason) = ours(message, UNREADABLE) {
             return Err(format!("the properties cannot be read: {reason}"));
         }
         let size = message.data.len() as u64;
         if size > self.max_message {
             return Err(format!("the body has {size} bytes, more than --max-message ({})", self.max_message));
         }
-        let key = headers.routing_key(message);
+        let key = routing_key(message);
         let kind = properties.kind().as_ref().map(ShortString::as_str).filter(|kind| !kind.is_empty());
         let known = match kind {
             Some(kind) => self.events.iter().find(|event| event.name == kind),
@@ -62,25 +62,33 @@ impl Reader {
         if has_nul(text) {
             return Err(format!("the body: {NUL}"));
         }
-        // The value of a mapped field, where the attribute names one and the body has it.
-        let field = |field: Option<&str>| -> Option<String> { serde_json::from_str(body.get(field?)?.get()).ok() };
+        // The text of a mapped field, if the attribute names one and the body has it.
+        let field = |name: Option<&str>| -> Result<Option<String>, String> {
+            let Some((name, value)) = name.and_then(|name| body.get_key_value(name)) else { return Ok(None) };
+            serde_json::from_str(value.get()).map_err(|_| format!("the body's field `{name}` is not text"))
+        };
         let fields = known.map(|event| event.message);
 
-        let aggregate_id = headers.text("aggregate_id").or_else(|| field(fields?.aggregate_id));
+        let aggregate_id = match headers.text("aggregate_id")? {
+            Some(id) => Some(id),
+            None => field(fields.and_then(|fields| fields.aggregate_id))?,
+        };
         let aggregate_id = aggregate_id.ok_or("neither a header nor the body says which aggregate it is of")?;
         let aggregate_id: Uuid = aggregate_id.parse().map_err(|_| "the aggregate's id is no UUID")?;
         if aggregate_id.is_nil() {
             return Err("the aggregate's id is nil".to_owned());
         }
-        let aggregate_name = headers.text("aggregate_name").or(known.map(|event| event.aggregate.to_owned()));
+        let aggregate_name = headers.text("aggregate_name")?.or(known.map(|event| event.aggregate.to_owned()));
         let aggregate_name = aggregate_name.ok_or_else(|| {
             format!("no projection knows the event `{name}`, and no header `aggregate_name` says which kind it is of")
         })?;
-        let recorded_at = match headers.text("recorded_at").or_else(|| field(fields?.recorded_at)) {
-            Some(text) => Some(text.parse::<DateTime<Utc>>().map_err(|_| "the time is not of RFC 3339")?),
-            None => properties.timestamp().and_then(|seconds| DateTime::from_timestamp(seconds.try_into().ok()?, 0)),
+        let recorded_at = match headers.time("recorded_at")? {
+            Some(time) => Some(time),
+            None => match field(fields.and_then(|fields| fields.recorded_at))? {
+                Some(text) => Some(from_text(&text)?),
+                None => properties.timestamp().map(from_seconds).transpose()?,
+            },
         };
-        let metadata = headers.text("metadata").map(|text| serde_json::from_str(&text)).transpose();
         let version = headers.number("version")?.map(i32::try_from).transpose();
         let mut event = Incoming {
             id: Uuid::nil(),
@@ -91,12 +99,12 @@ impl Reader {
             version: version.map_err(|_| "the header `version` is too large")?,
             recorded_at,
             data: Cow::Borrowed(serde_json::from_str(text).map_err(|error| error.to_string())?),
-            metadata: metadata.map_err(|error| format!("the header `metadata` is no JSON object: {error}"))?,
+            metadata: headers.object("metadata")?,
         };
         if let Some(known) = known.filter(|_| !self.unchecked) {
             event.check(known, true)?;
         }
-        let content = identify(&mut event, message, &headers);
+        let content = identify(&mut event, message);
         Ok(Message { event, content })
     }
 }
@@ -109,11 +117,11 @@ impl Reader {
 /// 3. all that the message says, if it says when the event happened.
 ///
 /// Otherwise the event gets an id of its own, and its content is returned.
-fn identify(event: &mut Incoming<'_>, message: &Delivery, headers: &Headers<'_>) -> Option<Uuid> {
+fn identify(event: &mut Incoming<'_>, message: &Delivery) -> Option<Uuid> {
     let properties = &message.properties;
     let text = |property: &Option<ShortString>| property.as_ref().map(ShortString::to_string).unwrap_or_default();
     let app_id = text(properties.app_id());
-    let publisher = if app_id.is_empty() { headers.text("service").unwrap_or_default() } else { app_id };
+    let publisher = if app_id.is_empty() { ours(message, "service").unwrap_or_default() } else { app_id };
     let message_id = text(properties.message_id());
     if !message_id.is_empty() {
         event.id = message_id.parse().unwrap_or_else(|_| made_of(&[publisher.as_bytes(), message_id.as_bytes()]));
@@ -149,42 +157,20 @@ fn made_of(parts: &[&[u8]]) -> Uuid {
     Uuid::new_v5(&Uuid::NAMESPACE_OID, &bytes)
 }
 
-pub(super) struct Headers<'a>(pub(super) Option<&'a FieldTable>);
+/// A text header that is ours, if there is one.
+pub(super) fn ours(message: &Delivery, name: &str) -> Option<String> {
+    Headers(message.properties.headers().as_ref()).text(name).ok().flatten()
+}
 
-impl Headers<'_> {
-    pub(super) fn text(&self, name: &str) -> Option<String> {
-        match self.0?.inner().get(name)? {
-            AMQPValue::LongString(text) => String::from_utf8(text.as_bytes().to_vec()).ok(),
-            AMQPValue::ShortString(text) => Some(text.to_string()),
-            _ => None,
-        }
-    }
+/// The key that the message was published with. A dead letter that was moved back to the queue, by hand or by a shovel, came
+/// through the default exchange, by the queue's name.
+pub(super) fn routing_key(message: &Delivery) -> String {
+    let original = if message.exchange.as_str().is_empty() { ours(message, ORIGINAL_ROUTING_KEY) } else { None };
+    original.unwrap_or_else(|| message.routing_key.to_string())
+}
 
-    /// A whole number of any size, because each client uses another one.
-    pub(super) fn number(&self, name: &str) -> Result<Option<i64>, String> {
-        let Some(value) = self.0.and_then(|headers| headers.inner().get(name)) else { return Ok(None) };
-        Ok(Some(match value {
-            AMQPValue::ShortShortInt(n) => (*n).into(),
-            AMQPValue::ShortShortUInt(n) => (*n).into(),
-            AMQPValue::ShortInt(n) => (*n).into(),
-            AMQPValue::ShortUInt(n) => (*n).into(),
-            AMQPValue::LongInt(n) => (*n).into(),
-            AMQPValue::LongUInt(n) => (*n).into(),
-            AMQPValue::LongLongInt(n) => *n,
-            _ => return Err(format!("the header `{name}` is no whole number")),
-        }))
-    }
-
-    /// The key that the message was published with. A dead letter that was moved back to the queue, by hand or by a shovel,
-    /// came through the default exchange, by the queue's name.
-    pub(super) fn routing_key(&self, message: &Delivery) -> String {
-        let original = if message.exchange.as_str().is_empty() { self.text(ORIGINAL_ROUTING_KEY) } else { None };
-        original.unwrap_or_else(|| message.routing_key.to_string())
-    }
-
-    /// The exchange that the message was published to.
-    pub(super) fn exchange(&self, message: &Delivery) -> String {
-        let original = if message.exchange.as_str().is_empty() { self.text(ORIGINAL_EXCHANGE) } else { None };
-        original.unwrap_or_else(|| message.exchange.to_string())
-    }
+/// The exchange that the message was published to.
+pub(super) fn exchange(message: &Delivery) -> String {
+    let original = if message.exchange.as_str().is_empty() { ours(message, ORIGINAL_EXCHANGE) } else { None };
+    original.unwrap_or_else(|| message.exchange.to_string())
 }

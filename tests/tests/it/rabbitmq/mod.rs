@@ -8,6 +8,7 @@ mod ingest_identity;
 mod ingest_memory;
 mod ingest_order;
 mod ingest_refusals;
+mod interop;
 mod relay;
 mod secrets;
 mod two_databases;
