@@ -19,6 +19,7 @@ use lapin::{Channel, Connection, ConnectionProperties};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::ingest::NotTaken;
 use super::guard::{self, Guarded, InFlight};
 use super::{ConnectionStatus, RabbitMqOptions, RabbitMqStatus, Trouble};
 use crate::backoff::Backoff;
@@ -153,13 +154,20 @@ impl Status {
     }
 
     fn blocked(&self, blocked: bool) {
-        self.all.send_if_modified(|all| match (self.of)(all) {
+        let changed = self.all.send_if_modified(|all| match (self.of)(all) {
             Some(connection) if connection.blocked != blocked => {
                 connection.blocked = blocked;
                 true
             }
             _ => false,
         });
+        match (changed, blocked) {
+            (true, true) => tracing::warn!(
+                "the broker is short of memory or disk space and takes no messages; waiting until it does"
+            ),
+            (true, false) => tracing::info!("the broker takes messages again"),
+            _ => {}
+        }
     }
 
     fn ended(&self, error: Option<&str>) {
@@ -180,6 +188,11 @@ pub(super) trait Work: Send {
 
     /// Works until it is told to stop, or an error shows that there must be another connection.
     fn work(&mut self, link: &Link, status: &Status) -> impl Future<Output = Result<(), BoxError>> + Send;
+}
+
+/// Whether the database, and not the broker, ended the work.
+fn is_of_database(error: &(dyn std::error::Error + 'static)) -> bool {
+    error.is::<sqlx::Error>() || error.is::<NotTaken>()
 }
 
 /// Has the work done on a connection until `stop`, and on another one whenever that is lost. After `stop` it may go on
@@ -204,9 +217,10 @@ pub(super) async fn keep<W: Work>(
                 let outcome = tokio::select! {
                     outcome = work.work(&link, &status) => outcome,
                     () = link.ended() => Err("the connection was lost".into()),
-                    () = async { stop.cancelled().await; tokio::time::sleep(grace).await } => Ok(()),
+                    // Some of the grace is for the good-bye.
+                    () = async { stop.cancelled().await; tokio::time::sleep(grace.saturating_sub(CLOSE)).await } => Ok(()),
                 };
-                if stop.is_cancelled() {
+                if stop.is_cancelled() && !link.is_blocked() {
                     link.close().await;
                 }
                 if since.elapsed() >= LASTING {
@@ -216,18 +230,24 @@ pub(super) async fn keep<W: Work>(
             }
             Err(error) => Err(error),
         };
-        let error = outcome.err().map(|error| crate::error::chain(error.as_ref()));
+        let error = outcome.err();
+        let is_of_database = error.as_ref().is_some_and(|error| is_of_database(error.as_ref()));
+        let error = error.map(|error| crate::error::chain(error.as_ref()));
         status.ended(error.as_deref());
         if let Some(error) = error.filter(|_| !stop.is_cancelled()) {
             // Once when it begins, and now and then while it lasts.
             if backoff.tries() % 20 == 0 {
                 let (broker, tries) = (options.broker(), backoff.tries() + 1);
-                tracing::warn!(
-                    broker,
-                    error,
-                    tries,
-                    "the work with RabbitMQ was interrupted; trying again until it goes on"
-                );
+                if is_of_database {
+                    tracing::warn!(error, tries, "the database does not take what comes from RabbitMQ; trying again until it does");
+                } else {
+                    tracing::warn!(
+                        broker,
+                        error,
+                        tries,
+                        "the work with RabbitMQ was interrupted; trying again until it goes on"
+                    );
+                }
             }
             tokio::select! {
                 () = tokio::time::sleep(backoff.next()) => {}

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::connection::{self, Link, Status, Work};
 use super::ingest::{Ingest, Settled};
 use super::topology::{self, Bindings, Deployment};
-use super::{RabbitMq, RabbitMqStatus};
+use super::{RabbitMq, RabbitMqOptions, RabbitMqStatus, Trouble};
 use crate::error::BoxError;
 use crate::events_at::EventsAt;
 use crate::manager::ManagerOptions;
@@ -92,6 +92,9 @@ impl Work for Intake {
             ingest.prepare(&channel, &options).await?;
         }
         channel.basic_qos(options.prefetch.max(1), BasicQosOptions::default()).await?;
+        if self.ingest.is_some() {
+            self.count_dead_letters(link, &options).await?;
+        }
         let Some(mut consumer) = self.consume(&channel, queue, status).await? else { return Ok(()) };
         status.connected();
         let mut woken = Instant::now();
@@ -107,7 +110,7 @@ impl Work for Intake {
                 }
                 () = until(due) => self.take(link, &channel, Vec::new()).await?,
                 () = until(next_look) => self.look().await,
-                _ = keep.tick() => self.bindings.keep(link, &options).await?,
+                _ = keep.tick() => self.look_around(link, &options).await?,
                 () = self.stop.cancelled() => return Ok(()),
             }
         }
@@ -145,6 +148,29 @@ impl Intake {
         }
         let (tag, arguments) = (ShortString::default(), FieldTable::default());
         Ok(Some(channel.basic_consume(queue, tag, exclusive, arguments).await?))
+    }
+
+    /// Makes the bindings again that somebody may have removed, and counts the dead letters.
+    async fn look_around(&self, link: &Link, options: &RabbitMqOptions) -> Result<(), BoxError> {
+        self.bindings.keep(link, options).await?;
+        if self.ingest.is_some() {
+            self.count_dead_letters(link, options).await?;
+        }
+        Ok(())
+    }
+
+    async fn count_dead_letters(&self, link: &Link, options: &RabbitMqOptions) -> Result<(), BoxError> {
+        let channel = link.channel().await?;
+        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let queue = ShortString::try_new(options.dead_letter_queue())?;
+        let waiting = u64::from(channel.queue_declare(queue, passive, FieldTable::default()).await?.message_count());
+        channel.close(200, ShortString::from("OK")).await?;
+        self.rabbitmq.status.send_if_modified(|all| {
+            let changed = all.consumer.dead_letters != waiting;
+            all.consumer.dead_letters = waiting;
+            changed
+        });
+        Ok(())
     }
 
     /// The first message, what has come with it, and what comes until then.
@@ -202,6 +228,10 @@ impl Intake {
             all.consumer.ingested += settled.appended;
             all.consumer.duplicates += settled.duplicates;
             all.consumer.dead_lettered += settled.dead_lettered;
+            all.consumer.dead_letters += settled.dead_lettered;
+            if let Some(reason) = &settled.newest_reason {
+                all.consumer.newest_dead_letter = Some(Trouble { at: chrono::Utc::now(), error: reason.clone() });
+            }
         });
     }
 

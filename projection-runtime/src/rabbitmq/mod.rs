@@ -15,6 +15,7 @@
 
 mod connection;
 mod consumer;
+mod dead_letters;
 mod faults;
 pub(crate) mod guard;
 mod headers;
@@ -33,6 +34,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+pub use dead_letters::DeadLetter;
+pub(crate) use dead_letters::{Act, Acted, DeadLetters};
 pub(crate) use faults::{drop_messages, repeat_messages};
 pub(crate) use status::processes;
 pub(crate) use topology::remove;

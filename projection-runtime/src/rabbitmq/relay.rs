@@ -25,6 +25,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{self, Link, Status, Work};
+use super::ingest::{NAME, TRUNCATED};
 use super::topology;
 use super::{RabbitMq, RabbitMqStatus, RelayStatus};
 use crate::error::BoxError;
@@ -43,6 +44,8 @@ pub(super) const ROW: &str = "relay:";
 const PATIENCE: Duration = Duration::from_secs(5);
 /// A header of more bytes is left out: all headers of a message must fit into one frame.
 const LONGEST_HEADER: usize = 32 << 10;
+/// Most bytes of a property or a routing key.
+const LONGEST_NAME: usize = 255;
 
 pub(super) async fn run(
     rabbitmq: RabbitMq,
@@ -124,7 +127,10 @@ impl Work for Relay {
         status.connected();
         while !self.stop.is_cancelled() {
             self.wake.borrow_and_update();
-            link.unblocked(status).await;
+            tokio::select! {
+                () = link.unblocked(status) => {}
+                () = self.stop.cancelled() => return Ok(()),
+            }
             let wait = match self.step(&channel).await? {
                 Step::Again => continue,
                 Step::Rest => None,
@@ -214,7 +220,7 @@ impl Relay {
         Message {
             exchange: short(&self.rabbitmq.options.exchange),
             routing_key: short(&key),
-            properties: properties(&self.rabbitmq.options.service, event),
+            properties: properties(&self.rabbitmq.options.service, event, &key),
             body: event.data().as_bytes().to_vec(),
         }
     }
@@ -254,37 +260,52 @@ async fn send(channel: Channel, messages: Vec<Message>, status: watch::Sender<Ra
     Ok(())
 }
 
-fn properties(service: &str, event: &StoredEvent) -> BasicProperties {
+/// The properties of an event's message. What has no room there is named in a header.
+fn properties(service: &str, event: &StoredEvent, routing_key: &str) -> BasicProperties {
     const PERSISTENT: u8 = 2;
     let mut headers = FieldTable::default();
-    let mut text = |name: &str, value: String| {
-        if value.len() <= LONGEST_HEADER {
+    let mut truncated = Vec::new();
+    // `None`: a value that cannot be read.
+    let mut text = |name: &'static str, value: Option<String>| match value {
+        Some(value) if value.len() <= LONGEST_HEADER => {
             headers.insert(name.into(), AMQPValue::LongString(LongString::from(value)));
         }
+        _ => truncated.push(name),
     };
-    text("service", service.to_owned());
-    text("aggregate_id", event.aggregate_id.to_string());
-    text("aggregate_name", event.aggregate_name.to_string());
+    text("service", Some(service.to_owned()));
+    text("aggregate_id", Some(event.aggregate_id.to_string()));
+    text("aggregate_name", Some(event.aggregate_name.to_string()));
     if let Some(recorded_at) = event.recorded_at {
-        text("recorded_at", recorded_at.to_rfc3339());
+        text("recorded_at", Some(recorded_at.to_rfc3339()));
     }
-    if let Ok(metadata) = event.metadata() {
-        text("metadata", metadata.to_string());
+    text("metadata", event.metadata().ok().map(|metadata| metadata.to_string()));
+    if event.name.len() > LONGEST_NAME {
+        text(NAME, Some(event.name.to_string()));
+        truncated.push("type");
+    }
+    if routing_key.len() > LONGEST_NAME {
+        truncated.push("routing_key");
+    }
+    if !truncated.is_empty() {
+        headers.insert(TRUNCATED.into(), AMQPValue::LongString(LongString::from(truncated.join(", "))));
     }
     headers.insert("sequence_no".into(), AMQPValue::LongLongInt(event.sequence_no));
     headers.insert("tstamp".into(), AMQPValue::LongLongInt(event.tstamp));
     headers.insert("version".into(), AMQPValue::LongInt(event.version));
-    BasicProperties::default()
+    let properties = BasicProperties::default()
         .with_delivery_mode(PERSISTENT)
         .with_content_type("application/json".into())
         .with_message_id(event.id.to_string().into())
         .with_type(short(&event.name))
-        .with_timestamp(event.recorded_at.and_then(|time| time.timestamp().try_into().ok()).unwrap_or(0))
-        .with_headers(headers)
+        .with_headers(headers);
+    match event.recorded_at.and_then(|time| time.timestamp().try_into().ok()) {
+        Some(seconds) => properties.with_timestamp(seconds),
+        None => properties, // before 1970, or at no time that there is
+    }
 }
 
-/// AMQP's names have 255 bytes at the most; longer ones are cut.
+/// AMQP's names have so many bytes at the most; longer ones are cut.
 fn short(name: &str) -> ShortString {
-    let end = (0..=255.min(name.len())).rev().find(|end| name.is_char_boundary(*end)).unwrap_or(0);
+    let end = (0..=LONGEST_NAME.min(name.len())).rev().find(|end| name.is_char_boundary(*end)).unwrap_or(0);
     name[..end].into()
 }

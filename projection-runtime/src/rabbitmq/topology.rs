@@ -254,7 +254,12 @@ impl Deployment {
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
         let mut arguments = FieldTable::default();
         arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(1));
-        queue(&channel, options, &name, arguments).await?;
+        match queue(&channel, options, &name, arguments).await {
+            Ok(_) => {}
+            // An operator who makes no such queue has seen to it that there is one deployment.
+            Err(_) if options.topology == Topology::Passive => return Ok(()),
+            Err(error) => return Err(error),
+        }
         let owner = match owner(&channel, &name).await? {
             Some(owner) => owner,
             None => {

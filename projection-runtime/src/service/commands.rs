@@ -291,6 +291,14 @@ pub(super) async fn run(
     if let Some(url) = &broker.amqp_url {
         let mut options = rabbitmq(service, url, broker.amqp_ca.as_deref())?;
         options.exchange.clone_from(&broker.amqp_exchange);
+        options.exchange_type.clone_from(&broker.amqp_exchange_type);
+        options.alternate_exchange.clone_from(&broker.amqp_alternate_exchange);
+        options.topology = broker.amqp_topology;
+        options.queue_name.clone_from(&broker.amqp_queue);
+        options.queue_type = broker.amqp_queue_type;
+        options.queue_length = broker.amqp_queue_length;
+        options.dead_letter_queue_name.clone_from(&broker.amqp_dead_letter_queue);
+        options.bind.clone_from(&broker.ingest_bind);
         options.relay = !broker.no_relay;
         options.ingest = broker.ingest;
         options.unchecked = broker.unchecked;

@@ -5,6 +5,7 @@
 //! and traces.
 
 mod commands;
+mod dead_letters;
 mod demo;
 mod health;
 mod migrate;
@@ -29,6 +30,7 @@ use crate::import::ImportOptions;
 use crate::manager::ManagerOptions;
 use crate::printable::printable_lines;
 use crate::projection::ProjectionSet;
+use crate::rabbitmq::{QueueType, Topology};
 use telemetry::LogFormat;
 
 /// A service of projections: hand it over and get the whole command line.
@@ -188,6 +190,9 @@ impl Service {
             Command::Import { file, skip_invalid, unchecked, json } => {
                 commands::import(self, &database, &file, ImportOptions { skip_invalid, unchecked }, json).await
             }
+            Command::DeadLetters { queue, list: _, requeue, drop, yes, json } => {
+                dead_letters::dead_letters(self, &queue, &requeue, &drop, yes, json).await
+            }
             Command::Reset { names } | Command::Rebuild { names, in_place: true, .. } => {
                 commands::reset(self, &database, &names).await
             }
@@ -296,6 +301,31 @@ struct Broker {
     /// The topic exchange; the queue is called after it and the service
     #[arg(long, env = "AMQP_EXCHANGE", value_name = "NAME", default_value = crate::EXCHANGE)]
     amqp_exchange: String,
+    /// The exchange's type, if the service declares it
+    #[arg(long, env = "AMQP_EXCHANGE_TYPE", value_name = "TYPE", default_value = "topic")]
+    amqp_exchange_type: String,
+    /// The exchange for messages that no queue wants, if the service declares its own
+    #[arg(long, env = "AMQP_ALTERNATE_EXCHANGE", value_name = "NAME")]
+    amqp_alternate_exchange: Option<String>,
+    /// Whether the service declares exchange, queues and bindings, or finds those of an operator (`passive`)
+    #[arg(long, env = "AMQP_TOPOLOGY", value_enum, default_value_t = Topology::Declare)]
+    amqp_topology: Topology,
+    /// The queue, if it is not `<exchange>.queue.<service>`
+    #[arg(long, env = "AMQP_QUEUE", value_name = "NAME")]
+    amqp_queue: Option<String>,
+    /// The queue's type, if the service declares it
+    #[arg(long, env = "AMQP_QUEUE_TYPE", value_enum, default_value_t = QueueType::Classic)]
+    amqp_queue_type: QueueType,
+    /// Most messages in the queue, if the service declares it; the oldest are dropped, which loses nothing but wake-ups
+    #[arg(long, env = "AMQP_QUEUE_LENGTH", value_name = "MESSAGES", conflicts_with = "ingest", value_parser = clap::value_parser!(u32).range(1..))]
+    amqp_queue_length: Option<u32>,
+    /// The queue for dead letters, if it is not `<queue>.dead-letter`
+    #[arg(long, env = "AMQP_DEAD_LETTER_QUEUE", value_name = "NAME")]
+    amqp_dead_letter_queue: Option<String>,
+    /// With `--ingest`: routing keys of the messages to take, like `Band.*` [default: all of the aggregates that the
+    /// projections know]
+    #[arg(long, env = "INGEST_BIND", value_name = "KEY", value_delimiter = ',', requires = "ingest")]
+    ingest_bind: Vec<String>,
     /// Publish nothing: the write side does so by itself
     #[arg(long, requires = "amqp_url")]
     no_relay: bool,
@@ -315,6 +345,26 @@ struct Broker {
     /// With `--ingest`: the largest message that becomes an event; a larger one becomes a dead letter
     #[arg(long, env = "MAX_MESSAGE", value_name = "SIZE", default_value = "16MiB", value_parser = size)]
     max_message: u64,
+}
+
+/// Where the dead letters are.
+#[derive(Debug, Args)]
+struct DeadLetterQueue {
+    /// The RabbitMQ, like `amqp://user@host/vhost`
+    #[arg(long = "amqp-url", env = "AMQP_URL", hide_env_values = true, value_name = "URL")]
+    amqp_url: String,
+    /// Certificates (PEM) to trust for `amqps://`, beside the system's
+    #[arg(long, env = "AMQP_CA", value_name = "FILE")]
+    amqp_ca: Option<PathBuf>,
+    /// The exchange, after which the queues are called
+    #[arg(long, env = "AMQP_EXCHANGE", value_name = "NAME", default_value = crate::EXCHANGE)]
+    amqp_exchange: String,
+    /// The service's queue, if it is not `<exchange>.queue.<service>`
+    #[arg(long, env = "AMQP_QUEUE", value_name = "NAME")]
+    amqp_queue: Option<String>,
+    /// The queue for dead letters, if it is not `<queue>.dead-letter`
+    #[arg(long, env = "AMQP_DEAD_LETTER_QUEUE", value_name = "NAME")]
+    amqp_dead_letter_queue: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -404,6 +454,10 @@ Example: `check --json`. Exit code 1 where something is amiss; each problem come
 const IMPORT_HELP: &str = r#"Example: `import events.jsonl`, or `zcat events.jsonl.gz | .. import -`. A line:
   {"name": "BandCreated", "aggregate_id": "5f0e8a34-7f0a-4b8e-9f3f-2a61c1f4b902", "data": {"name": "Torvaldzons"}}
 and where known: id, aggregate_name, sequence_no, version, recorded_at, metadata."#;
+
+const DEAD_LETTERS_HELP: &str = "\
+Example: `dead-letters`, and after a look at the reasons `dead-letters --requeue 01939c1e-6f0a-7000-8000-5d0c4c559a43`, or \
+`dead-letters --json | jq -r .id | xargs .. dead-letters --requeue`.";
 
 const RESET_HELP: &str = "\
 Example: `reset band`. Readers see empty tables that fill up again; `rebuild` does the same unseen.";
@@ -515,6 +569,27 @@ enum Command {
         /// Append also payloads that this program cannot read, and events under another aggregate type than their own
         #[arg(long)]
         unchecked: bool,
+        /// The result for a program
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show, requeue or drop the messages that `run --ingest` could not take
+    #[command(after_help = DEAD_LETTERS_HELP)]
+    DeadLetters {
+        #[command(flatten)]
+        queue: DeadLetterQueue,
+        /// List them, from the oldest; done if nothing else is asked for
+        #[arg(long)]
+        list: bool,
+        /// Publish these to the service's queue again
+        #[arg(long, value_name = "ID", num_args = 1.., conflicts_with_all = ["list", "drop"])]
+        requeue: Vec<String>,
+        /// Remove these for good
+        #[arg(long, value_name = "ID", num_args = 1.., conflicts_with_all = ["list", "requeue"])]
+        drop: Vec<String>,
+        /// Drop without asking
+        #[arg(long, requires = "drop")]
+        yes: bool,
         /// The result for a program
         #[arg(long)]
         json: bool,

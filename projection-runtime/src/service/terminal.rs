@@ -32,6 +32,12 @@ pub(super) fn json(value: &(impl serde::Serialize + ?Sized)) -> Result<(), serde
     Ok(())
 }
 
+/// Prints one of many values for a program: a line of JSON.
+pub(super) fn json_line(value: &impl serde::Serialize) -> Result<(), crate::BoxError> {
+    print_raw(&serde_json::to_string(value)?);
+    Ok(())
+}
+
 /// Prints text unescaped: output for a program, or coloured lines whose other parts are [`shown`]. A closed pipe, as
 /// with `| head`, is not an error.
 pub(super) fn print_raw(text: &str) {
@@ -227,8 +233,19 @@ fn rabbitmq(process: &RabbitMqProcess) -> String {
         let counts = format!("{published} published, {confirmed} confirmed, {returned} wanted by no queue");
         text += &line("relay", &relay.connection, counts);
     }
-    let [consumed, ingested, dead] = [consumer.consumed, consumer.ingested, consumer.dead_lettered].map(count);
-    let counts = format!("{consumed} consumed, {ingested} ingested, {dead} dead-lettered");
+    let [consumed, ingested, duplicates, dead, waiting] =
+        [consumer.consumed, consumer.ingested, consumer.duplicates, consumer.dead_lettered, consumer.dead_letters]
+            .map(count);
+    let mut counts = format!("{consumed} consumed, {ingested} ingested, {duplicates} duplicates, {dead} dead-lettered");
+    if consumer.standby {
+        counts += "; another process consumes, and this one stands by";
+    }
+    if consumer.dead_letters > 0 {
+        counts += &format!("; {waiting} dead letters wait for a decision (`dead-letters`)");
+    }
+    if let Some(Trouble { at, error }) = &consumer.newest_dead_letter {
+        counts += &format!("\n    newest dead letter {}: {}", time(at), shown(error));
+    }
     text + &line("consumer", &consumer.connection, counts)
 }
 

@@ -67,8 +67,9 @@ pub(crate) fn dead_letter<'a>(message: &'a Delivery, reason: &str, queue: &str, 
     Outgoing { exchange: String::new(), routing_key: queue.to_owned(), properties, body }
 }
 
-/// Returns the message that a dead letter was, to be published as it was, or why that cannot be.
-pub(crate) fn original(dead: &Delivery) -> Result<Outgoing<'_>, String> {
+/// Returns the message that a dead letter was, to be published to the service's queue as it was, or why that cannot be. Past
+/// the exchange, because other queues that are bound to it have had the message.
+pub(crate) fn original<'a>(dead: &'a Delivery, queue: &str) -> Result<Outgoing<'a>, String> {
     if ours(dead, UNREADABLE).is_some() {
         return Err("its properties could not be read, so it cannot be published with them again".to_owned());
     }
@@ -82,11 +83,17 @@ pub(crate) fn original(dead: &Delivery) -> Result<Outgoing<'_>, String> {
         (table, body) = (parse_field_table(encoded).map_err(|_| broken())?.1, rest);
     }
     let kept = table.inner().iter().filter(|(name, _)| !OURS.contains(&name.as_str()));
-    let kept: BTreeMap<ShortString, AMQPValue> = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
+    let mut kept: BTreeMap<ShortString, AMQPValue> =
+        kept.map(|(name, value)| (name.clone(), value.clone())).collect();
+    // By these two, ingest knows the exchange and the key.
+    for (name, value) in [(ORIGINAL_EXCHANGE, exchange), (ORIGINAL_ROUTING_KEY, routing_key)] {
+        kept.insert(name.into(), AMQPValue::LongString(LongString::from(value)));
+    }
     let mut properties = copied(&dead.properties, kept.into());
     if let Some(expiration) = ours(dead, EXPIRATION) {
         properties = properties.with_expiration(ShortString::try_new(expiration).map_err(|error| error.to_string())?);
     }
+    let (exchange, routing_key) = (String::new(), queue.to_owned());
     Ok(Outgoing { exchange, routing_key, properties, body: Cow::Borrowed(body) })
 }
 

@@ -15,6 +15,17 @@ use crate::projection::EventType;
 use crate::rabbitmq::guard::UNREADABLE;
 use crate::rabbitmq::headers::{Headers, from_seconds, from_text};
 
+/// A header with the event's whole name, which has more bytes than the property `type` may have.
+pub(crate) const NAME: &str = "event_name";
+/// A header with the names of what a relay left out or cut, because AMQP has no room for it.
+pub(crate) const TRUNCATED: &str = "x-truncated";
+
+/// Whether an event is another one without it. The whole name stands in a header of its own, and the routing key is not
+/// stored.
+fn is_needed(truncated: &str) -> bool {
+    !["type", "routing_key"].contains(&truncated)
+}
+
 /// A message that is an event.
 pub(crate) struct Message<'a> {
     pub(crate) event: Incoming<'a>,
@@ -47,7 +58,12 @@ impl Reader {
             return Err(format!("the body has {size} bytes, more than --max-message ({})", self.max_message));
         }
         let key = routing_key(message);
-        let kind = properties.kind().as_ref().map(ShortString::as_str).filter(|kind| !kind.is_empty());
+        if let Some(missing) = ours(message, TRUNCATED).filter(|missing| missing.split(", ").any(is_needed)) {
+            return Err(format!("its publisher had to leave out or to cut: {missing}"));
+        }
+        let full = ours(message, NAME);
+        let kind = full.as_deref().or(properties.kind().as_ref().map(ShortString::as_str));
+        let kind = kind.filter(|kind| !kind.is_empty());
         let known = match kind {
             Some(kind) => self.events.iter().find(|event| event.name == kind),
             None => self.events.iter().find(|event| event.routing_key == key),
@@ -158,7 +174,7 @@ fn made_of(parts: &[&[u8]]) -> Uuid {
 }
 
 /// A text header that is ours, if there is one.
-pub(super) fn ours(message: &Delivery, name: &str) -> Option<String> {
+pub(crate) fn ours(message: &Delivery, name: &str) -> Option<String> {
     Headers(message.properties.headers().as_ref()).text(name).ok().flatten()
 }
 
@@ -167,6 +183,11 @@ pub(super) fn ours(message: &Delivery, name: &str) -> Option<String> {
 pub(super) fn routing_key(message: &Delivery) -> String {
     let original = if message.exchange.as_str().is_empty() { ours(message, ORIGINAL_ROUTING_KEY) } else { None };
     original.unwrap_or_else(|| message.routing_key.to_string())
+}
+
+/// The exchange and the key that a dead letter was published with when it was a message.
+pub(crate) fn published_to(dead: &Delivery) -> (String, String) {
+    (exchange(dead), routing_key(dead))
 }
 
 /// The exchange that the message was published to.

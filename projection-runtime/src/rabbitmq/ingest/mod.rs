@@ -25,8 +25,8 @@ use lapin::{Channel, Confirmation};
 use sqlx::PgPool;
 use tokio::time::Instant;
 
-pub(crate) use dead_letter::{Outgoing, dead_letter, original};
-pub(crate) use message::{Message, Reader};
+pub(crate) use dead_letter::{AT, ID, Outgoing, REASON, dead_letter, original};
+pub(crate) use message::{Message, NAME, Reader, TRUNCATED, ours, published_to};
 use order::{Gap, Outcome};
 use store::Consumer;
 
@@ -67,6 +67,8 @@ pub(super) struct Settled {
     pub(super) appended: u64,
     pub(super) duplicates: u64,
     pub(super) dead_lettered: u64,
+    /// The reason of the last dead letter.
+    pub(super) newest_reason: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -138,6 +140,7 @@ impl Ingest {
         }
         self.bury(link, channel, &dead).await?;
         settled.dead_lettered = dead.len() as u64;
+        settled.newest_reason = dead.last().map(|(_, reason)| shortened(reason.clone()));
         dead.iter().for_each(|(delivery, _)| settled.message(delivery));
         Ok(settled)
     }
@@ -229,13 +232,18 @@ impl Settled {
     }
 }
 
+/// The database rejected messages for a reason that is not their fault.
+#[derive(Debug, thiserror::Error)]
+#[error("the database rejected the messages, so they wait in the queue: {}. Remedy: {remedy}", describe(error))]
+pub(super) struct NotTaken {
+    error: sqlx::Error,
+    remedy: &'static str,
+}
+
 /// Returns the error to report while the messages wait in the queue.
 fn not_taken(error: sqlx::Error) -> BoxError {
     match remedy(&error) {
         None => error.into(),
-        Some(remedy) => {
-            let error = describe(&error);
-            format!("the database rejected the messages, so they wait in the queue: {error}. Remedy: {remedy}").into()
-        }
+        Some(remedy) => NotTaken { error, remedy }.into(),
     }
 }

@@ -1,6 +1,7 @@
 //! RabbitMQ, real: whatever the broker does, the read models end up right and the service stays up.
 
 mod consumer;
+mod dead_letters;
 mod faults;
 mod hostile;
 mod ingest;
@@ -11,6 +12,7 @@ mod ingest_refusals;
 mod interop;
 mod relay;
 mod secrets;
+mod topology;
 mod two_databases;
 mod unreadable;
 
@@ -174,7 +176,8 @@ fn reason_of(dead: &Delivery) -> String {
 impl Drop for Exchange {
     fn drop(&mut self) {
         let (url, exchange, queue) = (self.url.clone(), self.options.exchange.clone(), self.options.queue());
-        let queues = [queue.clone(), format!("{queue}.dead-letter"), self.audit_queue().to_string()];
+        let more = ["", ".dead-letter", ".owner"].map(|end| format!("{queue}{end}"));
+        let queues = more.into_iter().chain([self.audit_queue().to_string()]);
         let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let delete = async move {
             // A test that killed its broker has nothing to delete.
