@@ -10,9 +10,10 @@
 //! nothing but latency. The relay's position moves only past events that the broker confirmed, in order: each event is
 //! published at least once. The broker may be away at any time, also at the start and at the end.
 //!
-//! `connection` keeps a connection and makes the topology, `relay` publishes, `consumer` wakes, `ingest` feeds a store
+//! `broker_url` parses the broker's URL, `connection` keeps a connection and makes the topology, `relay` publishes, `consumer` wakes, `ingest` feeds a store
 //! that has no other source, `status` is what of it can be seen.
 
+mod broker_url;
 mod connection;
 mod consumer;
 mod faults;
@@ -23,12 +24,12 @@ mod status;
 use std::path::Path;
 use std::sync::Arc;
 
-use lapin::uri::{AMQPAuthority, AMQPUri};
 use sqlx::PgPool;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use broker_url::BrokerUrl;
 pub(crate) use connection::remove;
 pub(crate) use faults::{drop_messages, repeat_messages};
 pub(crate) use status::processes;
@@ -39,7 +40,6 @@ use crate::events_at::EventsAt;
 use crate::manager::ManagerOptions;
 use crate::position::Asked;
 use crate::projection::ProjectionSet;
-use crate::url::{SPLIT, splits_password};
 use crate::wake::Wake;
 
 /// The exchange that the services of the system share.
@@ -49,7 +49,7 @@ pub const EXCHANGE: &str = "events.topic.exchange";
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct RabbitMqOptions {
-    uri: AMQPUri,
+    url: BrokerUrl,
     /// Certificates in PEM that are trusted beside the system's own.
     ca: Option<String>,
     /// Who publishes: the header `service` of the messages, and the end of the queue's name.
@@ -72,7 +72,7 @@ pub struct RabbitMqOptions {
 impl std::fmt::Debug for RabbitMqOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("RabbitMqOptions")
-            .field("broker", &self.broker())
+            .field("broker", &self.url.to_string())
             .field("service", &self.service)
             .field("exchange", &self.exchange)
             .field("relay", &self.relay)
@@ -86,29 +86,18 @@ impl std::fmt::Debug for RabbitMqOptions {
 impl RabbitMqOptions {
     /// The broker at this URL, `amqp://` or `amqps://`, for this service.
     ///
+    /// `amqp://user:password@host:5672/vhost?heartbeat=10`: without a vhost it is `/`, without a user `guest`. The hosts of
+    /// a cluster are separated by commas: `amqp://user@a,b:5673,[fd00::1]/vhost`. Parameters are `heartbeat` (seconds, 10
+    /// by default), `connection_timeout` (milliseconds that a host may take to answer a new connection, 10,000 by default),
+    /// `channel_max`, `frame_max` (bytes) and `auth_mechanism`.
+    ///
     /// An error never repeats the URL, which may hold a password.
     pub fn new(url: &str, service: impl Into<String>) -> Result<Self, Error> {
-        let Some(rest) = url.strip_prefix("amqp://").or_else(|| url.strip_prefix("amqps://")) else {
-            return Err(Error::AmqpUrl { reason: "it begins with neither amqp:// nor amqps://".to_owned() });
-        };
-        if splits_password(rest) {
-            return Err(Error::AmqpUrl { reason: format!("it {SPLIT}") });
-        }
-        // The parser's own message may hold the URL: say what can be said without it.
-        let mut uri: AMQPUri =
-            url.parse().map_err(|_| Error::AmqpUrl { reason: "it cannot be read as a URL".to_owned() })?;
-        if url.contains("@[") || url.contains("//[") {
-            // The parser would take `localhost` in its place.
-            return Err(Error::AmqpUrl { reason: "an IPv6 address is not understood: give a host name".to_owned() });
-        }
-        // Seconds. The broker's own 60 would have a dead connection noticed after two minutes.
-        uri.query.heartbeat.get_or_insert(10);
-        let (service, exchange) = (service.into(), EXCHANGE.to_owned());
         Ok(RabbitMqOptions {
-            uri,
+            url: BrokerUrl::parse(url).map_err(|reason| Error::AmqpUrl { reason })?,
             ca: None,
-            service,
-            exchange,
+            service: service.into(),
+            exchange: EXCHANGE.to_owned(),
             relay: true,
             ingest: false,
             unchecked: false,
@@ -147,19 +136,13 @@ impl RabbitMqOptions {
 
     /// The same broker, by way of another port of this machine.
     pub(crate) fn through(mut self, port: u16) -> Self {
-        self.uri.authority = AMQPAuthority { host: "127.0.0.1".to_owned(), port, ..self.uri.authority };
+        self.url.set_local(port);
         self
     }
 
-    /// The broker's port.
+    /// The port of the broker's first host.
     pub(crate) fn port(&self) -> u16 {
-        self.uri.authority.port
-    }
-
-    /// The broker without the password.
-    fn broker(&self) -> String {
-        let AMQPUri { scheme, authority, vhost, .. } = &self.uri;
-        format!("{scheme}://{}:{}/{}", authority.host, authority.port, vhost.trim_start_matches('/'))
+        self.url.port()
     }
 }
 

@@ -26,7 +26,7 @@ use crate::rebuild::{Difference, RebuildOptions, RebuildProgress};
 use crate::schema::{self, Check, Problem};
 use crate::status::Status;
 use crate::store::EventStore;
-use crate::url::{SPLIT, splits_password};
+use crate::url::{SPLIT, parameters, splits_password, unknown_parameter};
 
 impl Service {
     /// A pool for all that this service does; it connects when it is used.
@@ -245,21 +245,12 @@ fn options_of(url: &str, said_by: &str) -> Result<PgConnectOptions, BoxError> {
     if splits_password(rest) {
         return Err(wrong(SPLIT).into());
     }
-    let parameters = url.split_once('?').map_or("", |(_, parameters)| parameters);
-    let parameters = parameters.split('#').next().unwrap_or_default().split('&');
-    for (i, parameter) in parameters.filter(|parameter| !parameter.is_empty()).enumerate() {
-        let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+    let query = url.split_once('?').map_or("", |(_, query)| query);
+    for (place, name, value) in parameters(query.split('#').next().unwrap_or_default()) {
         let is_known = PARAMETERS.contains(&name) || name.starts_with("options[") && name.ends_with(']');
         if !is_known {
-            let alike = PARAMETERS.iter().map(|known| (strsim::jaro(known, name), known));
-            let meant = match alike.max_by(|(a, _), (b, _)| a.total_cmp(b)) {
-                Some((alike, known)) if alike > 0.8 => format!("is `{known}` meant?"),
-                _ => "a `?` in a password is written %3F".to_owned(),
-            };
-            let place = i + 1;
-            return Err(
-                wrong(&format!("has a parameter that is unknown, number {place} behind the `?`; {meant}")).into()
-            );
+            let otherwise = "a `?` in a password is written %3F";
+            return Err(wrong(&unknown_parameter((place, name), &PARAMETERS, otherwise)).into());
         }
         if ["sslmode", "ssl-mode"].contains(&name) && !SSL_MODES.contains(&value.to_ascii_lowercase().as_str()) {
             let known = SSL_MODES.join(", ");

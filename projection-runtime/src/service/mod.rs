@@ -287,7 +287,8 @@ struct Database {
 
 #[derive(Debug, Args)]
 struct Broker {
-    /// The RabbitMQ to publish events to and to be woken by, like `amqp://user@host/vhost`; without it there is none
+    /// The RabbitMQ to publish events to and to be woken by, like `amqp://user@host/vhost`, or `amqp://user@a,b,c/vhost`
+    /// for the hosts of a cluster; without it there is none
     #[arg(long = "amqp-url", env = "AMQP_URL", hide_env_values = true, value_name = "URL")]
     amqp_url: Option<String>,
     /// Certificates (PEM) to trust for `amqps://`, beside the system's

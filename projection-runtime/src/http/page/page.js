@@ -415,8 +415,9 @@ function renderBroker({ relays, rabbitmq }) {
 }
 
 function renderConnection(node, [name, status, counts]) {
-  const { connected_since, blocked, last_trouble } = status.connection;
-  const since = connected_since ? `connected since ${utc(connected_since)}` : "not connected";
+  const { host, connected_since, blocked, last_trouble } = status.connection;
+  const to = host ? ` to ${host}` : "";
+  const since = connected_since ? `connected${to} since ${utc(connected_since)}` : "not connected";
   const called = { dead_lettered: "dead-lettered", returned: "wanted by no queue" };
   setLevel(node, connected_since && !blocked ? "ok" : "warn");
   setTexts(node, {

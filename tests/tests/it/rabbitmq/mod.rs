@@ -1,8 +1,10 @@
 //! RabbitMQ, real: whatever the broker does, the read models end up right and the service stays up.
 
+mod broker_url;
 mod consumer;
 mod faults;
 mod hostile;
+mod hosts;
 mod ingest;
 mod ingest_refusals;
 mod relay;
