@@ -90,6 +90,11 @@ impl BrokerUrl {
         Duration::from_millis(self.uri.query.connection_timeout.unwrap_or(CONNECTION_TIMEOUT))
     }
 
+    /// Whether connections are encrypted.
+    pub(super) fn is_tls(&self) -> bool {
+        self.uri.scheme == AMQPScheme::AMQPS
+    }
+
     /// The port of the first host.
     pub(super) fn port(&self) -> u16 {
         self.hosts[0].port

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use lapin::options::{
     ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
-use lapin::tcp::{AsyncTcpStream, OwnedTLSConfig};
+use lapin::tcp::AsyncTcpStream;
 use lapin::types::{FieldTable, ShortString};
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Channel, Connection, ConnectionProperties, ExchangeKind};
@@ -65,7 +65,7 @@ impl Link {
     async fn connect_to(host: &Host, options: &RabbitMqOptions, purpose: &str) -> Result<Self, BoxError> {
         let name = format!("{} {purpose}", options.service);
         let properties = ConnectionProperties::default().with_connection_name(name.into());
-        let tls = OwnedTLSConfig { identity: None, cert_chain: options.ca.clone() };
+        let tls = options.tls.clone();
         let socket = Socket::default();
         let kept = socket.0.clone();
         let connecting = Connection::connector(

@@ -20,10 +20,12 @@ mod faults;
 pub(crate) mod ingest;
 mod relay;
 mod status;
+mod tls;
 
 use std::path::Path;
 use std::sync::Arc;
 
+use lapin::tcp::OwnedTLSConfig;
 use sqlx::PgPool;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -50,8 +52,8 @@ pub const EXCHANGE: &str = "events.topic.exchange";
 #[non_exhaustive]
 pub struct RabbitMqOptions {
     url: BrokerUrl,
-    /// Certificates in PEM that are trusted beside the system's own.
-    ca: Option<String>,
+    /// The certificates that are trusted beside the system's own, and the client's certificate.
+    tls: OwnedTLSConfig,
     /// Who publishes: the header `service` of the messages, and the end of the queue's name.
     pub service: String,
     /// The topic exchange; [`EXCHANGE`] unless a deployment has another.
@@ -95,7 +97,7 @@ impl RabbitMqOptions {
     pub fn new(url: &str, service: impl Into<String>) -> Result<Self, Error> {
         Ok(RabbitMqOptions {
             url: BrokerUrl::parse(url).map_err(|reason| Error::AmqpUrl { reason })?,
-            ca: None,
+            tls: OwnedTLSConfig::default(),
             service: service.into(),
             exchange: EXCHANGE.to_owned(),
             relay: true,
@@ -105,15 +107,25 @@ impl RabbitMqOptions {
         })
     }
 
-    /// Trusts the certificates of this PEM file as well, for `amqps://`.
+    /// Trusts the certificates of this PEM file as well. The URL must be `amqps://`.
     pub fn with_ca_file(mut self, file: &Path) -> Result<Self, Error> {
-        const NONE: &str = "there is no certificate in it (PEM: -----BEGIN CERTIFICATE-----)";
-        let read = std::fs::read_to_string(file);
-        let read = read.and_then(|pem| {
-            if pem.contains("-----BEGIN CERTIFICATE-----") { Ok(pem) } else { Err(std::io::Error::other(NONE)) }
-        });
-        self.ca = Some(read.map_err(|source| Error::AmqpCa { file: file.to_owned(), source })?);
+        self.encrypted(tls::CA)?;
+        self.tls.cert_chain = Some(tls::trusted(file)?);
         Ok(self)
+    }
+
+    /// Shows the broker the certificate of a PEM file, whose private key is in another one. The URL must be `amqps://`.
+    ///
+    /// It is enough to log in if the broker takes `auth_mechanism=external`, and otherwise comes beside user and password.
+    pub fn with_client_certificate(mut self, cert: &Path, key: &Path) -> Result<Self, Error> {
+        self.encrypted(tls::CERT)?;
+        self.tls.identity = Some(tls::identity(cert, key)?);
+        Ok(self)
+    }
+
+    /// Returns an error if the connection is not encrypted, so that a file for TLS would be without effect.
+    fn encrypted(&self, setting: &'static str) -> Result<(), Error> {
+        if self.url.is_tls() { Ok(()) } else { Err(Error::AmqpNotEncrypted { setting }) }
     }
 
     /// The name of the service's queue, like `events.topic.exchange.queue.dancefinder`.

@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::terminal::say;
-use super::{Broker, Database, Endpoint, Policies, Policy, Service, Usage, terminal, waiting};
+use super::{Broker, BrokerAccess, Database, Endpoint, Policies, Policy, Service, Usage, terminal, waiting};
 use crate::BoxError;
 use crate::backoff::Backoff;
 use crate::error::Error;
@@ -162,13 +162,16 @@ async fn notice_loss(connection: &mut PgConnection) -> sqlx::Result<()> {
     .map(drop)
 }
 
-/// The broker at the URL, for this service.
-pub(super) fn rabbitmq(service: &Service, url: &str, ca: Option<&Path>) -> Result<RabbitMqOptions, BoxError> {
-    let options = RabbitMqOptions::new(url, service.name)?;
-    Ok(match ca {
-        Some(file) => options.with_ca_file(file)?,
-        None => options,
-    })
+/// The broker, for this service.
+pub(super) fn rabbitmq(service: &Service, broker: &BrokerAccess) -> Result<RabbitMqOptions, BoxError> {
+    let mut options = RabbitMqOptions::new(&broker.url, service.name)?;
+    if let Some(file) = &broker.ca {
+        options = options.with_ca_file(file)?;
+    }
+    if let Some((cert, key)) = &broker.client {
+        options = options.with_client_certificate(cert, key)?;
+    }
+    Ok(options)
 }
 
 /// Returns the error, with the cause if a pool timed out.
@@ -279,8 +282,8 @@ pub(super) async fn run(
     let listener = listen(http).await?;
     let session = if options.listen { Session::Own } else { Session::Shared };
     let mut manager = service.manager(database, session)?;
-    if let Some(url) = &broker.amqp_url {
-        let mut options = rabbitmq(service, url, broker.amqp_ca.as_deref())?;
+    if let Some(access) = broker.access() {
+        let mut options = rabbitmq(service, &access)?;
         options.exchange.clone_from(&broker.amqp_exchange);
         options.relay = !broker.no_relay;
         options.ingest = broker.ingest;

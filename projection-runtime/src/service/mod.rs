@@ -157,9 +157,7 @@ impl Service {
     async fn command(&self, cli: Cli) -> Result<(), crate::BoxError> {
         let database = cli.database;
         match cli.command {
-            Command::Demo { keep, amqp_url, amqp_ca } => {
-                demo::demo(self, database.url, amqp_url.zip(Some(amqp_ca)), keep).await
-            }
+            Command::Demo { keep, broker } => demo::demo(self, database.url, broker.access(), keep).await,
             Command::Migrate => migrate::migrate(self, &database).await,
             Command::Run { broker, http, no_listen, synchronous_commit, check_tables, on_error, when_stale } => {
                 let options = ManagerOptions {
@@ -240,9 +238,11 @@ fn from_environment(error: &clap::Error) -> Option<String> {
 struct Usage(String);
 
 fn is_usage(error: &BoxError) -> bool {
-    use crate::Error::{AmqpCa, AmqpUrl, NoReason, UnknownProjection};
-    let wrong =
-        |error: &crate::Error| matches!(error, UnknownProjection { .. } | NoReason | AmqpUrl { .. } | AmqpCa { .. });
+    use crate::Error::{AmqpFile, AmqpNotEncrypted, AmqpUrl, NoReason, UnknownProjection};
+    let wrong = |error: &crate::Error| {
+        let of_broker = matches!(error, AmqpUrl { .. } | AmqpFile { .. } | AmqpNotEncrypted { .. });
+        of_broker || matches!(error, UnknownProjection { .. } | NoReason)
+    };
     error.is::<Usage>() || error.downcast_ref().is_some_and(wrong)
 }
 
@@ -294,6 +294,12 @@ struct Broker {
     /// Certificates (PEM) to trust for `amqps://`, beside the system's
     #[arg(long, env = "AMQP_CA", value_name = "FILE")]
     amqp_ca: Option<PathBuf>,
+    /// The certificate (PEM) to show the broker, for `amqps://`; needs `--amqp-key`
+    #[arg(long, env = "AMQP_CERT", value_name = "FILE", requires = "amqp_key")]
+    amqp_cert: Option<PathBuf>,
+    /// The private key (PEM) of that certificate
+    #[arg(long, env = "AMQP_KEY", value_name = "FILE", requires = "amqp_cert")]
+    amqp_key: Option<PathBuf>,
     /// The topic exchange; the queue is called after it and the service
     #[arg(long, env = "AMQP_EXCHANGE", value_name = "NAME", default_value = crate::EXCHANGE)]
     amqp_exchange: String,
@@ -306,6 +312,49 @@ struct Broker {
     /// With `--ingest`: append also messages whose payload this program cannot read, instead of dead-lettering them
     #[arg(long, requires = "ingest")]
     unchecked: bool,
+}
+
+impl Broker {
+    /// The broker, where there is one.
+    fn access(&self) -> Option<BrokerAccess> {
+        let client = self.amqp_cert.clone().zip(self.amqp_key.clone());
+        Some(BrokerAccess { url: self.amqp_url.clone()?, ca: self.amqp_ca.clone(), client })
+    }
+}
+
+/// As [`Broker`], but not from the environment: the demo uses no broker that it was not given.
+#[derive(Debug, Args)]
+struct DemoBroker {
+    /// Show it through the RabbitMQ at this URL, in an exchange of its own
+    #[arg(id = "amqp_url", long = "amqp-url", value_name = "URL")]
+    url: Option<String>,
+    /// Certificates (PEM) to trust for `amqps://`, beside the system's
+    #[arg(id = "amqp_ca", long = "amqp-ca", value_name = "FILE", requires = "amqp_url")]
+    ca: Option<PathBuf>,
+    /// The certificate (PEM) to show the broker, for `amqps://`; needs `--amqp-key`
+    #[arg(id = "amqp_cert", long = "amqp-cert", value_name = "FILE", requires_all = ["amqp_url", "amqp_key"])]
+    cert: Option<PathBuf>,
+    /// The private key (PEM) of that certificate
+    #[arg(id = "amqp_key", long = "amqp-key", value_name = "FILE", requires = "amqp_cert")]
+    key: Option<PathBuf>,
+}
+
+impl DemoBroker {
+    /// The broker, where there is one.
+    fn access(self) -> Option<BrokerAccess> {
+        let client = self.cert.zip(self.key);
+        Some(BrokerAccess { url: self.url?, ca: self.ca, client })
+    }
+}
+
+/// Where the broker is, and the files for TLS to it.
+// Not Debug: the URL may hold a password.
+struct BrokerAccess {
+    url: String,
+    /// Certificates that are trusted.
+    ca: Option<PathBuf>,
+    /// The client's certificate and its key.
+    client: Option<(PathBuf, PathBuf)>,
 }
 
 #[derive(Debug, Args)]
@@ -427,12 +476,8 @@ enum Command {
         /// Stay up at the end, and say how to connect
         #[arg(long)]
         keep: bool,
-        /// Show it through the RabbitMQ at this URL, in an exchange of its own
-        #[arg(long, value_name = "URL")]
-        amqp_url: Option<String>,
-        /// Certificates (PEM) to trust for `amqps://`, beside the system's
-        #[arg(long, value_name = "FILE", requires = "amqp_url")]
-        amqp_ca: Option<PathBuf>,
+        #[command(flatten)]
+        broker: DemoBroker,
     },
     /// Make or update the schema
     #[command(after_help = MIGRATE_HELP)]

@@ -1,10 +1,11 @@
-//! The URL of the broker.
+//! The URL of the broker, and the files for TLS to it.
 
 use projection_runtime::{ManagerOptions, RabbitMqOptions, projections};
 use tests::journal::Journal;
 use tests::{TestDatabase, journal};
+use tokio::process::Command;
 
-use super::{Exchange, Running, append_many, at_the_end, connected};
+use super::{Exchange, LONG, Running, append_many, at_the_end, connected};
 
 /// What the options or the error show of the URL.
 fn shown(url: &str) -> String {
@@ -134,4 +135,55 @@ async fn the_vhost_of_an_empty_path() {
         at_the_end(&db, 2).await;
         assert_eq!(running.stop().await.relay.unwrap().confirmed, 10, "{path}");
     }
+}
+
+/// Files for TLS without TLS, a certificate without its key, and files that are none: usage, before anything runs.
+#[tokio::test]
+async fn wrong_files() {
+    let folder = std::env::temp_dir().join(format!("amqp-files-{}", uuid::Uuid::new_v4().simple()));
+    std::fs::create_dir(&folder).unwrap();
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let key = made.signing_key.serialize_pem();
+    let encrypted = key.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY");
+    let older = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n-----END RSA PRIVATE KEY-----".to_owned();
+    let files = [("cert", made.cert.pem()), ("key", key), ("encrypted", encrypted), ("older", older)];
+    for (name, pem) in &files {
+        std::fs::write(folder.join(name), pem).unwrap();
+    }
+    for (scheme, files, reason) in [
+        ("amqp", &["ca=cert"][..], "AMQP_CA (or --amqp-ca): the broker's URL begins with amqp://"),
+        ("amqp", &["cert=cert", "key=key"], "AMQP_CERT (or --amqp-cert): the broker's URL begins with amqp://"),
+        ("amqps", &["cert=cert"], "--amqp-key"),
+        ("amqps", &["key=key"], "--amqp-cert"),
+        ("amqps", &["ca=key"], "AMQP_CA (or --amqp-ca): "),
+        ("amqps", &["cert=key", "key=key"], "AMQP_CERT (or --amqp-cert): "),
+        ("amqps", &["cert=key", "key=key"], "there is no certificate in it"),
+        ("amqps", &["cert=cert", "key=cert"], "AMQP_KEY (or --amqp-key): "),
+        ("amqps", &["cert=cert", "key=cert"], "there is no private key in it"),
+        ("amqps", &["cert=cert", "key=encrypted"], "the key in it is encrypted"),
+        ("amqps", &["cert=cert", "key=older"], "the key in it is encrypted"),
+        ("amqps", &["cert=cert", "key=nowhere"], "AMQP_KEY (or --amqp-key): "),
+    ] {
+        for command in ["run", "demo", "by environment"] {
+            let mut service = Command::new(env!("CARGO_BIN_EXE_dancefinder"));
+            let (url, database) = (format!("{scheme}://localhost:1"), "postgres://postgres@127.0.0.1:1/x");
+            let files = files.iter().map(|file| file.split_once('=').unwrap());
+            service.env("DATABASE_URL", database);
+            if command == "by environment" {
+                service.args(["run"]).env("AMQP_URL", url);
+                let upper = files.map(|(name, file)| (format!("AMQP_{}", name.to_uppercase()), folder.join(file)));
+                service.envs(upper);
+            } else {
+                service.args([command, "--amqp-url", &url]);
+                service.args(files.map(|(name, file)| format!("--amqp-{name}={}", folder.join(file).display())));
+            }
+            // One that starts after all would wait for its database.
+            let output = tokio::time::timeout(LONG, service.kill_on_drop(true).output());
+            let output = output.await.unwrap_or_else(|_| panic!("{command}: it runs, without {reason}")).unwrap();
+            let error = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(2), "{command}: {error}");
+            assert!(error.contains(reason), "{command}, {reason}: {error}");
+        }
+    }
+    std::fs::remove_dir_all(folder).unwrap();
 }
