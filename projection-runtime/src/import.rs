@@ -310,8 +310,17 @@ pub(crate) fn parse(text: &str, projections: &ProjectionSet, unchecked: bool) ->
     if has_nul(data.get()) {
         return Err(format!("the payload: {NUL}"));
     }
-    let incoming =
-        Incoming { id, aggregate_id, aggregate_name, sequence_no, name, version, recorded_at, data: Cow::Owned(data), metadata };
+    let incoming = Incoming {
+        id,
+        aggregate_id,
+        aggregate_name,
+        sequence_no,
+        name,
+        version,
+        recorded_at,
+        data: Cow::Owned(data),
+        metadata,
+    };
     if let Some(known) = known.filter(|_| !unchecked) {
         incoming.check(known, false).map_err(|reason| format!("{reason} (--unchecked takes it as it is)"))?;
     }
@@ -461,7 +470,12 @@ async fn append_durably(pool: &PgPool, events: &[&Incoming<'_>], all: bool) -> s
     }
 }
 
-async fn try_append(pool: &PgPool, events: &[&Incoming<'_>], all: bool, most_appended: &mut u64) -> sqlx::Result<Outcome> {
+async fn try_append(
+    pool: &PgPool,
+    events: &[&Incoming<'_>],
+    all: bool,
+    most_appended: &mut u64,
+) -> sqlx::Result<Outcome> {
     let mut outcome = incoming::append(pool, events, all).await?;
     // If only the answer to the flush was lost, the next attempt finds the events there already.
     *most_appended = outcome.appended.max(*most_appended);

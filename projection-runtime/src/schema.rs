@@ -102,7 +102,8 @@ pub(crate) async fn check(
             let mut problems =
                 event_store(&mut connection, rabbitmq, &|table| !OF_EVENTS.contains(&table)).await.map_err(doing())?;
             problems.extend(own_events(&mut connection).await.map_err(doing())?);
-            let of_events = event_store(events, rabbitmq, &|table| OF_EVENTS.contains(&table)).await.map_err(doing_there())?;
+            let of_events =
+                event_store(events, rabbitmq, &|table| OF_EVENTS.contains(&table)).await.map_err(doing_there())?;
             problems.extend(of_events.into_iter().map(in_events_database));
             problems
         }

@@ -161,7 +161,8 @@ async fn channel() -> (Connection, Channel) {
 async fn publish(channel: &Channel, exchange: &str, id: Uuid) {
     let properties = BasicProperties::default().with_delivery_mode(2).with_message_id(id.to_string().into());
     let options = BasicPublishOptions::default();
-    let confirm = channel.basic_publish(exchange.into(), "Thing.Happened".into(), options, b"{}", properties).await.unwrap();
+    let confirm =
+        channel.basic_publish(exchange.into(), "Thing.Happened".into(), options, b"{}", properties).await.unwrap();
     assert!(confirm.await.unwrap().is_ack());
 }
 

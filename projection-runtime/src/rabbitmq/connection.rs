@@ -12,21 +12,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_rs::Tokio;
-use lapin::tcp::{AsyncTcpStream, OwnedTLSConfig};
+use lapin::tcp::AsyncTcpStream;
 use lapin::types::ShortString;
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Channel, Connection, ConnectionProperties};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::ingest::NotTaken;
+use super::broker_url::Host;
 use super::guard::{self, Guarded, InFlight};
+use super::ingest::NotTaken;
 use super::{ConnectionStatus, RabbitMqOptions, RabbitMqStatus, Trouble};
 use crate::backoff::Backoff;
 use crate::error::BoxError;
 
-/// How long the broker may take to answer a new connection, and to say good-bye.
-const CONNECT: Duration = Duration::from_secs(10);
+/// How long the broker may take to say good-bye.
 const CLOSE: Duration = Duration::from_secs(1);
 /// How often the state of a connection is looked at; that costs nothing but a lock.
 const LOOK: Duration = Duration::from_millis(200);
@@ -56,16 +56,22 @@ impl Drop for Socket {
 }
 
 impl Link {
+    /// Connects to the first of the broker's hosts that takes the connection.
     pub(super) async fn connect(options: &RabbitMqOptions, purpose: &str) -> Result<Self, BoxError> {
+        Ok(reach(options, purpose, 0).await?.link)
+    }
+
+    /// Connects to one host of the broker.
+    async fn connect_to(host: &Host, options: &RabbitMqOptions, purpose: &str) -> Result<Self, BoxError> {
         let name = format!("{} {purpose}", options.service);
         let properties = ConnectionProperties::default().with_connection_name(name.into());
-        let tls = OwnedTLSConfig { identity: None, cert_chain: options.ca.clone() };
+        let tls = options.tls.clone();
         let socket = Socket::default();
         let kept = socket.0.clone();
         let in_flight = InFlight::new(options.max_bytes);
         let admitted = in_flight.clone();
         let connecting = Connection::connector(
-            options.uri.clone(),
+            options.url.at(host),
             guard::runtime(),
             async move |uri: AMQPUri, _| {
                 let address = (uri.authority.host.as_str(), uri.authority.port);
@@ -86,9 +92,10 @@ impl Link {
             },
             properties,
         );
-        match tokio::time::timeout(CONNECT, connecting).await {
+        let patience = options.url.connection_timeout();
+        match tokio::time::timeout(patience, connecting).await {
             Ok(connection) => Ok(Link { connection: connection?, in_flight, _socket: socket }),
-            Err(_) => Err(format!("no answer within {} s", CONNECT.as_secs()).into()),
+            Err(_) => Err(format!("no answer within {} s", patience.as_secs_f64()).into()),
         }
     }
 
@@ -132,6 +139,37 @@ impl Link {
     }
 }
 
+/// A connection, and which of the broker's hosts took it.
+struct Reached {
+    link: Link,
+    /// The host's place in the URL.
+    place: usize,
+    host: String,
+    /// Why there is no connection to the hosts that were tried before, if any were.
+    failed: Option<String>,
+}
+
+/// Tries each host of the broker once, from place `first` on and around, until one takes the connection. A host that does
+/// not answer costs its time-out.
+async fn reach(options: &RabbitMqOptions, purpose: &str, first: usize) -> Result<Reached, BoxError> {
+    let mut failed = Vec::new();
+    for (place, host) in options.url.hosts_from(first) {
+        match Link::connect_to(host, options, purpose).await {
+            Ok(link) => {
+                let failed = (!failed.is_empty()).then(|| failed.join("; "));
+                return Ok(Reached { link, place, host: host.to_string(), failed });
+            }
+            Err(error) => failed.push(at(&host.to_string(), &error).to_string()),
+        }
+    }
+    Err(failed.join("; ").into())
+}
+
+/// Adds the host to an error.
+fn at(host: &str, error: &BoxError) -> BoxError {
+    format!("{host}: {}", crate::error::chain(error.as_ref())).into()
+}
+
 /// Where the status of one connection is kept.
 pub(super) struct Status {
     pub(super) all: watch::Sender<RabbitMqStatus>,
@@ -147,10 +185,24 @@ impl Status {
         });
     }
 
+    /// There is a connection, though perhaps not to the hosts that were tried before.
+    fn reached(&self, Reached { host, failed, .. }: &Reached) {
+        self.change(|connection| {
+            connection.host = Some(host.clone());
+            if let Some(error) = failed {
+                connection.last_trouble = Some(Trouble { at: chrono::Utc::now(), error: error.clone() });
+            }
+        });
+    }
+
     /// The work can begin: exchange, queue and bindings are there.
     pub(super) fn connected(&self) {
-        tracing::info!("connected");
-        self.change(|connection| connection.connected_since = Some(chrono::Utc::now()));
+        let mut host = None;
+        self.change(|connection| {
+            connection.connected_since = Some(chrono::Utc::now());
+            host.clone_from(&connection.host);
+        });
+        tracing::info!(host, "connected");
     }
 
     fn blocked(&self, blocked: bool) {
@@ -172,6 +224,7 @@ impl Status {
 
     fn ended(&self, error: Option<&str>) {
         self.change(|connection| {
+            connection.host = None;
             connection.connected_since = None;
             connection.blocked = false;
             if let Some(error) = error {
@@ -206,17 +259,24 @@ pub(super) async fn keep<W: Work>(
     grace: Duration,
 ) {
     let mut backoff = Backoff::default();
+    // The place of the host that is tried first.
+    let mut first = 0;
     while !stop.is_cancelled() {
-        let link = tokio::select! {
-            link = Link::connect(&options, W::PURPOSE) => link,
+        let reached = tokio::select! {
+            reached = reach(&options, W::PURPOSE, first) => reached,
             () = stop.cancelled() => return,
         };
-        let outcome = match link {
-            Ok(link) => {
+        let outcome = match reached {
+            Ok(reached) => {
+                status.reached(&reached);
+                let Reached { link, place, host, failed } = reached;
+                if let Some(failed) = failed.filter(|_| is_told(&backoff)) {
+                    tracing::warn!(host, failed, "connected to one host of the broker, but not to others");
+                }
                 let since = Instant::now();
                 let outcome = tokio::select! {
-                    outcome = work.work(&link, &status) => outcome,
-                    () = link.ended() => Err("the connection was lost".into()),
+                    outcome = work.work(&link, &status) => outcome.map_err(|error| of_broker(&host, error)),
+                    () = link.ended() => Err(at(&host, &"the connection was lost".into())),
                     // Some of the grace is for the good-bye.
                     () = async { stop.cancelled().await; tokio::time::sleep(grace.saturating_sub(CLOSE)).await } => Ok(()),
                 };
@@ -225,6 +285,10 @@ pub(super) async fn keep<W: Work>(
                 }
                 if since.elapsed() >= LASTING {
                     backoff.reset();
+                    first = place;
+                } else {
+                    // A host may take connections and be of no use: the next one is tried.
+                    first = place + 1;
                 }
                 outcome
             }
@@ -235,11 +299,14 @@ pub(super) async fn keep<W: Work>(
         let error = error.map(|error| crate::error::chain(error.as_ref()));
         status.ended(error.as_deref());
         if let Some(error) = error.filter(|_| !stop.is_cancelled()) {
-            // Once when it begins, and now and then while it lasts.
-            if backoff.tries() % 20 == 0 {
-                let (broker, tries) = (options.broker(), backoff.tries() + 1);
+            if is_told(&backoff) {
+                let (broker, tries) = (options.url.to_string(), backoff.tries() + 1);
                 if is_of_database {
-                    tracing::warn!(error, tries, "the database does not take what comes from RabbitMQ; trying again until it does");
+                    tracing::warn!(
+                        error,
+                        tries,
+                        "the database does not take what comes from RabbitMQ; trying again until it does"
+                    );
                 } else {
                     tracing::warn!(
                         broker,
@@ -255,4 +322,14 @@ pub(super) async fn keep<W: Work>(
             }
         }
     }
+}
+
+/// Whether trouble is logged: once when it begins, and now and then while it lasts.
+fn is_told(backoff: &Backoff) -> bool {
+    backoff.tries().is_multiple_of(20)
+}
+
+/// Adds the host to an error of the broker; one of the database has nothing to do with it.
+fn of_broker(host: &str, error: BoxError) -> BoxError {
+    if error.is::<lapin::Error>() { at(host, &error) } else { error }
 }

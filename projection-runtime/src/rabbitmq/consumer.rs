@@ -51,17 +51,7 @@ pub(super) async fn run(
     let broker = rabbitmq.options.clone();
     let bindings = Bindings::new(broker.bindings(&events));
     let ingest = broker.ingest.then(|| Ingest::new(&broker, events_at.pool(&pool).clone(), events));
-    let intake = Intake {
-        rabbitmq,
-        pool,
-        events_at,
-        bindings,
-        ingest,
-        wake,
-        asked,
-        look: None,
-        stop: stop.clone(),
-    };
+    let intake = Intake { rabbitmq, pool, events_at, bindings, ingest, wake, asked, look: None, stop: stop.clone() };
     connection::keep(intake, broker, status, stop, options.shutdown_grace).await;
 }
 

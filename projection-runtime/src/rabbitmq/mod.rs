@@ -10,9 +10,11 @@
 //! nothing but latency. The relay's position moves only past events that the broker confirmed, in order: each event is
 //! published at least once. The broker may be away at any time, also at the start and at the end.
 //!
-//! `connection` keeps a connection and makes the topology, `relay` publishes, `consumer` wakes, `ingest` feeds a store
-//! that has no other source, `headers` reads those of its messages, `status` is what of it can be seen.
+//! `broker_url` parses the broker's URL, `tls` reads certificates, `connection` keeps a connection through `guard`,
+//! `topology` makes exchange and queues, `relay` publishes, `consumer` wakes, `ingest` feeds a store that has no other
+//! source, `headers` reads those of its messages, `dead_letters` is for an operator, `status` is what of it can be seen.
 
+mod broker_url;
 mod connection;
 mod consumer;
 mod dead_letters;
@@ -22,24 +24,26 @@ mod headers;
 pub(crate) mod ingest;
 mod relay;
 mod status;
+mod tls;
 mod topology;
 
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use lapin::uri::{AMQPAuthority, AMQPUri};
+use lapin::tcp::OwnedTLSConfig;
 use sqlx::PgPool;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use broker_url::BrokerUrl;
 pub use dead_letters::DeadLetter;
 pub(crate) use dead_letters::{Act, Acted, DeadLetters};
 pub(crate) use faults::{drop_messages, repeat_messages};
 pub(crate) use status::processes;
-pub(crate) use topology::remove;
 pub use status::{ConnectionStatus, ConsumerStatus, RabbitMqProcess, RabbitMqStatus, RelayStatus, Trouble};
+pub(crate) use topology::remove;
 pub use topology::{QueueType, Topology};
 
 use crate::error::Error;
@@ -47,7 +51,6 @@ use crate::events_at::EventsAt;
 use crate::manager::ManagerOptions;
 use crate::position::Asked;
 use crate::projection::{EventType, ProjectionSet};
-use crate::url::{SPLIT, splits_password};
 use crate::wake::Wake;
 
 /// The exchange that the services of the system share.
@@ -61,9 +64,9 @@ pub(crate) const MAX_MESSAGE: u64 = 16 << 20;
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct RabbitMqOptions {
-    uri: AMQPUri,
-    /// Certificates in PEM that are trusted beside the system's own.
-    ca: Option<String>,
+    url: BrokerUrl,
+    /// The certificates that are trusted beside the system's own, and the client's certificate.
+    tls: OwnedTLSConfig,
     /// Who publishes: the header `service` of the messages, and the end of the queue's name.
     pub service: String,
     /// The topic exchange; [`EXCHANGE`] unless a deployment has another.
@@ -111,7 +114,7 @@ pub struct RabbitMqOptions {
 impl std::fmt::Debug for RabbitMqOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("RabbitMqOptions")
-            .field("broker", &self.broker())
+            .field("broker", &self.url.to_string())
             .field("service", &self.service)
             .field("exchange", &self.exchange)
             .field("topology", &self.topology)
@@ -130,26 +133,16 @@ impl std::fmt::Debug for RabbitMqOptions {
 impl RabbitMqOptions {
     /// The broker at this URL, `amqp://` or `amqps://`, for this service.
     ///
+    /// `amqp://user:password@host:5672/vhost?heartbeat=10`: without a vhost it is `/`, without a user `guest`. The hosts of
+    /// a cluster are separated by commas: `amqp://user@a,b:5673,[fd00::1]/vhost`. Parameters are `heartbeat` (seconds, 10
+    /// by default), `connection_timeout` (milliseconds that a host may take to answer a new connection, 10,000 by default),
+    /// `channel_max`, `frame_max` (bytes) and `auth_mechanism`.
+    ///
     /// An error never repeats the URL, which may hold a password.
     pub fn new(url: &str, service: impl Into<String>) -> Result<Self, Error> {
-        let Some(rest) = url.strip_prefix("amqp://").or_else(|| url.strip_prefix("amqps://")) else {
-            return Err(Error::AmqpUrl { reason: "it begins with neither amqp:// nor amqps://".to_owned() });
-        };
-        if splits_password(rest) {
-            return Err(Error::AmqpUrl { reason: format!("it {SPLIT}") });
-        }
-        // The parser's own message may hold the URL: say what can be said without it.
-        let mut uri: AMQPUri =
-            url.parse().map_err(|_| Error::AmqpUrl { reason: "it cannot be read as a URL".to_owned() })?;
-        if url.contains("@[") || url.contains("//[") {
-            // The parser would take `localhost` in its place.
-            return Err(Error::AmqpUrl { reason: "an IPv6 address is not understood: give a host name".to_owned() });
-        }
-        // Seconds. The broker's own 60 would have a dead connection noticed after two minutes.
-        uri.query.heartbeat.get_or_insert(10);
         Ok(RabbitMqOptions {
-            uri,
-            ca: None,
+            url: BrokerUrl::parse(url).map_err(|reason| Error::AmqpUrl { reason })?,
+            tls: OwnedTLSConfig::default(),
             service: service.into(),
             exchange: EXCHANGE.to_owned(),
             exchange_type: "topic".to_owned(),
@@ -170,15 +163,25 @@ impl RabbitMqOptions {
         })
     }
 
-    /// Trusts the certificates of this PEM file as well, for `amqps://`.
+    /// Trusts the certificates of this PEM file as well. The URL must be `amqps://`.
     pub fn with_ca_file(mut self, file: &Path) -> Result<Self, Error> {
-        const NONE: &str = "there is no certificate in it (PEM: -----BEGIN CERTIFICATE-----)";
-        let read = std::fs::read_to_string(file);
-        let read = read.and_then(|pem| {
-            if pem.contains("-----BEGIN CERTIFICATE-----") { Ok(pem) } else { Err(std::io::Error::other(NONE)) }
-        });
-        self.ca = Some(read.map_err(|source| Error::AmqpCa { file: file.to_owned(), source })?);
+        self.encrypted(tls::CA)?;
+        self.tls.cert_chain = Some(tls::trusted(file)?);
         Ok(self)
+    }
+
+    /// Shows the broker the certificate of a PEM file, whose private key is in another one. The URL must be `amqps://`.
+    ///
+    /// It is enough to log in if the broker takes `auth_mechanism=external`, and otherwise comes beside user and password.
+    pub fn with_client_certificate(mut self, cert: &Path, key: &Path) -> Result<Self, Error> {
+        self.encrypted(tls::CERT)?;
+        self.tls.identity = Some(tls::identity(cert, key)?);
+        Ok(self)
+    }
+
+    /// Returns an error if the connection is not encrypted, so that a file for TLS would be without effect.
+    fn encrypted(&self, setting: &'static str) -> Result<(), Error> {
+        if self.url.is_tls() { Ok(()) } else { Err(Error::AmqpNotEncrypted { setting }) }
     }
 
     /// The name of the service's queue, like `events.topic.exchange.queue.dancefinder`.
@@ -217,19 +220,13 @@ impl RabbitMqOptions {
 
     /// The same broker, by way of another port of this machine.
     pub(crate) fn through(mut self, port: u16) -> Self {
-        self.uri.authority = AMQPAuthority { host: "127.0.0.1".to_owned(), port, ..self.uri.authority };
+        self.url.set_local(port);
         self
     }
 
-    /// The broker's port.
+    /// The port of the broker's first host.
     pub(crate) fn port(&self) -> u16 {
-        self.uri.authority.port
-    }
-
-    /// The broker without the password.
-    fn broker(&self) -> String {
-        let AMQPUri { scheme, authority, vhost, .. } = &self.uri;
-        format!("{scheme}://{}:{}/{}", authority.host, authority.port, vhost.trim_start_matches('/'))
+        self.url.port()
     }
 }
 

@@ -20,7 +20,7 @@ const GONE: Duration = Duration::from_secs(90);
 /// What one process does with RabbitMQ. The counts are of this process, since its start.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct RabbitMqStatus {
-    /// The broker, without user and password.
+    /// The broker with all its hosts, without user and password.
     pub broker: String,
     /// The exchange.
     pub exchange: String,
@@ -33,6 +33,8 @@ pub struct RabbitMqStatus {
 /// One connection.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct ConnectionStatus {
+    /// The host of the broker that took the connection, like `rabbit-1:5672`; none while there is no connection.
+    pub host: Option<String>,
     /// Since when it has been up; none while the broker is away.
     pub connected_since: Option<DateTime<Utc>>,
     /// The broker is short of memory or disk and takes nothing at the moment.
@@ -105,7 +107,7 @@ pub struct RabbitMqProcess {
 impl RabbitMqStatus {
     pub(super) fn new(options: &RabbitMqOptions) -> Self {
         RabbitMqStatus {
-            broker: options.broker(),
+            broker: options.url.to_string(),
             exchange: options.exchange.clone(),
             relay: options.relay.then(RelayStatus::default),
             consumer: ConsumerStatus::default(),

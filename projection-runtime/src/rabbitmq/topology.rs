@@ -237,7 +237,8 @@ pub(super) struct Deployment {
 
 impl Deployment {
     pub(super) async fn of(pool: &PgPool, service: &str) -> sqlx::Result<Self> {
-        let sql = "SELECT concat_ws('/', system_identifier, (SELECT oid FROM pg_database WHERE datname = current_database()),
+        let sql =
+            "SELECT concat_ws('/', system_identifier, (SELECT oid FROM pg_database WHERE datname = current_database()),
                                     current_schema()),
                           current_database()::text
                    FROM pg_control_system()";
@@ -309,7 +310,8 @@ async fn owner_or(channel: &Channel, queue: &str, or: &Deployment) -> Result<Dep
 async fn read(channel: &Channel, found: BasicGetMessage) -> Result<Deployment, BoxError> {
     let nack = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
     channel.basic_nack(found.delivery.delivery_tag, nack).await?;
-    serde_json::from_slice(&found.delivery.data).map_err(|_| "the queue for the deployment's name has something else".into())
+    serde_json::from_slice(&found.delivery.data)
+        .map_err(|_| "the queue for the deployment's name has something else".into())
 }
 
 /// Takes the queues and the exchange away, with all that is in them.
@@ -325,5 +327,6 @@ pub(crate) async fn remove(options: &RabbitMqOptions) -> Result<(), BoxError> {
 }
 
 fn short(name: &str) -> Result<ShortString, BoxError> {
-    ShortString::try_new(name).map_err(|_| format!("the name `{name}` has more than 255 bytes, which AMQP allows").into())
+    ShortString::try_new(name)
+        .map_err(|_| format!("the name `{name}` has more than 255 bytes, which AMQP allows").into())
 }

@@ -2,20 +2,22 @@
 
 use std::io::{BufRead, IsTerminal, Write};
 
+use super::broker::Names;
 use super::terminal::say;
-use super::{DeadLetterQueue, Service, Usage, commands, terminal};
+use super::{Service, Usage, terminal};
 use crate::BoxError;
 use crate::rabbitmq::{Act, Acted, DeadLetter, DeadLetters, RabbitMqOptions};
 
 pub(super) async fn dead_letters(
     service: &Service,
-    queue: &DeadLetterQueue,
+    names: &Names,
     requeue: &[String],
     drop: &[String],
     yes: bool,
     json: bool,
 ) -> Result<(), BoxError> {
-    let options = options(service, queue)?;
+    let options = names.options(service)?;
+    let options = options.ok_or_else(|| Usage("which RabbitMQ? Give --amqp-url, or set AMQP_URL".to_owned()))?;
     match (requeue, drop) {
         ([], []) => list(&options, json).await,
         (ids, []) => told(&DeadLetters::open(&options).await?.act(Act::Requeue, ids).await?, "requeued", json),
@@ -26,14 +28,6 @@ pub(super) async fn dead_letters(
             told(&DeadLetters::open(&options).await?.act(Act::Drop, ids).await?, "dropped", json)
         }
     }
-}
-
-fn options(service: &Service, queue: &DeadLetterQueue) -> Result<RabbitMqOptions, BoxError> {
-    let mut options = commands::rabbitmq(service, &queue.amqp_url, queue.amqp_ca.as_deref())?;
-    options.exchange.clone_from(&queue.amqp_exchange);
-    options.queue_name.clone_from(&queue.amqp_queue);
-    options.dead_letter_queue_name.clone_from(&queue.amqp_dead_letter_queue);
-    Ok(options)
 }
 
 async fn list(options: &RabbitMqOptions, json: bool) -> Result<(), BoxError> {

@@ -4,6 +4,7 @@
 //! `demo` is the tour; `terminal` is how things look; `waiting` reports what a command waits for; `telemetry` is log lines
 //! and traces.
 
+mod broker;
 mod commands;
 mod dead_letters;
 mod demo;
@@ -30,7 +31,7 @@ use crate::import::ImportOptions;
 use crate::manager::ManagerOptions;
 use crate::printable::printable_lines;
 use crate::projection::ProjectionSet;
-use crate::rabbitmq::{QueueType, Topology};
+use broker::{Broker, DemoBroker, Names};
 use telemetry::LogFormat;
 
 /// A service of projections: hand it over and get the whole command line.
@@ -111,7 +112,9 @@ impl Service {
                 return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
             }
         };
-        if let Command::Run { broker: Broker { ingest: true, no_relay: false, .. }, .. } = &cli.command {
+        if let Command::Run { broker, .. } = &cli.command
+            && broker.goes_round()
+        {
             const WHY: &str =
                 "--ingest needs --no-relay: what came from the broker would go back to it, again and again";
             Cli::command()
@@ -159,9 +162,7 @@ impl Service {
     async fn command(&self, cli: Cli) -> Result<(), crate::BoxError> {
         let database = cli.database;
         match cli.command {
-            Command::Demo { keep, amqp_url, amqp_ca } => {
-                demo::demo(self, database.url, amqp_url.zip(Some(amqp_ca)), keep).await
-            }
+            Command::Demo { keep, broker } => demo::demo(self, database.url, broker.access(), keep).await,
             Command::Migrate => migrate::migrate(self, &database).await,
             Command::Run { broker, http, no_listen, synchronous_commit, check_tables, on_error, when_stale } => {
                 let options = ManagerOptions {
@@ -190,8 +191,8 @@ impl Service {
             Command::Import { file, skip_invalid, unchecked, json } => {
                 commands::import(self, &database, &file, ImportOptions { skip_invalid, unchecked }, json).await
             }
-            Command::DeadLetters { queue, list: _, requeue, drop, yes, json } => {
-                dead_letters::dead_letters(self, &queue, &requeue, &drop, yes, json).await
+            Command::DeadLetters { names, list: _, requeue, drop, yes, json } => {
+                dead_letters::dead_letters(self, &names, &requeue, &drop, yes, json).await
             }
             Command::Reset { names } | Command::Rebuild { names, in_place: true, .. } => {
                 commands::reset(self, &database, &names).await
@@ -245,9 +246,11 @@ fn from_environment(error: &clap::Error) -> Option<String> {
 struct Usage(String);
 
 fn is_usage(error: &BoxError) -> bool {
-    use crate::Error::{AmqpCa, AmqpUrl, NoReason, UnknownProjection};
-    let wrong =
-        |error: &crate::Error| matches!(error, UnknownProjection { .. } | NoReason | AmqpUrl { .. } | AmqpCa { .. });
+    use crate::Error::{AmqpFile, AmqpNotEncrypted, AmqpUrl, NoReason, UnknownProjection};
+    let wrong = |error: &crate::Error| {
+        let of_broker = matches!(error, AmqpUrl { .. } | AmqpFile { .. } | AmqpNotEncrypted { .. });
+        of_broker || matches!(error, UnknownProjection { .. } | NoReason)
+    };
     error.is::<Usage>() || error.downcast_ref().is_some_and(wrong)
 }
 
@@ -288,83 +291,6 @@ struct Database {
     /// The database with the events, where that is another one than that of the read models
     #[arg(long, env = "EVENTS_URL", hide_env_values = true, global = true, value_name = "URL")]
     events_url: Option<String>,
-}
-
-#[derive(Debug, Args)]
-struct Broker {
-    /// The RabbitMQ to publish events to and to be woken by, like `amqp://user@host/vhost`; without it there is none
-    #[arg(long = "amqp-url", env = "AMQP_URL", hide_env_values = true, value_name = "URL")]
-    amqp_url: Option<String>,
-    /// Certificates (PEM) to trust for `amqps://`, beside the system's
-    #[arg(long, env = "AMQP_CA", value_name = "FILE")]
-    amqp_ca: Option<PathBuf>,
-    /// The topic exchange; the queue is called after it and the service
-    #[arg(long, env = "AMQP_EXCHANGE", value_name = "NAME", default_value = crate::EXCHANGE)]
-    amqp_exchange: String,
-    /// The exchange's type, if the service declares it
-    #[arg(long, env = "AMQP_EXCHANGE_TYPE", value_name = "TYPE", default_value = "topic")]
-    amqp_exchange_type: String,
-    /// The exchange for messages that no queue wants, if the service declares its own
-    #[arg(long, env = "AMQP_ALTERNATE_EXCHANGE", value_name = "NAME")]
-    amqp_alternate_exchange: Option<String>,
-    /// Whether the service declares exchange, queues and bindings, or finds those of an operator (`passive`)
-    #[arg(long, env = "AMQP_TOPOLOGY", value_enum, default_value_t = Topology::Declare)]
-    amqp_topology: Topology,
-    /// The queue, if it is not `<exchange>.queue.<service>`
-    #[arg(long, env = "AMQP_QUEUE", value_name = "NAME")]
-    amqp_queue: Option<String>,
-    /// The queue's type, if the service declares it
-    #[arg(long, env = "AMQP_QUEUE_TYPE", value_enum, default_value_t = QueueType::Classic)]
-    amqp_queue_type: QueueType,
-    /// Most messages in the queue, if the service declares it; the oldest are dropped, which loses nothing but wake-ups
-    #[arg(long, env = "AMQP_QUEUE_LENGTH", value_name = "MESSAGES", conflicts_with = "ingest", value_parser = clap::value_parser!(u32).range(1..))]
-    amqp_queue_length: Option<u32>,
-    /// The queue for dead letters, if it is not `<queue>.dead-letter`
-    #[arg(long, env = "AMQP_DEAD_LETTER_QUEUE", value_name = "NAME")]
-    amqp_dead_letter_queue: Option<String>,
-    /// With `--ingest`: routing keys of the messages to take, like `Band.*` [default: all of the aggregates that the
-    /// projections know]
-    #[arg(long, env = "INGEST_BIND", value_name = "KEY", value_delimiter = ',', requires = "ingest")]
-    ingest_bind: Vec<String>,
-    /// Publish nothing: the write side does so by itself
-    #[arg(long, requires = "amqp_url")]
-    no_relay: bool,
-    /// Append the messages to the event store, where that has no other source; needs `--no-relay`
-    #[arg(long, requires = "amqp_url")]
-    ingest: bool,
-    /// With `--ingest`: append also messages whose payload this program cannot read, instead of dead-lettering them
-    #[arg(long, requires = "ingest")]
-    unchecked: bool,
-    /// With `--ingest`: append an event also if earlier ones of its aggregate are missing, by `sequence_no`; otherwise it
-    /// waits for them, and becomes a dead letter after 10 s
-    #[arg(long, requires = "ingest")]
-    ingest_gaps: bool,
-    /// Bytes of messages that may be in flight to this process, like `64MiB`
-    #[arg(long, env = "AMQP_MAX_BYTES", value_name = "SIZE", default_value = "64MiB", value_parser = size)]
-    amqp_max_bytes: u64,
-    /// With `--ingest`: the largest message that becomes an event; a larger one becomes a dead letter
-    #[arg(long, env = "MAX_MESSAGE", value_name = "SIZE", default_value = "16MiB", value_parser = size)]
-    max_message: u64,
-}
-
-/// Where the dead letters are.
-#[derive(Debug, Args)]
-struct DeadLetterQueue {
-    /// The RabbitMQ, like `amqp://user@host/vhost`
-    #[arg(long = "amqp-url", env = "AMQP_URL", hide_env_values = true, value_name = "URL")]
-    amqp_url: String,
-    /// Certificates (PEM) to trust for `amqps://`, beside the system's
-    #[arg(long, env = "AMQP_CA", value_name = "FILE")]
-    amqp_ca: Option<PathBuf>,
-    /// The exchange, after which the queues are called
-    #[arg(long, env = "AMQP_EXCHANGE", value_name = "NAME", default_value = crate::EXCHANGE)]
-    amqp_exchange: String,
-    /// The service's queue, if it is not `<exchange>.queue.<service>`
-    #[arg(long, env = "AMQP_QUEUE", value_name = "NAME")]
-    amqp_queue: Option<String>,
-    /// The queue for dead letters, if it is not `<queue>.dead-letter`
-    #[arg(long, env = "AMQP_DEAD_LETTER_QUEUE", value_name = "NAME")]
-    amqp_dead_letter_queue: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -417,14 +343,6 @@ fn seconds(text: &str) -> Result<f64, String> {
     let seconds: f64 = text.parse().map_err(|_| "expects seconds, like 2.5".to_owned())?;
     std::time::Duration::try_from_secs_f64(seconds).map_err(|error| format!("expects seconds, like 2.5: {error}"))?;
     Ok(seconds)
-}
-
-/// A number of bytes, with a unit or without.
-fn size(text: &str) -> Result<u64, String> {
-    const UNITS: [(&str, u64); 4] = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("", 1)];
-    let of_unit = |(unit, bytes): &(&str, u64)| text.strip_suffix(unit)?.trim().parse::<u64>().ok()?.checked_mul(*bytes);
-    let size = UNITS.iter().find_map(of_unit).filter(|size| *size > 0);
-    size.ok_or_else(|| "expects a number of bytes, like 67108864, 64MiB or 1GiB".to_owned())
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {
@@ -498,12 +416,8 @@ enum Command {
         /// Stay up at the end, and say how to connect
         #[arg(long)]
         keep: bool,
-        /// Show it through the RabbitMQ at this URL, in an exchange of its own
-        #[arg(long, value_name = "URL")]
-        amqp_url: Option<String>,
-        /// Certificates (PEM) to trust for `amqps://`, beside the system's
-        #[arg(long, value_name = "FILE", requires = "amqp_url")]
-        amqp_ca: Option<PathBuf>,
+        #[command(flatten)]
+        broker: DemoBroker,
     },
     /// Make or update the schema
     #[command(after_help = MIGRATE_HELP)]
@@ -577,7 +491,7 @@ enum Command {
     #[command(after_help = DEAD_LETTERS_HELP)]
     DeadLetters {
         #[command(flatten)]
-        queue: DeadLetterQueue,
+        names: Names,
         /// List them, from the oldest; done if nothing else is asked for
         #[arg(long)]
         list: bool,

@@ -217,9 +217,11 @@ fn rabbitmq(process: &RabbitMqProcess) -> String {
     let [broker, exchange] = [broker, exchange].map(shown);
     let time = |at: &DateTime<Utc>| at.format("%Y-%m-%d %H:%M:%S UTC").to_string();
     let line = |part: &str, connection: &ConnectionStatus, counts: String| {
+        // A process of an older version names no host.
+        let to = connection.host.as_ref().map(|host| format!(" to {}", shown(host))).unwrap_or_default();
         let since = match &connection.connected_since {
-            Some(since) if connection.blocked => format!("blocked by the broker, connected since {}", time(since)),
-            Some(since) => format!("connected since {}", time(since)),
+            Some(since) if connection.blocked => format!("blocked by the broker, connected{to} since {}", time(since)),
+            Some(since) => format!("connected{to} since {}", time(since)),
             None => "not connected".to_owned(),
         };
         let trouble = connection.last_trouble.as_ref();

@@ -415,9 +415,10 @@ function renderBroker({ relays, rabbitmq }) {
 }
 
 function renderConnection(node, [name, status, counts]) {
-  const { connected_since, blocked, last_trouble } = status.connection;
+  const { host, connected_since, blocked, last_trouble } = status.connection;
   const newest = status.newest_dead_letter;
-  const since = connected_since ? `connected since ${utc(connected_since)}` : "not connected";
+  const to = host ? ` to ${host}` : "";
+  const since = connected_since ? `connected${to} since ${utc(connected_since)}` : "not connected";
   const called = { dead_lettered: "dead-lettered", dead_letters: "dead letters now", returned: "wanted by no queue" };
   setLevel(node, connected_since && !blocked && !(status.dead_letters > 0) ? "ok" : "warn");
   setTexts(node, {

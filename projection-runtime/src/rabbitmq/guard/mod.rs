@@ -32,9 +32,9 @@ use async_rs::{Runtime, Tokio};
 use futures_util::{AsyncRead, AsyncWrite, Stream};
 use lapin::AsyncTcpStream;
 
-use frames::{Frames, Step};
 #[cfg(fuzzing)]
 pub(crate) use frames::guarded;
+use frames::{Frames, Step};
 pub(in crate::rabbitmq) use in_flight::InFlight;
 pub(in crate::rabbitmq) use readable::{UNREADABLE, UNREADABLE_PROPERTIES};
 
@@ -73,10 +73,7 @@ impl Reactor for GuardedTokio {
         self.0.interval(duration)
     }
 
-    fn tcp_connect_addr(
-        &self,
-        address: SocketAddr,
-    ) -> impl Future<Output = io::Result<Guarded>> + Send + 'static {
+    fn tcp_connect_addr(&self, address: SocketAddr) -> impl Future<Output = io::Result<Guarded>> + Send + 'static {
         let connecting = self.0.tcp_connect_addr(address);
         async move { Ok(Guarded::new(AsyncTcpStream::Plain(connecting.await?), InFlight::unlimited())) }
     }

@@ -30,8 +30,7 @@ const EXPIRATION: &str = "x-dead-letter-expiration";
 const USER_ID: &str = "x-dead-letter-user-id";
 /// Number of bytes before the body that are the original headers, as AMQP encodes a table.
 const HEADERS_IN_BODY: &str = "x-dead-letter-headers-in-body";
-const OURS: [&str; 8] =
-    [ID, REASON, AT, ORIGINAL_EXCHANGE, ORIGINAL_ROUTING_KEY, EXPIRATION, USER_ID, HEADERS_IN_BODY];
+const OURS: [&str; 8] = [ID, REASON, AT, ORIGINAL_EXCHANGE, ORIGINAL_ROUTING_KEY, EXPIRATION, USER_ID, HEADERS_IN_BODY];
 
 const CLASS_BASIC: u16 = 60;
 const PERSISTENT: u8 = 2;
@@ -83,8 +82,7 @@ pub(crate) fn original<'a>(dead: &'a Delivery, queue: &str) -> Result<Outgoing<'
         (table, body) = (parse_field_table(encoded).map_err(|_| broken())?.1, rest);
     }
     let kept = table.inner().iter().filter(|(name, _)| !OURS.contains(&name.as_str()));
-    let mut kept: BTreeMap<ShortString, AMQPValue> =
-        kept.map(|(name, value)| (name.clone(), value.clone())).collect();
+    let mut kept: BTreeMap<ShortString, AMQPValue> = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
     // By these two, ingest knows the exchange and the key.
     for (name, value) in [(ORIGINAL_EXCHANGE, exchange), (ORIGINAL_ROUTING_KEY, routing_key)] {
         kept.insert(name.into(), AMQPValue::LongString(LongString::from(value)));

@@ -110,7 +110,12 @@ impl Ingest {
     }
 
     /// Settles the messages of a burst, which may be empty, and those that have waited for them or for long enough.
-    pub(super) async fn take(&mut self, link: &Link, channel: &Channel, burst: Vec<Delivery>) -> Result<Settled, BoxError> {
+    pub(super) async fn take(
+        &mut self,
+        link: &Link,
+        channel: &Channel,
+        burst: Vec<Delivery>,
+    ) -> Result<Settled, BoxError> {
         let mut settled = Settled::default();
         if !burst.is_empty() {
             self.consumer.note(&self.pool).await.map_err(not_taken)?;
@@ -193,11 +198,11 @@ impl Ingest {
         if messages.is_empty() {
             return Ok(Vec::new());
         }
-        let stored = self.consumer.append(&self.pool, messages, self.gaps).await.map_err(|error| {
-            match error.downcast::<sqlx::Error>() {
-                Ok(error) => not_taken(*error),
-                Err(other) => other,
-            }
+        let stored = self.consumer.append(&self.pool, messages, self.gaps).await.map_err(|error| match error
+            .downcast::<sqlx::Error>()
+        {
+            Ok(error) => not_taken(*error),
+            Err(other) => other,
         })?;
         if let Some(event) = stored.event {
             Durable::flush(&self.pool, event).await?;

@@ -43,7 +43,9 @@ pub(super) struct Stored {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("another process consumes the queue {0} now; the broker delivers to that one what this one has not acknowledged")]
+#[error(
+    "another process consumes the queue {0} now; the broker delivers to that one what this one has not acknowledged"
+)]
 struct Replaced(String);
 
 impl Consumer {
@@ -87,7 +89,12 @@ impl Consumer {
     /// Appends the events in one transaction. An error that is not of an event is returned, and then nothing is appended.
     ///
     /// Nobody may be told that an event is stored before [`Durable::flush`](crate::durable::Durable::flush).
-    pub(super) async fn append(&mut self, pool: &PgPool, messages: &[Message<'_>], gaps: bool) -> Result<Stored, BoxError> {
+    pub(super) async fn append(
+        &mut self,
+        pool: &PgPool,
+        messages: &[Message<'_>],
+        gaps: bool,
+    ) -> Result<Stored, BoxError> {
         match self.append_together(pool, messages, gaps).await? {
             Some(stored) => Ok(stored),
             None => self.append_one_by_one(pool, messages, gaps).await,
@@ -203,7 +210,8 @@ async fn known(tx: &mut PgConnection, events: &[&Incoming<'_>]) -> sqlx::Result<
     let sql = sqlx::AssertSqlSafe(format!("SELECT {} FROM events WHERE id = ANY($1)", StoredEvent::COLUMNS));
     let stored: Vec<StoredEvent> = sqlx::query_as(sql).bind(&ids).fetch_all(&mut *tx).await?;
     let stored: HashMap<Uuid, StoredEvent> = stored.into_iter().map(|event| (event.id, event)).collect();
-    let same_id = |(index, event): (usize, &&Incoming<'_>)| Some((index, event.difference_to_stored(stored.get(&event.id)?)));
+    let same_id =
+        |(index, event): (usize, &&Incoming<'_>)| Some((index, event.difference_to_stored(stored.get(&event.id)?)));
     let stored = events.iter().enumerate().filter_map(same_id).collect();
 
     let mut numbered: Vec<Uuid> =

@@ -66,7 +66,8 @@ fn full(user: Uuid, number: i64, more: &[(&str, AMQPValue)]) -> (String, Vec<u8>
 
 fn assert_full(dead: &Delivery, exchange: &Exchange) {
     let of = &dead.properties;
-    let texts = [of.content_type(), of.content_encoding(), of.correlation_id(), of.reply_to(), of.app_id(), of.cluster_id()];
+    let texts =
+        [of.content_type(), of.content_encoding(), of.correlation_id(), of.reply_to(), of.app_id(), of.cluster_id()];
     let texts = texts.map(|text| text.as_ref().unwrap().as_str());
     assert_eq!(texts, ["application/json", "identity", "correlation", "reply", "app", "cluster"]);
     assert!(of.message_id().as_ref().unwrap().as_str().starts_with("message "), "{of:?}");
@@ -90,7 +91,10 @@ async fn requeued_when_the_cause_is_gone() {
     exchange.publish([full(user, 2, &[]), full(user, 3, &[])]).await;
     eventually("both are dead letters", LONG, || async { running.status().consumer.dead_lettered == 2 }).await;
     let dead = listed(&exchange);
-    assert_eq!((dead[0]["message_id"].as_str(), dead[1]["message_id"].as_str()), (Some("message 2"), Some("message 3")));
+    assert_eq!(
+        (dead[0]["message_id"].as_str(), dead[1]["message_id"].as_str()),
+        (Some("message 2"), Some("message 3"))
+    );
     assert_eq!(dead[0]["routing_key"], "City.Ignored");
     assert!(dead[0]["reason"].as_str().unwrap().contains("event 1 of it has not come"), "{dead:?}");
     assert!(dead[0]["body"].as_str().unwrap().contains("Mora"));

@@ -178,7 +178,11 @@ async fn messages_that_come_again() {
     tcp.stall(false);
     consumed(6).await;
     let status = running.status().consumer;
-    assert_eq!(counts(&status), (6 - again, again, 0), "what was stored and not acknowledged was counted when it came again");
+    assert_eq!(
+        counts(&status),
+        (6 - again, again, 0),
+        "what was stored and not acknowledged was counted when it came again"
+    );
     assert_eq!(stored(&db).await, 6);
 
     // Not committed.

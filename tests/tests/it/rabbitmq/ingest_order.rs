@@ -144,7 +144,8 @@ async fn a_process_that_was_replaced_stores_nothing() {
     database.stall(false);
     eventually("the first notices", LONG, || async {
         let trouble = first.status().consumer.connection.last_trouble;
-        trouble.is_some_and(|trouble| trouble.error.contains("another process consumes") || trouble.error.contains("lost"))
+        trouble
+            .is_some_and(|trouble| trouble.error.contains("another process consumes") || trouble.error.contains("lost"))
     })
     .await;
     broker.stall(false);
@@ -180,7 +181,10 @@ async fn numbers_that_are_not_the_next() {
     let mut reasons: Vec<String> = dead_letters(&exchange).await.iter().map(reason_of).collect();
     reasons.sort();
     assert!(reasons[0].contains("its name is CityIgnored, not CityUnignored"), "{reasons:#?}");
-    assert!(reasons[1].contains("sequence_no 6") && reasons[1].contains("events 4 to 5 of it have not come"), "{reasons:#?}");
+    assert!(
+        reasons[1].contains("sequence_no 6") && reasons[1].contains("events 4 to 5 of it have not come"),
+        "{reasons:#?}"
+    );
     assert!(reasons[2].contains("sequence_no 7") && reasons[2].contains("requeue"), "{reasons:#?}");
     exchange.publish([4, 5, 6].map(|number| numbered("Ignored", user, "in time", number))).await;
     eventually("the aggregate goes on", LONG, || async { running.status().consumer.ingested == 7 }).await;

@@ -1,9 +1,11 @@
 //! RabbitMQ, real: whatever the broker does, the read models end up right and the service stays up.
 
+mod broker_url;
 mod consumer;
 mod dead_letters;
 mod faults;
 mod hostile;
+mod hosts;
 mod ingest;
 mod ingest_identity;
 mod ingest_memory;

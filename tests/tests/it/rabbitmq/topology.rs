@@ -98,7 +98,9 @@ async fn an_operators_topology() {
     let bind = QueueBindOptions::default();
     channel.queue_bind("made.by.an.operator".into(), name.into(), "City.*".into(), bind, none).await.unwrap();
     connected(&running).await;
-    exchange.publish([city("Ignored", Uuid::new_v4(), "Mora", &[]), city("Renamed", Uuid::new_v4(), "Mora", &[])]).await;
+    exchange
+        .publish([city("Ignored", Uuid::new_v4(), "Mora", &[]), city("Renamed", Uuid::new_v4(), "Mora", &[])])
+        .await;
     eventually("both are dealt with", LONG, || async { running.status().consumer.consumed == 2 }).await;
     let status = running.stop().await.consumer;
     assert_eq!((status.ingested, status.dead_lettered), (1, 1));
@@ -124,7 +126,8 @@ async fn an_exchange_that_was_deleted() {
         eventually("messages come again", LONG, || async {
             let (_connection, channel) = exchange.channel().await;
             let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
-            let found = channel.exchange_declare(name.into(), ExchangeKind::Topic, passive, FieldTable::default()).await;
+            let found =
+                channel.exchange_declare(name.into(), ExchangeKind::Topic, passive, FieldTable::default()).await;
             if found.is_ok() {
                 exchange.publish([city("Ignored", Uuid::new_v4(), "Mora", &[])]).await;
             }
@@ -241,7 +244,8 @@ async fn events_that_no_projection_handles() {
     .execute(&there.pool)
     .await
     .unwrap();
-    eventually("those of known aggregates are ingested", LONG, || async { ingest.status().consumer.ingested == 2 }).await;
+    eventually("those of known aggregates are ingested", LONG, || async { ingest.status().consumer.ingested == 2 })
+        .await;
     relay.stop().await;
     ingest.stop().await;
     let names: Vec<String> =

@@ -91,11 +91,8 @@ fn long(bytes: &[u8]) -> Vec<u8> {
 fn nested(levels: usize, arrays: bool) -> Vec<u8> {
     let mut value = Vec::new();
     for _ in 1..levels {
-        value = if arrays {
-            [&b"A"[..], &long(&value)].concat()
-        } else {
-            [&short(b"h")[..], b"F", &long(&value)].concat()
-        };
+        value =
+            if arrays { [&b"A"[..], &long(&value)].concat() } else { [&short(b"h")[..], b"F", &long(&value)].concat() };
     }
     if arrays {
         value = [&short(b"h")[..], &value].concat();
