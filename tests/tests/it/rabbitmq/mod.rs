@@ -1,5 +1,6 @@
 //! RabbitMQ, real: whatever the broker does, the read models end up right and the service stays up.
 
+mod asyncapi;
 mod consumer;
 mod faults;
 mod hostile;
