@@ -2,6 +2,7 @@
 //! messages.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::Command;
 
 use dancefinder_projections::{BandProjection, DanceHallProjection, EventProjection, UserPreferencesProjection};
@@ -280,4 +281,40 @@ async fn the_command_and_the_service_agree() {
     let service = Service::start(&db, &broker).await;
     let (_, answered) = service.get("/api/asyncapi.json").await;
     assert_eq!(serde_json::from_str::<Value>(&answered).unwrap(), other);
+}
+
+/// Returns the command that runs the program of `tests/interop`, with AsyncAPI's parser installed.
+fn node(program: &str) -> Command {
+    const PARSER: &str = "@asyncapi/parser@3.6.6";
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/npm");
+    std::fs::create_dir_all(&folder).unwrap();
+    let mut npm = Command::new("npm");
+    npm.args(["install", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error", PARSER]);
+    let installed = npm.arg("--prefix").arg(&folder).output();
+    let installed = installed.expect("npm cannot be run: install it (apt-get install nodejs npm)");
+    assert!(installed.status.success(), "npm: {}", String::from_utf8_lossy(&installed.stderr));
+    let mut node = Command::new("node");
+    node.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("interop").join(program));
+    node.env("NODE_PATH", folder.join("node_modules"));
+    node
+}
+
+/// AsyncAPI's own parser finds no mistake in the documents of DanceFinder and of events of every kind.
+#[test]
+fn the_documents_are_valid() {
+    let folder = std::env::temp_dir().join(format!("asyncapi-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let printed = folder.join("dancefinder.json");
+    std::fs::write(&printed, dancefinder(&["asyncapi"], None)).unwrap();
+    let of_all = folder.join("tests.json");
+    let set = projections![Homes, Descriptions, BandProjection];
+    std::fs::write(&of_all, AsyncApi::new("tests", "1.0.0").document(&set).to_string()).unwrap();
+    let output = node("asyncapi.mjs").args([printed, of_all]).output().expect("node");
+    std::fs::remove_dir_all(&folder).unwrap();
+    let found = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{found}{}", String::from_utf8_lossy(&output.stderr));
+    // A newer version of AsyncAPI is recommended, which fewer tools read.
+    let found: Vec<&str> = found.lines().filter(|line| !line.starts_with("information: The latest version")).collect();
+    let valid = ["valid: 36 channels, 36 operations, 36 messages", "valid: 4 channels, 4 operations, 12 messages"];
+    assert_eq!(found, valid);
 }
