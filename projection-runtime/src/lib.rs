@@ -11,7 +11,8 @@
 //! Off this path: `handler` and `contradiction` are for the compiler's messages, `classification` decides whether an
 //! error is transient, of the event or of the environment, `error_policy` says what is done at a failing event, `wake`
 //! wakes the loops, `rabbitmq` publishes and is woken, `schema`, `reset`, `rebuild`, `fingerprint`, `control`, `wait`,
-//! `status` and `import` are what an operator asks for, `written` sees what a transaction wrote, `pulse` whether loops
+//! `status` and `import` are what an operator asks for, `asyncapi` describes the messages for other teams by the schemas of
+//! `payload_schema`, `written` sees what a transaction wrote, `pulse` whether loops
 //! are alive, `holder` names the holder of a lock, `metrics` what they did, `http` tells it to others, `service` is the
 //! command line, `migrations` its schema, `testing` the test kit, which `probe` shows moments to.
 
@@ -19,6 +20,7 @@
 extern crate self as projection_runtime;
 
 mod append;
+mod asyncapi;
 mod backoff;
 mod classification;
 mod columns;
@@ -42,6 +44,7 @@ mod lookups;
 mod manager;
 mod metrics;
 mod migrations;
+mod payload_schema;
 mod pool;
 mod pooler;
 mod position;
@@ -75,6 +78,7 @@ pub mod postgres_server;
 pub mod service;
 pub mod testing;
 
+pub use asyncapi::AsyncApi;
 pub use columns::Columns;
 pub use error::{ApplyError, BoxError, Error, Refusal};
 pub use error_policy::{ErrorPolicy, OnError};
@@ -334,6 +338,8 @@ pub use rebuild::{
     TableDifference,
 };
 pub use schema::{Check, Problem};
+/// For `#[derive(JsonSchema)]` of [events](derive@DomainEvent).
+pub use schemars;
 pub use sqlx::PgConnection;
 pub use status::{Failure, PartitionStatus, ProjectionStatus, Rebuilding, RelayProgress, State, Status};
 pub use store::{Appended, EventStore, ExpectedVersion, Page, PageLimit};
@@ -352,13 +358,14 @@ pub mod __private {
     };
     pub use crate::error::{RunError, at};
     pub use crate::handler::{Handler, argument, outcome, run, run_name, send};
+    pub use crate::payload_schema::{FieldAliases, OlderSchemas, PayloadSchema, SchemaOf, WithSchema, WithoutSchema};
     pub use crate::projection::{Form, execute, not_handled, run_not_handled, stand_in};
     pub use crate::read_model::{
         AggregateKey, AnyType, Changes, Column, Field, FieldType, IsOption, PgQuery, RowOf, aggregate_key, is_first,
         key, key_part, row_outcome,
     };
     pub use crate::routing_key::{bytes as routing_key_bytes, length as routing_key_length, text as routing_key};
-    pub use crate::versions::{newest, oldest, upcast};
+    pub use crate::versions::{oldest, upcast};
     pub use core::result::Result;
     pub use sqlx::Error as SqlxError;
     pub use sqlx::postgres::PgRow;

@@ -25,6 +25,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use sqlx::migrate::Migrator;
 
 use crate::BoxError;
+use crate::asyncapi::AsyncApi;
 use crate::error_policy::OnError;
 use crate::fingerprint::WhenStale;
 use crate::import::ImportOptions;
@@ -178,6 +179,10 @@ impl Service {
             Command::Status { watch: true, .. } => commands::watch(self, &database).await,
             Command::Status { json, .. } => commands::status(self, &database, json).await,
             Command::Health { http_addr, ready } => health::health(http_addr, ready),
+            Command::Asyncapi { amqp_exchange } => {
+                let api = AsyncApi { exchange: amqp_exchange, ..AsyncApi::new(self.name, self.version) };
+                Ok(terminal::json(&api.document(&self.projections))?)
+            }
             Command::Completions { shell } => {
                 let (mut command, mut script) = (Cli::command().name(self.name).bin_name(self.name), Vec::new());
                 clap_complete::generate(shell, &mut command, self.name, &mut script);
@@ -405,6 +410,10 @@ Example: `accept band`, after a change of a handler that makes the same rows, wh
 
 const RETRY_HELP: &str = "Example: `retry dancehall`, after the handler, or the table, was mended.";
 
+const ASYNCAPI_HELP: &str = "\
+Example: `asyncapi >asyncapi.json`, and compare it with the committed one to see what changes for consumers. A running \
+process answers it at `/api/asyncapi.json`.";
+
 const COMPLETIONS_HELP: &str = "\
 Example: `source <(dancefinder-projections completions bash)`, or into a file where the shell looks for them.";
 
@@ -606,6 +615,13 @@ enum Command {
         /// The projections
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
+    },
+    /// Print the AsyncAPI document, JSON: the messages that this service publishes and ingests, with their schemas
+    #[command(after_help = ASYNCAPI_HELP)]
+    Asyncapi {
+        /// The topic exchange
+        #[arg(long, env = "AMQP_EXCHANGE", value_name = "NAME", default_value = crate::EXCHANGE)]
+        amqp_exchange: String,
     },
     /// Print completions for a shell
     #[command(after_help = COMPLETIONS_HELP)]

@@ -2,6 +2,7 @@
 
 mod append;
 mod astray;
+mod asyncapi;
 mod check;
 mod check_read_models;
 mod checkpoint_holder;

@@ -1,5 +1,6 @@
 //! RabbitMQ, real: whatever the broker does, the read models end up right and the service stays up.
 
+mod asyncapi;
 mod broker_url;
 mod consumer;
 mod dead_letters;
