@@ -211,6 +211,14 @@ impl AsyncApi {
                     "type": "string", "contentMediaType": "application/json",
                     "description": "JSON text of an object: what the writer added. Absent if it is longer than 32 KiB.",
                 },
+                "event_name": {
+                    "type": "string",
+                    "description": "The event's name if the property `type` has no room for it: 255 bytes.",
+                },
+                "x-truncated": {
+                    "type": "string",
+                    "description": "What had no room and is left out or cut, separated by commas: `metadata`, `type`, `routing_key`.",
+                },
             },
         })
     }
@@ -299,7 +307,8 @@ fn ingested_headers() -> Value {
             "aggregate_name": { "type": "string", "description": "The aggregate's type; by default that of the event." },
             "sequence_no": {
                 "type": "integer", "minimum": 1,
-                "description": "The number of the event within its aggregate; by default the next one.",
+                "description": "The number of the event within its aggregate; by default the next one. Another one than the next \
+                    waits for those before it, and is dead-lettered after 10 s.",
             },
             "version": {
                 "type": "integer", "minimum": 1,
@@ -323,7 +332,8 @@ fn ingested_properties() -> Value {
         "properties": {
             "message_id": {
                 "type": "string",
-                "description": "Identifies the event: a repetition has the same, another event another.",
+                "description": "Identifies the event, a UUID by itself, other texts together with the publisher (`app_id`, or the \
+                    header `service`): a repetition has the same, another event another.",
             },
             "type": { "type": "string", "description": "The event's name; by default the event of the routing key." },
             "timestamp": { "type": "integer", "description": "When the event happened, in seconds since 1970." },

@@ -24,7 +24,7 @@ const SHOWN: usize = 200;
 
 /// A message that became no event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct DeadLetter {
+pub(crate) struct DeadLetter {
     /// By which it is requeued or dropped.
     pub id: String,
     /// Why it became no event.

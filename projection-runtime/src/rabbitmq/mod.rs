@@ -38,7 +38,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use broker_url::BrokerUrl;
-pub use dead_letters::DeadLetter;
+pub(crate) use dead_letters::DeadLetter;
 pub(crate) use dead_letters::{Act, Acted, DeadLetters};
 pub(crate) use faults::{drop_messages, repeat_messages};
 pub(crate) use status::processes;

@@ -36,7 +36,7 @@ use lapin::AsyncTcpStream;
 pub(crate) use frames::guarded;
 use frames::{Frames, Step};
 pub(in crate::rabbitmq) use in_flight::InFlight;
-pub(in crate::rabbitmq) use readable::{UNREADABLE, UNREADABLE_PROPERTIES};
+pub(in crate::rabbitmq) use readable::UNREADABLE;
 
 /// Number of bytes that are read from the connection at once.
 const READ: usize = 64 << 10;

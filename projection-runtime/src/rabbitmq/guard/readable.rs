@@ -5,7 +5,7 @@ use amq_protocol::frame::parse_frame;
 /// A header of a message whose properties could not be read: why.
 pub(in crate::rabbitmq) const UNREADABLE: &str = "x-unreadable";
 /// A header beside it: the properties, as they came.
-pub(in crate::rabbitmq) const UNREADABLE_PROPERTIES: &str = "x-unreadable-properties";
+const UNREADABLE_PROPERTIES: &str = "x-unreadable-properties";
 
 /// Most levels of tables and arrays in a header. lapin's parser needs about 1 KiB of stack for each.
 const MOST_LEVELS: usize = 64;

@@ -192,6 +192,7 @@ async fn what_ingest_takes_is_described() {
     let exchange = Exchange::new().await;
     let mut options = exchange.options.clone();
     options.ingest = true;
+    options.gaps = true; // the numbers are any
     let running = Running::start(&db, projections(), only_rabbitmq(), options);
     connected(&running).await;
 

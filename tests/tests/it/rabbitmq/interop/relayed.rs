@@ -52,14 +52,15 @@ impl Stored {
             "CityIgnored" => ("City", "Ignored"),
             name => (self.aggregate_name.trim_start_matches("domain."), name),
         };
-        json!({
+        let mut message = json!({
             "exchange": exchange,
             "routing_key": format!("{aggregate}.{}", what.trim_start_matches(aggregate)),
             "properties": {
                 "content_type": "application/json",
                 "delivery_mode": 2,
                 "message_id": self.id,
-                "timestamp": self.recorded_at.timestamp().max(0),
+                // AMQP has no times before 1970.
+                "timestamp": u64::try_from(self.recorded_at.timestamp()).ok(),
                 "type": self.name,
             },
             "headers": {
@@ -74,7 +75,10 @@ impl Stored {
                 "metadata": header("S", json!("")),
             },
             "body": BASE64_STANDARD.encode(&self.data),
-        })
+        });
+        let properties = message["properties"].as_object_mut().expect("an object");
+        properties.retain(|_, value| !value.is_null());
+        message
     }
 }
 
