@@ -17,14 +17,16 @@ const BOUND_MIB: u64 = 128;
 /// Messages of 1 MB each: all are stored, by a process that never has more than 128 MiB. `MESSAGES=10000` makes more.
 #[tokio::test(flavor = "multi_thread")]
 async fn large_messages() {
-    let count: usize = std::env::var("MESSAGES").map_or(500, |messages| messages.parse().expect("MESSAGES"));
+    let count: usize = std::env::var("MESSAGES").map_or(150, |messages| messages.parse().expect("MESSAGES"));
     let (db, mut exchange) = (TestDatabase::new().await, Exchange::new().await);
     exchange.options.service = "dancefinder-projections".to_owned();
     let start = || {
         let mut service = Command::new(env!("CARGO_BIN_EXE_dancefinder"));
         service.args(["--database-url", &db.url, "run", "--no-http", "--no-relay", "--ingest"]);
         service.args(["--amqp-url", &exchange.url, "--amqp-exchange", &exchange.options.exchange]);
-        KilledWhenDropped(service.env("RUST_LOG", "warn").spawn().unwrap())
+        // As the unit and the Containerfile run it.
+        service.env("MALLOC_ARENA_MAX", "2").env("RUST_LOG", "warn");
+        KilledWhenDropped(service.spawn().unwrap())
     };
     let first = start();
     eventually("the queue is there", LONG, || async { exchange.consumers().await == Some(1) }).await;
