@@ -14,7 +14,7 @@ CREATE TABLE readviews (
 
 -- One row for each projection that has stopped at an event.
 CREATE TABLE readview_failures (
-    name       TEXT        NOT NULL PRIMARY KEY REFERENCES readviews (name) ON DELETE CASCADE,
+    name       TEXT        NOT NULL PRIMARY KEY REFERENCES readviews (name) ON UPDATE CASCADE ON DELETE CASCADE,
     event_id   UUID        NOT NULL,
     event_name TEXT        NOT NULL,
     tstamp     BIGINT      NOT NULL,

@@ -11,9 +11,10 @@
 //! Off this path: `handler` and `contradiction` are for the compiler's messages, `classification` decides whether an
 //! error is transient, of the event or of the environment, `error_policy` says what is done at a failing event, `wake`
 //! wakes the loops, `rabbitmq` publishes and is woken, `schema`, `reset`, `rebuild`, `fingerprint`, `control`, `wait`,
-//! `status` and `import` are what an operator asks for, `written` sees what a transaction wrote, `pulse` whether loops
-//! are alive, `holder` names the holder of a lock, `metrics` what they did, `http` tells it to others, `service` is the
-//! command line, `migrations` its schema, `testing` the test kit, which `probe` shows moments to.
+//! `status` and `import` are what an operator asks for, `missing_checkpoint` finds rows without a position, `written` sees
+//! what a transaction wrote, `pulse` whether loops are alive, `holder` names the holder of a lock, `metrics` what they did,
+//! `http` tells it to others, `service` is the command line, `migrations` its schema, `testing` the test kit, which `probe`
+//! shows moments to.
 
 // The macros say `::projection_runtime`, also in this crate's own tests and examples.
 extern crate self as projection_runtime;
@@ -42,6 +43,7 @@ mod lookups;
 mod manager;
 mod metrics;
 mod migrations;
+mod missing_checkpoint;
 mod pool;
 mod pooler;
 mod position;

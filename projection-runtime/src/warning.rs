@@ -7,6 +7,7 @@ use sqlx::PgConnection;
 
 use crate::events_at::EventsAt;
 use crate::holder::{self, Holder, HolderId};
+use crate::missing_checkpoint::{self, MissingCheckpoint};
 use crate::position::Row;
 use crate::projection::ProjectionSet;
 use crate::store_warnings;
@@ -44,17 +45,20 @@ pub enum WarningKind {
     StandbyMissing,
     /// The rows of a projection in UNLOGGED tables are lost, but its position remains.
     RowsLost,
+    /// The tables of a projection have rows, but it has no position.
+    PositionMissing,
 }
 
 impl WarningKind {
     /// Every kind, for the metric.
-    pub(crate) const ALL: [WarningKind; 6] = [
+    pub(crate) const ALL: [WarningKind; 7] = [
         WarningKind::OrderingLockHeld,
         WarningKind::CheckpointHeld,
         WarningKind::SequenceBehind,
         WarningKind::AheadOfClock,
         WarningKind::StandbyMissing,
         WarningKind::RowsLost,
+        WarningKind::PositionMissing,
     ];
 
     /// Returns the name in JSON and in the metric.
@@ -66,6 +70,7 @@ impl WarningKind {
             WarningKind::AheadOfClock => "ahead_of_clock",
             WarningKind::StandbyMissing => "standby_missing",
             WarningKind::RowsLost => "rows_lost",
+            WarningKind::PositionMissing => "position_missing",
         }
     }
 }
@@ -90,6 +95,7 @@ pub(crate) async fn find(
     let is_standby: bool = sqlx::query_scalar("SELECT pg_is_in_recovery()").fetch_one(&mut *connection).await?;
     if !is_standby {
         found.extend(rows_lost(connection, set).await?);
+        found.extend(missing_checkpoint::find(connection, set, rows).await?.iter().map(position_missing));
     }
     let of_store = async {
         let mut events = events_at.at(connection).await?;
@@ -158,6 +164,16 @@ async fn checkpoint_held(connection: &mut PgConnection, rows: &[Row]) -> sqlx::R
         });
     }
     Ok(warnings)
+}
+
+fn position_missing(missing: &MissingCheckpoint) -> Warning {
+    Warning {
+        kind: WarningKind::PositionMissing,
+        projection: Some(missing.projection.to_owned()),
+        problem: missing.problem(),
+        remedy: missing.remedy(),
+        blocks_readiness: true,
+    }
 }
 
 /// Finds projections of the set whose rows in UNLOGGED tables are lost.

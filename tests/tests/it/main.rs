@@ -30,6 +30,7 @@ mod memory;
 
 mod metrics;
 mod migrate;
+mod missing_checkpoint;
 mod offline;
 mod openapi;
 mod ordering;

@@ -78,6 +78,8 @@ async fn each_does_its_work_and_nothing_else() {
     for command in [["pause", "band"], ["resume", "band"], ["accept", "band"]] {
         may(&runner, &command);
     }
+    let renamed = "SELECT readviews_rename('band', 'other'); SELECT readviews_rename('other', 'band')";
+    runner.run(renamed).await.unwrap();
 
     // While the service runs.
     may(&rebuilder, &["verify"]);
