@@ -46,6 +46,7 @@ mod rebuild;
 mod rebuild_columns;
 mod rebuild_triggers;
 mod replicas;
+mod replication;
 mod reset;
 mod roles;
 mod rollout;
