@@ -26,6 +26,7 @@ mod columns;
 mod contradiction;
 mod control;
 mod durable;
+mod encoding;
 mod error;
 mod error_policy;
 mod event;

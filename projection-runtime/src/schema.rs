@@ -19,6 +19,7 @@ use serde::Serialize;
 use sqlx::{PgConnection, PgExecutor, PgPool};
 
 use crate::backoff::Backoff;
+use crate::encoding;
 use crate::error::{Error, ForeignKey};
 use crate::events_at::EventsAt;
 use crate::projection::{Definition, ProjectionSet};
@@ -84,6 +85,14 @@ pub(crate) async fn check(
     let doing_there = || Error::database("checking the events' database");
     if let Some((why, cure)) = writable::problem(pool).await.map_err(doing())? {
         return Ok(Check::of_database(format!("nothing can be written to the database: {why}"), cure));
+    }
+    if let Some((problem, cure)) = encoding::problem(pool).await.map_err(doing())? {
+        return Ok(Check::of_database(problem, &cure));
+    }
+    if let Some(events) = events_at.other()
+        && let Some((problem, cure)) = encoding::problem(events).await.map_err(doing_there())?
+    {
+        return Ok(Check::of_database(format!("the events' database cannot be used: {problem}"), &cure));
     }
     if let Some(events) = events_at.other()
         && writable::is_standby(events).await.map_err(doing_there())?

@@ -6,6 +6,8 @@ use super::commands::latest_migration;
 use super::terminal::say;
 use super::{Database, Service};
 use crate::BoxError;
+use crate::encoding;
+use crate::error::Error;
 use crate::schema;
 use crate::writable;
 
@@ -17,6 +19,9 @@ pub(super) async fn migrate(service: &Service, database: &Database) -> Result<()
     databases.extend(manager.events_at().other().map(|events| (events, "migrating the events' database")));
     for (pool, doing) in &databases {
         writable::require(pool, doing).await?;
+        if let Some((problem, remedy)) = encoding::problem(pool).await.map_err(Error::database(*doing))? {
+            return Err(format!("{doing}: {problem}; nothing was created. {remedy}").into());
+        }
     }
     let mut is_repaired = false;
     for (i, (pool, doing)) in databases.iter().enumerate() {

@@ -9,6 +9,7 @@ mod classification;
 mod connections;
 mod control;
 mod docs;
+mod encoding;
 mod environment;
 mod error_policy;
 mod failures;
