@@ -7,8 +7,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::Connection;
 use sqlx::postgres::PgConnectOptions;
+use sqlx::{Connection, PgPool};
 use uuid::Uuid;
 
 use super::terminal;
@@ -42,6 +42,19 @@ pub(super) async fn report(options: Arc<PgConnectOptions>) {
             }
         }
         tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+/// Cancels the statements of this process's sessions, so that nothing waits for a command that was interrupted. An error is
+/// of no consequence: then the statements come to their end.
+pub(super) async fn cancel_statements(pool: &PgPool) {
+    let cancelling = sqlx::query(
+        "SELECT pg_cancel_backend(pid) FROM pg_stat_activity
+         WHERE substring(application_name FROM $1) = substring(current_setting('application_name') FROM $1)
+           AND datname = current_database() AND usename = current_user AND pid <> pg_backend_pid() AND state = 'active'",
+    );
+    if let Err(error) = cancelling.bind(holder::TAG).execute(pool).await {
+        tracing::debug!(%error, "statements could not be cancelled");
     }
 }
 

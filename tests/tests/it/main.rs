@@ -24,6 +24,7 @@ mod http;
 mod import;
 mod import_refusals;
 mod lag;
+mod interrupted_rebuild;
 mod lock_holder;
 mod locked_tables;
 mod lookups;
