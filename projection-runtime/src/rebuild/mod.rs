@@ -209,7 +209,10 @@ impl Rebuild<'_> {
         filler.tell(RebuildStage::Comparing, self.progress).await;
         let difference = compare(&mut tx, beside, position, true).await.map_err(doing())?;
         difference::find_triggers(&mut tx, beside).await.map_err(doing())?;
-        let refusals = difference::refusals(&mut tx, beside, &difference).await.map_err(doing())?;
+        let mut refusals = difference::changed_triggers(&mut tx, beside, &difference).await.map_err(doing())?;
+        if refusals.is_empty() {
+            refusals = difference::refusals(&mut tx, beside, &difference).await.map_err(doing())?;
+        }
         if !refusals.is_empty() {
             return Err(Error::RebuildRefused { projection: name, refusals });
         }
