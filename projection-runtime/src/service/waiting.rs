@@ -87,7 +87,8 @@ async fn look(options: &PgConnectOptions) -> sqlx::Result<Vec<(Wait, String)>> {
     if own.iter().any(|session| session.for_standby) {
         let lock = "a synchronous standby that confirms the commit".to_owned();
         let line = format!("waiting for {lock}: {START_STANDBY}");
-        found.push((Wait { lock, held_by: HolderId { pid: None, virtualtransaction: None } }, line));
+        let held_by = HolderId { pid: None, virtualtransaction: None };
+        found.push((Wait { lock, held_by, is_direct: true }, line));
     }
     let waiting: Vec<i32> = own.iter().filter(|session| session.for_lock).map(|session| session.pid).collect();
     for wait in holder::waits(&mut connection, &waiting).await? {
@@ -95,7 +96,12 @@ async fn look(options: &PgConnectOptions) -> sqlx::Result<Vec<(Wait, String)>> {
             continue;
         }
         let Some(Holder { holder, remedy }) = holder::named(&mut connection, &wait.held_by).await? else { continue };
-        let line = format!("waiting for {}: {holder} holds it; {remedy}", wait.lock);
+        let lock = &wait.lock;
+        let line = if wait.is_direct {
+            format!("waiting for {lock}: {holder} holds it; {remedy}")
+        } else {
+            format!("waiting for {lock}: its holder waits for {holder}; {remedy}")
+        };
         found.push((wait, line));
     }
     connection.close().await?;
