@@ -182,3 +182,5 @@ $do$;
 -- A trigger needs no EXECUTE to run. A role with EXECUTE could attach the function to another table, whose column types
 -- define their own casts and operators.
 REVOKE EXECUTE ON FUNCTION events_before_statement(), events_before_insert(), events_replicated() FROM PUBLIC;
+-- As by PostgreSQL's default, which ALTER DEFAULT PRIVILEGES may have changed.
+GRANT EXECUTE ON FUNCTION events_lock_order() TO PUBLIC;

@@ -54,6 +54,9 @@ BEGIN ATOMIC
     FROM (SELECT tstamp FROM events WHERE tstamp > $1 ORDER BY tstamp LIMIT 10001) oldest;
 END;
 
+-- As by PostgreSQL's default, which ALTER DEFAULT PRIVILEGES may have changed.
+GRANT EXECUTE ON FUNCTION event_age(BIGINT, TIMESTAMPTZ), events_after(BIGINT) TO PUBLIC;
+
 -- How far behind each projection is.
 CREATE VIEW projection_lag AS
 SELECT r.name,

@@ -47,3 +47,6 @@ BEGIN
     EXECUTE format('ALTER FUNCTION readviews_gather(TEXT, BOOLEAN) SET search_path = %I, pg_temp', current_schema());
 END
 $do$;
+
+-- As by PostgreSQL's default, which ALTER DEFAULT PRIVILEGES may have changed.
+GRANT EXECUTE ON FUNCTION readviews_gather(TEXT, BOOLEAN) TO PUBLIC;
