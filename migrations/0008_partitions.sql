@@ -49,4 +49,4 @@ END
 $do$;
 
 -- As by PostgreSQL's default, which ALTER DEFAULT PRIVILEGES may have changed.
-GRANT EXECUTE ON FUNCTION readviews_gather(TEXT, BOOLEAN) TO PUBLIC;
+GRANT EXECUTE ON FUNCTION readviews_gather(TEXT, BOOLEAN), readviews_rename(TEXT, TEXT) TO PUBLIC;

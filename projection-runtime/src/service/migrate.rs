@@ -8,7 +8,7 @@ use super::{Database, Service};
 use crate::BoxError;
 use crate::encoding;
 use crate::error::Error;
-use crate::schema;
+use crate::schema::{self, Problem};
 use crate::writable;
 
 /// Migrates the database, and that of the events if it is another one. Needs server sessions: the driver holds a lock of
@@ -27,6 +27,9 @@ pub(super) async fn migrate(service: &Service, database: &Database) -> Result<()
     for (i, (pool, doing)) in databases.iter().enumerate() {
         let has_events = i + 1 == databases.len();
         let mut connection = pool.acquire().await?;
+        if let Some(Problem { problem, cure, .. }) = schema::renamed(&mut connection).await? {
+            return Err(format!("{doing}: {problem}; {cure}").into());
+        }
         let done: Result<(), MigrateError> = service.migrations.run(&mut *connection).await;
         done.map_err(|error| format!("{doing}: {error}"))?;
         if has_events {
