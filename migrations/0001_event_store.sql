@@ -110,9 +110,29 @@ EXECUTE FUNCTION events_before_insert();
 -- Runs only if session_replication_role is `replica`: for logical replication, or if a session disables triggers that
 -- way. The event keeps its position, and the sequence follows, so that no later event is assigned a position at or
 -- below it.
+--
+-- A position below that of an event that others may have read is refused: projections have passed it. Compared is the
+-- newest event when the transaction inserted its first row, so that the initial copy of a subscription, which is one
+-- transaction, may come in any order. The setting lasts for the transaction, as the lock does.
 CREATE FUNCTION events_replicated() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+DECLARE
+    newest BIGINT := NULLIF(pg_catalog.current_setting('events.newest_before', true), '')::bigint;
 BEGIN
-    PERFORM events_lock_order();
+    IF newest IS NULL THEN
+        PERFORM events_lock_order();
+        newest := COALESCE((SELECT max(tstamp) FROM events), 0);
+        IF pg_catalog.current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
+            -- The snapshot may be older than the newest event; the sequence is read outside of it.
+            newest := GREATEST(newest, pg_catalog.pg_sequence_last_value('events_tstamp'));
+        END IF;
+        PERFORM pg_catalog.set_config('events.newest_before', newest::text, true);
+    END IF;
+    IF NEW.tstamp <= newest THEN
+        RAISE EXCEPTION 'event % refused: its position % is not after %, that of the newest event', NEW.id, NEW.tstamp, newest
+            USING ERRCODE = 'restrict_violation',
+                  HINT = 'Only a store that appends no events of its own may subscribe to another one. Import the events '
+                         'instead: they get positions of their own.';
+    END IF;
     IF NEW.tstamp > COALESCE(pg_catalog.pg_sequence_last_value('events_tstamp'), 0) THEN
         PERFORM pg_catalog.setval('events_tstamp', NEW.tstamp);
     END IF;
@@ -162,3 +182,5 @@ $do$;
 -- A trigger needs no EXECUTE to run. A role with EXECUTE could attach the function to another table, whose column types
 -- define their own casts and operators.
 REVOKE EXECUTE ON FUNCTION events_before_statement(), events_before_insert(), events_replicated() FROM PUBLIC;
+-- As by PostgreSQL's default, which ALTER DEFAULT PRIVILEGES may have changed.
+GRANT EXECUTE ON FUNCTION events_lock_order() TO PUBLIC;

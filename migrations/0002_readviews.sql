@@ -14,7 +14,7 @@ CREATE TABLE readviews (
 
 -- One row for each projection that has stopped at an event.
 CREATE TABLE readview_failures (
-    name       TEXT        NOT NULL PRIMARY KEY REFERENCES readviews (name) ON DELETE CASCADE,
+    name       TEXT        NOT NULL PRIMARY KEY REFERENCES readviews (name) ON UPDATE CASCADE ON DELETE CASCADE,
     event_id   UUID        NOT NULL,
     event_name TEXT        NOT NULL,
     tstamp     BIGINT      NOT NULL,
@@ -53,6 +53,9 @@ BEGIN ATOMIC
            COALESCE((SELECT event_age(e.tstamp, e.recorded_at) FROM events e WHERE e.tstamp > $1 ORDER BY e.tstamp LIMIT 1), 0)
     FROM (SELECT tstamp FROM events WHERE tstamp > $1 ORDER BY tstamp LIMIT 10001) oldest;
 END;
+
+-- As by PostgreSQL's default, which ALTER DEFAULT PRIVILEGES may have changed.
+GRANT EXECUTE ON FUNCTION event_age(BIGINT, TIMESTAMPTZ), events_after(BIGINT) TO PUBLIC;
 
 -- How far behind each projection is.
 CREATE VIEW projection_lag AS

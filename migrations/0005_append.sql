@@ -136,3 +136,6 @@ BEGIN
     $sql$, current_schema(), format('%I.events_tstamp', current_schema()));
 END
 $do$;
+
+-- As by PostgreSQL's default, which ALTER DEFAULT PRIVILEGES may have changed.
+GRANT EXECUTE ON PROCEDURE events_append_one, events_append TO PUBLIC;

@@ -39,3 +39,6 @@ BEGIN
     EXECUTE format('ALTER FUNCTION events_tell() SET search_path = %I, pg_temp', current_schema());
 END
 $do$;
+
+-- As by PostgreSQL's default, which ALTER DEFAULT PRIVILEGES may have changed.
+GRANT EXECUTE ON FUNCTION events_told_all(), events_to_tell(BOOLEAN), events_tell() TO PUBLIC;

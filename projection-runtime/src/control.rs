@@ -5,6 +5,7 @@ use uuid::Uuid;
 
 use crate::error::Error;
 use crate::events_at::EventsAt;
+use crate::missing_checkpoint;
 use crate::position;
 use crate::projection::Definition;
 use crate::transaction;
@@ -14,7 +15,9 @@ use crate::unlogged;
 pub(crate) async fn pause(pool: &PgPool, definition: &Definition, by: &str) -> Result<(), Error> {
     let doing = || Error::database(format!("pausing `{}`", definition.name));
     let mut tx = transaction::begin_bounded(pool).await.map_err(doing())?;
-    position::create(&mut tx, definition.name, definition.partitions).await.map_err(doing())?;
+    if let Err(missing) = missing_checkpoint::create(&mut tx, definition).await.map_err(doing())? {
+        return Err(doing()(sqlx::Error::InvalidArgument(missing.to_string())));
+    }
     position::hold(&mut tx, definition.name).await.map_err(doing())?;
     // Who paused it first stays.
     let sql = "UPDATE readviews SET paused_at = clock_timestamp(), paused_by = $2

@@ -18,6 +18,7 @@ use sqlx::{PgConnection, PgPool};
 
 use crate::events_at::EventsAt;
 use crate::lookups;
+use crate::missing_checkpoint;
 use crate::position;
 use crate::projection::{Definition, ProjectionSet};
 use crate::transaction;
@@ -390,7 +391,10 @@ pub(crate) async fn settle(pool: &PgPool, events_at: &EventsAt, set: &Projection
     let mut matter = Vec::new();
     for definition in set.definitions() {
         let mut tx = transaction::begin_bounded(pool).await?;
-        position::create(&mut tx, definition.name, definition.partitions).await?;
+        if missing_checkpoint::create(&mut tx, definition).await?.is_err() {
+            // The loop reports it.
+            continue;
+        }
         let mut found = found(&mut tx, events_at, definition).await?;
         if let Found::Unsettled { .. } = found {
             // Nobody applies events between the look and the note.

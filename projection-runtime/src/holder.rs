@@ -56,18 +56,46 @@ pub(crate) async fn named(connection: &mut PgConnection, id: &HolderId) -> sqlx:
 pub(crate) struct Wait {
     /// The lock.
     pub(crate) lock: String,
-    /// A session or prepared transaction that it waits for.
+    /// The session or prepared transaction that is the last in the queue: it waits for no lock, and the wait ends when it
+    /// does.
     #[sqlx(flatten)]
     pub(crate) held_by: HolderId,
+    /// Whether that one holds the lock itself.
+    pub(crate) is_direct: bool,
 }
 
-/// Returns what these sessions wait for.
+impl Wait {
+    /// Returns the lock with its holder, like `a row of band that session 4711 holds`.
+    pub(crate) fn lock_of(&self, holder: &Holder) -> String {
+        let (lock, holder) = (&self.lock, &holder.holder);
+        if self.is_direct {
+            format!("{lock} that {holder} holds")
+        } else {
+            format!("{lock} whose holder waits for {holder}")
+        }
+    }
+}
+
+/// Returns what these sessions wait for, except those that wait for another one of them.
+///
+/// A session that holds the lock may wait itself. To end it would only let the next one wait, so the queue is followed to
+/// its end. It is as long as there are sessions at most, because each is visited once.
 pub(crate) async fn waits(connection: &mut PgConnection, sessions: &[i32]) -> sqlx::Result<Vec<Wait>> {
     sqlx::query_as(
-        "SELECT DISTINCT
-                CASE WHEN w.locktype IN ('transactionid', 'tuple')
+        "WITH RECURSIVE locks AS MATERIALIZED (SELECT * FROM pg_locks),
+         waiting AS (SELECT * FROM locks WHERE NOT granted AND pid IS NOT NULL),
+         -- Each session with those that it waits for, those with theirs, and so on. 0: a prepared transaction.
+         queue AS (
+             SELECT w.pid AS session, w.pid AS waits, blocking.pid, true AS is_direct
+             FROM waiting w CROSS JOIN UNNEST(pg_blocking_pids(w.pid)) AS blocking (pid)
+             WHERE w.pid = ANY ($1)
+             UNION
+             SELECT q.session, w.pid, blocking.pid, false
+             FROM queue q JOIN waiting w ON w.pid = q.pid CROSS JOIN UNNEST(pg_blocking_pids(w.pid)) AS blocking (pid)
+         )
+         SELECT CASE WHEN w.locktype IN ('transactionid', 'tuple')
                      -- A session that waits for the holder of a row has a lock of the row's version.
-                     THEN 'a row' || COALESCE((SELECT ' of ' || t.relation::regclass FROM pg_locks t
+                     THEN 'a row' || COALESCE((SELECT ' of ' || t.relation::regclass FROM locks t
                                                WHERE t.pid = w.pid AND t.locktype = 'tuple' LIMIT 1), '')
                      -- The number of `events_lock_order()`, in two halves.
                      WHEN w.locktype = 'advisory' AND w.objsubid = 1 AND (w.classid, w.objid)
@@ -75,18 +103,23 @@ pub(crate) async fn waits(connection: &mut PgConnection, sessions: &[i32]) -> sq
                      THEN 'the lock that orders appends'
                      WHEN w.relation IS NOT NULL THEN 'a lock on ' || w.relation::regclass
                      ELSE 'a lock (' || w.locktype || ')' END AS lock,
-                NULLIF(blocking.pid, 0) AS pid,
-                (SELECT held.virtualtransaction FROM pg_locks held
-                 WHERE blocking.pid = 0 AND held.pid IS NULL AND held.granted
-                   AND (held.locktype, held.database, held.relation, held.page, held.tuple, held.transactionid,
-                        held.classid, held.objid, held.objsubid)
-                       IS NOT DISTINCT FROM (w.locktype, w.database, w.relation, w.page, w.tuple, w.transactionid,
-                                             w.classid, w.objid, w.objsubid)
-                 LIMIT 1) AS virtualtransaction
-         FROM pg_locks w
-         -- 0: a prepared transaction.
-         CROSS JOIN UNNEST(pg_blocking_pids(w.pid)) AS blocking (pid)
-         WHERE w.pid = ANY($1) AND NOT w.granted
+                NULLIF(q.pid, 0) AS pid, prepared.virtualtransaction, bool_or(q.is_direct) AS is_direct
+         FROM queue q
+         JOIN waiting w ON w.pid = q.session
+         LEFT JOIN LATERAL (
+             SELECT held.virtualtransaction
+             FROM waiting last
+             JOIN locks held ON held.pid IS NULL AND held.granted
+              AND (held.locktype, held.database, held.relation, held.page, held.tuple, held.transactionid, held.classid,
+                   held.objid, held.objsubid)
+                  IS NOT DISTINCT FROM (last.locktype, last.database, last.relation, last.page, last.tuple,
+                                        last.transactionid, last.classid, last.objid, last.objsubid)
+             WHERE q.pid = 0 AND last.pid = q.waits
+             LIMIT 1
+         ) prepared ON true
+         WHERE q.pid NOT IN (SELECT pid FROM waiting)
+           AND NOT EXISTS (SELECT FROM queue own WHERE own.is_direct AND own.session = q.session AND own.pid = ANY ($1))
+         GROUP BY 1, 2, 3
          ORDER BY lock, pid",
     )
     .bind(sessions)
@@ -96,8 +129,14 @@ pub(crate) async fn waits(connection: &mut PgConnection, sessions: &[i32]) -> sq
 
 /// Returns who keeps others from reading these tables, and what ends that. Reads none of the tables.
 pub(crate) async fn excludes_readers(pool: &PgPool, tables: &[&str]) -> sqlx::Result<Option<String>> {
+    #[derive(sqlx::FromRow)]
+    struct Excludes {
+        lock: String,
+        #[sqlx(flatten)]
+        by: HolderId,
+    }
     let mut connection = pool.acquire().await?;
-    let found: Option<Wait> = sqlx::query_as(
+    let found: Option<Excludes> = sqlx::query_as(
         // Readers queue up behind a session that waits for such a lock.
         "SELECT format('%s a lock on %s that excludes readers',
                        CASE WHEN granted THEN 'holds' ELSE 'waits for' END, relation::regclass) AS lock,
@@ -112,7 +151,7 @@ pub(crate) async fn excludes_readers(pool: &PgPool, tables: &[&str]) -> sqlx::Re
     .bind(tables)
     .fetch_optional(&mut *connection)
     .await?;
-    let Some(Wait { lock, held_by }) = found else { return Ok(None) };
-    let holder = named(&mut connection, &held_by).await?;
+    let Some(Excludes { lock, by }) = found else { return Ok(None) };
+    let holder = named(&mut connection, &by).await?;
     Ok(holder.map(|Holder { holder, remedy }| format!("{holder} {lock}: {remedy}")))
 }

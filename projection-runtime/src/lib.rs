@@ -12,9 +12,9 @@
 //! error is transient, of the event or of the environment, `error_policy` says what is done at a failing event, `wake`
 //! wakes the loops, `rabbitmq` publishes and is woken, `schema`, `reset`, `rebuild`, `fingerprint`, `control`, `wait`,
 //! `status` and `import` are what an operator asks for, `asyncapi` describes the messages for other teams by the schemas of
-//! `payload_schema`, `written` sees what a transaction wrote, `pulse` whether loops
-//! are alive, `holder` names the holder of a lock, `metrics` what they did, `http` tells it to others, `service` is the
-//! command line, `migrations` its schema, `testing` the test kit, which `probe` shows moments to.
+//! `payload_schema`, `missing_checkpoint` finds rows without a position, `written` sees what a transaction wrote, `pulse`
+//! whether loops are alive, `holder` names the holder of a lock, `metrics` what they did, `http` tells it to others,
+//! `service` is the command line, `migrations` its schema, `testing` the test kit, which `probe` shows moments to.
 
 // The macros say `::projection_runtime`, also in this crate's own tests and examples.
 extern crate self as projection_runtime;
@@ -27,6 +27,7 @@ mod columns;
 mod contradiction;
 mod control;
 mod durable;
+mod encoding;
 mod error;
 mod error_policy;
 mod event;
@@ -44,6 +45,7 @@ mod lookups;
 mod manager;
 mod metrics;
 mod migrations;
+mod missing_checkpoint;
 mod payload_schema;
 mod pool;
 mod pooler;

@@ -68,9 +68,12 @@ pub(crate) async fn record_missing(connection: &mut PgConnection, definition: &D
     .map(drop)
 }
 
-/// Increments the generation, because rows of the projection were replaced.
+/// Increments the generation, because rows of the projection were replaced: to the time, so that a checkpoint that was
+/// deleted and created again never comes to a generation that others have recorded.
 pub(crate) async fn count_replacement(tx: &mut PgConnection, name: &str) -> sqlx::Result<()> {
-    let sql = "UPDATE readviews SET generation = generation + 1 WHERE name = $1";
+    let sql = "UPDATE readviews
+               SET generation = GREATEST(generation + 1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)
+               WHERE name = $1";
     sqlx::query(sql).bind(name).execute(tx).await.map(drop)
 }
 

@@ -58,7 +58,8 @@ impl Place {
     }
 }
 
-/// Makes the rows of a projection that is new, with those of its partitions; returns whether it was.
+/// Makes the rows of a projection that is new, with those of its partitions, at position 0; returns whether it was. If its
+/// tables may have rows, use [`missing_checkpoint::create`](crate::missing_checkpoint::create).
 pub(crate) async fn create(tx: &mut PgConnection, name: &str, partitions: &[&str]) -> sqlx::Result<bool> {
     let created = sqlx::query("INSERT INTO readviews (name) VALUES ($1) ON CONFLICT (name) DO NOTHING")
         .bind(name)
@@ -260,6 +261,13 @@ pub(crate) async fn bound(tx: &mut PgConnection, after: &[&str], here: bool) -> 
     let positions: Vec<i64> = sqlx::query_scalar(sql).bind(after).fetch_all(tx).await?;
     // One that has no row yet has passed nothing.
     Ok(if positions.len() == after.len() { positions.into_iter().min().unwrap_or(0) } else { 0 })
+}
+
+/// Returns the newest event that may be passed; 0 if there is none.
+pub(crate) async fn head(connection: &mut PgConnection) -> sqlx::Result<i64> {
+    let sql = "SELECT COALESCE(MAX(tstamp), 0) FROM events
+               WHERE tstamp <= (SELECT pg_catalog.pg_sequence_last_value('events_tstamp'))";
+    sqlx::query_scalar(sql).fetch_one(connection).await
 }
 
 /// Moves the position in the transaction that applied the events, and tells those that come after. `false`: that is not the

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::PgPool;
 
-use crate::holder::{self, Holder, Wait};
+use crate::holder;
 use crate::position::Row;
 use crate::projection::{Definition, ProjectionSet};
 
@@ -173,9 +173,9 @@ impl Pulses {
 /// Returns the lock that a session waits for, and its holder.
 async fn waits_for(pool: &PgPool, session: i32) -> sqlx::Result<Option<String>> {
     let mut connection = pool.acquire().await?;
-    let Some(Wait { lock, held_by }) = holder::waits(&mut connection, &[session]).await?.into_iter().next() else {
+    let Some(wait) = holder::waits(&mut connection, &[session]).await?.into_iter().next() else {
         return Ok(None);
     };
-    let holder = holder::named(&mut connection, &held_by).await?;
-    Ok(holder.map(|Holder { holder, .. }| format!("it waits for {lock} that {holder} holds")))
+    let holder = holder::named(&mut connection, &wait.held_by).await?;
+    Ok(holder.map(|holder| format!("it waits for {}", wait.lock_of(&holder))))
 }

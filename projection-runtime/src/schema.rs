@@ -19,6 +19,7 @@ use serde::Serialize;
 use sqlx::{PgConnection, PgExecutor, PgPool};
 
 use crate::backoff::Backoff;
+use crate::encoding;
 use crate::error::{Error, ForeignKey};
 use crate::events_at::EventsAt;
 use crate::projection::{Definition, ProjectionSet};
@@ -84,6 +85,14 @@ pub(crate) async fn check(
     let doing_there = || Error::database("checking the events' database");
     if let Some((why, cure)) = writable::problem(pool).await.map_err(doing())? {
         return Ok(Check::of_database(format!("nothing can be written to the database: {why}"), cure));
+    }
+    if let Some((problem, cure)) = encoding::problem(pool).await.map_err(doing())? {
+        return Ok(Check::of_database(problem, &cure));
+    }
+    if let Some(events) = events_at.other()
+        && let Some((problem, cure)) = encoding::problem(events).await.map_err(doing_there())?
+    {
+        return Ok(Check::of_database(format!("the events' database cannot be used: {problem}"), &cure));
     }
     if let Some(events) = events_at.other()
         && writable::is_standby(events).await.map_err(doing_there())?
@@ -469,7 +478,11 @@ async fn event_store(
         return Ok(problems);
     }
     problems.extend(triggers(&mut *connection).await?);
-    problems.extend(routines(&mut *connection).await?);
+    match renamed(&mut *connection).await? {
+        // Of each function there would be as much to say.
+        Some(renamed) => problems.push(renamed),
+        None => problems.extend(routines(&mut *connection).await?),
+    }
     problems.extend(sequence(connection).await?);
     Ok(problems)
 }
@@ -525,6 +538,32 @@ struct Found {
     schema: String,
 }
 
+/// Returns the problem if the store's schema was renamed after the store was created: the functions name it as it was.
+pub(crate) async fn renamed(connection: &mut PgConnection) -> sqlx::Result<Option<Problem>> {
+    let found: Option<(String, String, bool)> = sqlx::query_as(
+        "SELECT named.was, s.name, to_regnamespace(named.was) IS NOT NULL
+         FROM (SELECT quote_ident(n.nspname) AS name, c.relnamespace AS oid
+               FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+               WHERE c.oid = to_regclass('events')) s
+         JOIN pg_proc p ON p.proname = 'events_before_statement' AND p.pronamespace = s.oid
+         CROSS JOIN LATERAL (
+             -- Its body names the lock with the schema.
+             SELECT substring(p.prosrc FROM '\\mIF (\\w+|\"([^\"]|\"\")+\")[.]events_lock_order') AS was
+         ) named
+         WHERE parse_ident(named.was) <> parse_ident(s.name)",
+    )
+    .fetch_optional(connection)
+    .await?;
+    Ok(found.map(|(was, is, is_taken)| {
+        let first = if is_taken { format!("ALTER SCHEMA {was} RENAME TO ..; -- then ") } else { String::new() };
+        of_events(
+            &is,
+            format!("the schema of `events` was renamed from {was} to {is}, but the store's functions name {was}: {NO_APPENDS}"),
+            format!("{first}ALTER SCHEMA {is} RENAME TO {was};"),
+        )
+    }))
+}
+
 async fn routines(connection: &mut PgConnection) -> sqlx::Result<Vec<Problem>> {
     let names: Vec<&str> = ROUTINES.iter().map(|routine| routine.name).collect();
     let found: Vec<Found> = sqlx::query_as(
@@ -562,7 +601,7 @@ async fn routines(connection: &mut PgConnection) -> sqlx::Result<Vec<Problem>> {
             );
         }
         if *names == Names::Qualified && !found.qualified {
-            problem("is made for another schema: was the schema renamed?", TAKE_IT.to_owned());
+            problem("does not name the schema of the store", TAKE_IT.to_owned());
         }
         if *definer && !found.definer {
             problem(

@@ -9,7 +9,7 @@ use crate::position::Row;
 use crate::projection::ProjectionSet;
 use crate::rabbitmq::{RabbitMqProcess, relayed_to};
 use crate::schema::UnknownEvents;
-use crate::warning::Warning;
+use crate::warning::{Warning, WarningKind};
 
 /// All projections.
 #[derive(Debug, Clone, Serialize)]
@@ -175,11 +175,13 @@ impl Status {
         self.projections.iter().filter(|projection| projection.state == State::Failed)
     }
 
-    /// The projections that can't go on until someone mends what stopped one of them: the stopped, paused and astray ones, and those
-    /// that wait for them.
+    /// The projections that can't go on until someone mends what stopped one of them: the stopped, paused and astray ones, those
+    /// whose position is missing, and those that wait for them.
     pub(crate) fn stuck(&self) -> Vec<&str> {
         let is_stuck = |state: &State| matches!(state, State::Failed | State::Paused { .. } | State::Astray);
-        let stuck = self.projections.iter().filter(|projection| is_stuck(&projection.state));
+        let missing = self.warnings.iter().filter(|warning| warning.kind == WarningKind::PositionMissing);
+        let missing: Vec<_> = missing.filter_map(|warning| warning.projection.as_deref()).collect();
+        let stuck = self.projections.iter().filter(|one| is_stuck(&one.state) || missing.contains(&&*one.name));
         let mut stuck: Vec<&str> = stuck.map(|projection| projection.name.as_str()).collect();
         loop {
             let waits_for_one = |state: &State| match state {

@@ -7,6 +7,7 @@ use sqlx::PgConnection;
 
 use crate::events_at::EventsAt;
 use crate::holder::{self, Holder, HolderId};
+use crate::missing_checkpoint::{self, MissingCheckpoint};
 use crate::position::Row;
 use crate::projection::ProjectionSet;
 use crate::store_warnings;
@@ -34,7 +35,8 @@ pub struct Warning {
 pub enum WarningKind {
     /// A session, or a prepared transaction, holds the lock that orders appends.
     OrderingLockHeld,
-    /// A session, or a prepared transaction, holds the row of a projection's position and does not end.
+    /// A session, or a prepared transaction, holds the row of a projection's position and does not end, or keeps the
+    /// transaction that holds it waiting.
     CheckpointHeld,
     /// The sequence that assigns positions is behind the newest event.
     SequenceBehind,
@@ -44,17 +46,20 @@ pub enum WarningKind {
     StandbyMissing,
     /// The rows of a projection in UNLOGGED tables are lost, but its position remains.
     RowsLost,
+    /// The tables of a projection have rows, but it has no position.
+    PositionMissing,
 }
 
 impl WarningKind {
     /// Every kind, for the metric.
-    pub(crate) const ALL: [WarningKind; 6] = [
+    pub(crate) const ALL: [WarningKind; 7] = [
         WarningKind::OrderingLockHeld,
         WarningKind::CheckpointHeld,
         WarningKind::SequenceBehind,
         WarningKind::AheadOfClock,
         WarningKind::StandbyMissing,
         WarningKind::RowsLost,
+        WarningKind::PositionMissing,
     ];
 
     /// Returns the name in JSON and in the metric.
@@ -66,6 +71,7 @@ impl WarningKind {
             WarningKind::AheadOfClock => "ahead_of_clock",
             WarningKind::StandbyMissing => "standby_missing",
             WarningKind::RowsLost => "rows_lost",
+            WarningKind::PositionMissing => "position_missing",
         }
     }
 }
@@ -90,6 +96,7 @@ pub(crate) async fn find(
     let is_standby: bool = sqlx::query_scalar("SELECT pg_is_in_recovery()").fetch_one(&mut *connection).await?;
     if !is_standby {
         found.extend(rows_lost(connection, set).await?);
+        found.extend(missing_checkpoint::find(connection, set, rows).await?.iter().map(position_missing));
     }
     let of_store = async {
         let mut events = events_at.at(connection).await?;
@@ -100,13 +107,16 @@ pub(crate) async fn find(
 }
 
 /// Finds sessions and prepared transactions that have held the checkpoint of a projection with waiting events for 10 s: a
-/// frozen or disconnected process, an open psql session, or a transaction that was prepared and forgotten.
+/// frozen or disconnected process, an open psql session, or a transaction that was prepared and forgotten. If the holder
+/// waits for a lock, as a handler may, finds the last in the queue instead.
 async fn checkpoint_held(connection: &mut PgConnection, rows: &[Row]) -> sqlx::Result<Vec<Warning>> {
     #[derive(sqlx::FromRow)]
     struct Held {
         name: String,
         #[sqlx(flatten)]
         by: HolderId,
+        /// Whether it waits for a lock.
+        waits: bool,
     }
     let behind: Vec<&str> = rows.iter().filter(|row| row.events_behind > 0).map(|row| row.name.as_str()).collect();
     if behind.is_empty() {
@@ -127,8 +137,9 @@ async fn checkpoint_held(connection: &mut PgConnection, rows: &[Row]) -> sqlx::R
                             AND l.mode = 'ExclusiveLock' AND l.granted
              WHERE r.name = ANY ($1)
          )
-         SELECT DISTINCT h.name, h.pid, h.virtualtransaction
+         SELECT DISTINCT h.name, h.pid, h.virtualtransaction, w.waits
          FROM holders h
+         CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM pg_locks w WHERE w.pid = h.pid AND NOT w.granted) AS waits) w
          LEFT JOIN pg_stat_activity a ON a.pid = h.pid
          LEFT JOIN pg_prepared_xacts p ON h.pid IS NULL AND p.transaction = h.transactionid
          WHERE h.pid IS DISTINCT FROM pg_backend_pid()
@@ -136,6 +147,7 @@ async fn checkpoint_held(connection: &mut PgConnection, rows: &[Row]) -> sqlx::R
            -- A running statement may take long, and so may a rebuild that compares and replaces rows: its transaction is
            -- never idle for long, unless its process is frozen.
            AND CASE WHEN h.pid IS NULL THEN true
+                    WHEN w.waits THEN COALESCE(a.state_change < clock_timestamp() - interval '10 s', true)
                     WHEN starts_with(a.application_name, $2)
                     THEN a.state <> 'active' AND a.state_change < clock_timestamp() - interval '15 s'
                     ELSE a.state IS DISTINCT FROM 'active' OR a.wait_event_type = 'Client'
@@ -147,17 +159,50 @@ async fn checkpoint_held(connection: &mut PgConnection, rows: &[Row]) -> sqlx::R
     .fetch_all(&mut *connection)
     .await?;
     let mut warnings = Vec::new();
-    for Held { name, by } in held {
-        let Some(Holder { holder, remedy }) = holder::named(&mut *connection, &by).await? else { continue };
-        warnings.push(Warning {
-            kind: WarningKind::CheckpointHeld,
-            projection: Some(name),
-            problem: format!("{holder} holds the projection's position, and events wait"),
-            remedy,
-            blocks_readiness: false,
-        });
+    for Held { name, by, waits } in held {
+        let told = if waits { last(connection, by).await? } else { itself(connection, by).await? };
+        for (problem, remedy) in told {
+            warnings.push(Warning {
+                kind: WarningKind::CheckpointHeld,
+                projection: Some(name.clone()),
+                problem,
+                remedy,
+                blocks_readiness: false,
+            });
+        }
     }
     Ok(warnings)
+}
+
+fn position_missing(missing: &MissingCheckpoint) -> Warning {
+    Warning {
+        kind: WarningKind::PositionMissing,
+        projection: Some(missing.projection.to_owned()),
+        problem: missing.problem(),
+        remedy: missing.remedy(),
+        blocks_readiness: true,
+    }
+}
+
+/// Returns the problem of a session or a prepared transaction that holds a checkpoint, and the remedy.
+async fn itself(connection: &mut PgConnection, holder: HolderId) -> sqlx::Result<Vec<(String, String)>> {
+    let named = holder::named(connection, &holder).await?;
+    let told =
+        |Holder { holder, remedy }| (format!("{holder} holds the projection's position, and events wait"), remedy);
+    Ok(named.into_iter().map(told).collect())
+}
+
+/// Returns the problem of each session or prepared transaction that the session with the checkpoint waits for, and the
+/// remedy.
+async fn last(connection: &mut PgConnection, waiting: HolderId) -> sqlx::Result<Vec<(String, String)>> {
+    let mut found = Vec::new();
+    for wait in holder::waits(connection, waiting.pid.as_slice()).await? {
+        if let Some(holder) = holder::named(connection, &wait.held_by).await? {
+            let problem = format!("events wait: its transaction waits for {}", wait.lock_of(&holder));
+            found.push((problem, holder.remedy));
+        }
+    }
+    Ok(found)
 }
 
 /// Finds projections of the set whose rows in UNLOGGED tables are lost.

@@ -16,6 +16,7 @@ use std::process::Child;
 use std::time::{Duration, Instant};
 
 use projection_runtime::ProjectionManager;
+use sqlx::migrate::Migrator;
 use sqlx::{AssertSqlSafe, PgPool};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +28,19 @@ impl TestDatabase {
     /// A new database.
     pub async fn new() -> Self {
         TestDatabase(projection_runtime::testing::TestDatabase::new(&dancefinder_projections::MIGRATIONS).await)
+    }
+
+    /// A new database in which PUBLIC has no privileges, neither of PostgreSQL's defaults nor for what is created in it.
+    pub async fn hardened() -> Self {
+        static NOTHING: Migrator = Migrator::DEFAULT;
+        let db = projection_runtime::testing::TestDatabase::new(&NOTHING).await;
+        let harden = "DO $$ BEGIN EXECUTE format('REVOKE ALL ON DATABASE %I FROM PUBLIC', current_database()); END $$;
+                      REVOKE ALL ON SCHEMA public FROM PUBLIC;
+                      ALTER DEFAULT PRIVILEGES REVOKE ALL ON FUNCTIONS FROM PUBLIC;
+                      ALTER DEFAULT PRIVILEGES REVOKE ALL ON TYPES FROM PUBLIC";
+        execute(&db.pool, harden).await;
+        dancefinder_projections::MIGRATIONS.run(&db.pool).await.expect("migrations");
+        TestDatabase(db)
     }
 }
 

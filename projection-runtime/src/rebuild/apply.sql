@@ -9,7 +9,7 @@ DECLARE
 BEGIN
     SET CONSTRAINTS ALL DEFERRED;
     -- The new rows already include what these triggers write. The tables are locked, so no other writer needs them.
-    FOR item IN SELECT r.item, r.name FROM rebuild_triggers r LOOP
+    FOR item IN SELECT r.item, r.name FROM rebuild_triggers r WHERE r.fires AND r.writes LOOP
         EXECUTE format('ALTER TABLE %s DISABLE TRIGGER %I', item.item::regclass, item.name);
     END LOOP;
     FOREACH step IN ARRAY ARRAY['remove', 'write'] LOOP
@@ -87,10 +87,10 @@ BEGIN
             END IF;
         END LOOP;
     END LOOP;
-    IF EXISTS (SELECT FROM rebuild_triggers) THEN
+    IF EXISTS (SELECT FROM rebuild_triggers WHERE fires AND writes) THEN
         -- A table with pending deferred checks cannot be altered.
         SET CONSTRAINTS ALL IMMEDIATE;
-        FOR item IN SELECT r.item, r.name, r.enabled FROM rebuild_triggers r LOOP
+        FOR item IN SELECT r.item, r.name, r.enabled FROM rebuild_triggers r WHERE r.fires AND r.writes LOOP
             EXECUTE format('ALTER TABLE %s ENABLE %s TRIGGER %I', item.item::regclass,
                            CASE item.enabled WHEN 'A' THEN 'ALWAYS' END, item.name);
         END LOOP;

@@ -9,6 +9,7 @@ DECLARE
     it     record;
     other  record;
     is_written boolean;
+    nestloop CONSTANT text := current_setting('enable_nestloop');
 BEGIN
     CREATE TEMPORARY TABLE rebuild_unwritten (tab text, col text) ON COMMIT DROP;
     CREATE TEMPORARY TABLE rebuild_numbered (tab text, col text) ON COMMIT DROP;
@@ -30,6 +31,9 @@ BEGIN
     JOIN pg_attribute la ON la.attrelid = to_regclass(t.name) AND la.attname = a.attname
     LEFT JOIN pg_attrdef d ON d.adrelid = la.attrelid AND d.adnum = la.attnum
     LEFT JOIN pg_class g ON g.oid = to_regclass(format('%I.rebuild_given_%s_%s', beside, c.oid, a.attnum));
+    -- For the joins below. EXISTS makes the planner expect an early match and choose a nested loop, which takes quadratic
+    -- time if nothing matches. What comes later looks rows up by their address, by nested loops.
+    PERFORM set_config('enable_nestloop', 'off', true), set_config('enable_hashjoin', 'on', true);
     FOR it IN SELECT * FROM rebuild_columns WHERE observed LOOP
         is_written := it.given OR it.by_trigger;
         IF NOT is_written AND it.constant THEN
@@ -44,8 +48,10 @@ BEGIN
                   AND (r.typname = it.typname OR r.typname IN ('int2', 'int4', 'int8') AND it.typname IN ('int2', 'int4', 'int8'))
             LOOP
                 EXIT WHEN is_written;
-                EXECUTE format('SELECT EXISTS (SELECT FROM %s o WHERE o.%I IN (SELECT c.%I FROM %s c))',
-                               other.copy, other.col, it.col, it.copy) INTO is_written;
+                -- Columns of different collations cannot be compared.
+                EXECUTE format('SELECT EXISTS (SELECT FROM %1$s o WHERE o.%2$I %5$s IN (SELECT c.%3$I FROM %4$s c))',
+                               other.copy, other.col, it.col, it.copy,
+                               CASE WHEN it.typname IN ('text', 'varchar') THEN 'COLLATE "C"' END) INTO is_written;
             END LOOP;
         END IF;
         IF NOT is_written THEN
@@ -54,5 +60,6 @@ BEGIN
             INSERT INTO rebuild_numbered VALUES (it.tab, it.col);
         END IF;
     END LOOP;
+    PERFORM set_config('enable_nestloop', nestloop, true);
 END
 $$;

@@ -42,6 +42,25 @@ pub(super) struct Beside {
     /// Columns that handlers are known to write, like `band.name`: those of row handlers, and those that the first
     /// attempt found to hold generated numbers.
     written: Vec<String>,
+    /// The triggers that the shadow tables have, as they were when these tables were created.
+    pub(super) triggers: Vec<Trigger>,
+}
+
+/// A trigger of `rebuild_triggers`.
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+pub(super) struct Trigger {
+    #[sqlx(rename = "item")]
+    pub(super) table: String,
+    pub(super) name: String,
+    /// Differs after each change of the trigger or of a function that it calls.
+    state: String,
+}
+
+impl Trigger {
+    /// Reads the triggers that triggers.sql has found in this transaction.
+    pub(super) async fn found(tx: &mut PgConnection) -> sqlx::Result<Vec<Self>> {
+        sqlx::query_as("SELECT item, name::text, state FROM rebuild_triggers ORDER BY item, name").fetch_all(tx).await
+    }
 }
 
 impl Beside {
@@ -65,7 +84,7 @@ impl Beside {
         let columns = |rows: &RowTable| rows.columns.iter().map(|column| format!("{}.{column}", rows.table)).collect();
         let written = definition.rows.iter().flat_map(|rows| -> Vec<String> { columns(rows) }).collect();
         let marker = format!("rebuild_{}", Uuid::new_v4().simple());
-        Beside { definition, schema: format!("{prefix}_{name}"), marker, written }
+        Beside { definition, schema: format!("{prefix}_{name}"), marker, written, triggers: Vec::new() }
     }
 
     /// The projection's name.
@@ -129,8 +148,8 @@ impl Copy {
         if !refusals.is_empty() {
             return Err(Error::RebuildRefused { projection: definition.name, refusals });
         }
-        let beside = Beside::copy(definition);
-        make_schema(&mut tx, &beside).await.map_err(doing())?;
+        let mut beside = Beside::copy(definition);
+        make_schema(&mut tx, &mut beside).await.map_err(doing())?;
         let Beside { schema, marker, .. } = &beside;
         let entering = transaction::entering_schema(&mut tx, schema, marker, definition.tables);
         let entering = entering.await.map_err(doing())?;
@@ -155,7 +174,7 @@ impl Copy {
         }
         self.beside.written.extend(numbered);
         let mut tx = transaction::begin_bounded(&self.pool).await?;
-        make_schema(&mut tx, &self.beside).await?;
+        make_schema(&mut tx, &mut self.beside).await?;
         self.guard.is_held().await?;
         tx.commit().await?;
         Ok(true)
@@ -257,11 +276,12 @@ async fn under_way(tx: &mut PgConnection, projection: &'static str) -> sqlx::Res
     Ok(Error::RebuildUnderWay { projection, holder, remedy })
 }
 
-async fn make_schema(tx: &mut PgConnection, beside: &Beside) -> sqlx::Result<()> {
+async fn make_schema(tx: &mut PgConnection, beside: &mut Beside) -> sqlx::Result<()> {
     // Of one that was killed.
     beside.drop(tx).await?;
     beside.tell_scripts(tx).await?;
     tx.execute(concat!(include_str!("triggers.sql"), include_str!("copy.sql"))).await?;
+    beside.triggers = Trigger::found(tx).await?;
     sqlx::query("INSERT INTO readview_rebuilds (name, schema, stage) VALUES ($1, $2, 'filling')")
         .bind(beside.name())
         .bind(&beside.schema)

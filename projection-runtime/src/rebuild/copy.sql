@@ -47,9 +47,7 @@ BEGIN
         statements := statements
             || ARRAY(SELECT pg_get_triggerdef(oid, true)
                      FROM pg_trigger
-                     WHERE tgrelid = item::regclass AND NOT tgisinternal AND tgenabled IN ('O', 'A')
-                       -- Before, and for each row.
-                       AND (tgtype & 3 = 3 OR oid IN (SELECT oid FROM rebuild_triggers)))
+                     WHERE tgrelid = item::regclass AND oid IN (SELECT oid FROM rebuild_triggers WHERE fires))
             || ARRAY(SELECT format('ALTER TABLE %I ADD CONSTRAINT %I %s', item, conname, pg_get_constraintdef(oid))
                      FROM pg_constraint
                      WHERE contype = 'f' AND conrelid = item::regclass

@@ -1,11 +1,12 @@
 //! The rows in which live tables differ from those beside them.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::Serialize;
 use sqlx::{Executor, PgConnection};
 
-use super::copy::Beside;
+use super::copy::{Beside, Trigger};
 use crate::error::Refusal;
 
 /// Where the live rows of a projection differ from what its handlers make of the events.
@@ -194,10 +195,35 @@ fn row(
     RowDifference { key, columns, side }
 }
 
-/// Finds the triggers that [`apply`] switches off: the shadow tables have them.
+/// Finds the triggers that shadow tables have; of these, [`apply`] disables those that may write to the tables.
 pub(super) async fn find_triggers(tx: &mut PgConnection, beside: &Beside) -> sqlx::Result<()> {
     beside.tell_scripts(tx).await?;
     tx.execute(include_str!("triggers.sql")).await.map(drop)
+}
+
+/// Returns the triggers that are not what they were when the shadow tables were created: they have fired for other events
+/// in the live tables than in the shadow tables. Empty if no row differs. [`find_triggers`] comes first.
+pub(super) async fn changed_triggers(
+    tx: &mut PgConnection,
+    beside: &Beside,
+    difference: &Difference,
+) -> sqlx::Result<Vec<Refusal>> {
+    if difference.is_none() {
+        return Ok(Vec::new());
+    }
+    let now = Trigger::found(tx).await?;
+    let before = beside.triggers.iter().filter(|trigger| !now.contains(trigger));
+    let after = now.iter().filter(|trigger| !beside.triggers.contains(trigger));
+    let changed: BTreeSet<(&str, &str)> =
+        before.chain(after).map(|trigger| (&*trigger.table, &*trigger.name)).collect();
+    let refusal = |(table, name): (&str, &str)| Refusal {
+        what: format!(
+            "trigger `{name}` of `{table}` has changed since the rebuild started, or a function that it calls: rows that the \
+             rebuild would change may be right"
+        ),
+        cure: "rebuild again".to_owned(),
+    };
+    Ok(changed.into_iter().map(refusal).collect())
 }
 
 /// Returns the triggers that may have written the live rows that the shadow tables do not have, because they did not fire

@@ -14,6 +14,7 @@ use crate::classification::is_transient;
 use crate::error::Error;
 use crate::events_at::{EventsAt, Passed};
 use crate::manager::ManagerOptions;
+use crate::missing_checkpoint;
 use crate::position::{self, FailedEvent};
 use crate::projection::{AnyProjection, Definition};
 use crate::runner::{Runner, Step};
@@ -95,29 +96,22 @@ impl Filler {
 
     /// The live position, and how many events of the projection lie before it.
     async fn ahead(&self, from: i64) -> Result<(i64, u64), Error> {
+        let position = self.live_position().await.map_err(self.doing())?;
         let names: Vec<_> = self.definition.events.iter().map(|event| event.name).collect();
-        if let Some(events) = self.events_at.other() {
-            let sql = "SELECT COALESCE((SELECT position FROM readviews WHERE name = $1), 0)";
-            let position = sqlx::query_scalar(sql).bind(self.definition.name).fetch_one(&self.live);
-            let position: i64 = position.await.map_err(self.doing())?;
-            let counting =
-                sqlx::query_scalar("SELECT COUNT(*) FROM events WHERE name = ANY($1) AND tstamp > $2 AND tstamp <= $3");
-            let counting = counting.bind(names).bind(from).bind(position).fetch_one(events);
-            let events: i64 = self.events_at.ask(counting).await.map_err(self.doing())?;
-            return Ok((position, u64::try_from(events).unwrap_or(0)));
-        }
-        let (position, events): (i64, i64) = sqlx::query_as(
-            "WITH live AS (SELECT COALESCE((SELECT position FROM readviews WHERE name = $1), 0) AS position)
-             SELECT position, (SELECT COUNT(*) FROM events WHERE name = ANY($2) AND tstamp > $3 AND tstamp <= position)
-             FROM live",
-        )
-        .bind(self.definition.name)
-        .bind(names)
-        .bind(from)
-        .fetch_one(&self.live)
-        .await
-        .map_err(self.doing())?;
+        let counting =
+            sqlx::query_scalar("SELECT COUNT(*) FROM events WHERE name = ANY($1) AND tstamp > $2 AND tstamp <= $3");
+        let counting = counting.bind(names).bind(from).bind(position).fetch_one(self.events_at.pool(&self.live));
+        let events: i64 = self.events_at.ask(counting).await.map_err(self.doing())?;
         Ok((position, u64::try_from(events).unwrap_or(0)))
+    }
+
+    async fn live_position(&self) -> sqlx::Result<i64> {
+        let mut live = self.live.acquire().await?;
+        let sql = "SELECT position FROM readviews WHERE name = $1";
+        match sqlx::query_scalar(sql).bind(self.definition.name).fetch_optional(&mut *live).await? {
+            Some(position) => Ok(position),
+            None => missing_checkpoint::first_position(&mut live, &self.events_at, self.definition).await,
+        }
     }
 
     /// Applies the events up to the position, of each partition to one of its own.

@@ -38,6 +38,7 @@ use crate::fingerprint;
 use crate::holder::TAG;
 use crate::lookups;
 use crate::manager::ManagerOptions;
+use crate::missing_checkpoint;
 use crate::position;
 use crate::probe::{Moment, Probe};
 use crate::projection::{AnyProjection, Definition};
@@ -164,7 +165,7 @@ impl Rebuild<'_> {
         let doing = || Error::database(format!("verifying `{}`", beside.name()));
         // The live position is held for the moment that the last events and a snapshot take; then it moves on.
         let mut hold = hold_looked_up(pool, beside.definition).await.map_err(doing())?;
-        let live = hold_positions(&mut hold, beside.definition).await.map_err(doing())?;
+        let live = hold_positions(&mut hold, self.events_at, beside.definition).await.map_err(doing())?;
         let Some(positions) = &live.partitions else {
             return Err(Error::OtherPartitions { projection: beside.name() });
         };
@@ -190,7 +191,7 @@ impl Rebuild<'_> {
         let Definition { name, partitions: ours, .. } = *beside.definition;
         let doing = || Error::database(doing(name));
         let mut tx = begin(pool, name).await.map_err(doing())?;
-        let live = hold_positions(&mut tx, beside.definition).await.map_err(doing())?;
+        let live = hold_positions(&mut tx, self.events_at, beside.definition).await.map_err(doing())?;
         let position = self.events_at.stands(&mut tx, live.position).await.map_err(doing())?;
         let mut positions = live.partitions;
         for live in positions.iter().flatten() {
@@ -208,7 +209,10 @@ impl Rebuild<'_> {
         filler.tell(RebuildStage::Comparing, self.progress).await;
         let difference = compare(&mut tx, beside, position, true).await.map_err(doing())?;
         difference::find_triggers(&mut tx, beside).await.map_err(doing())?;
-        let refusals = difference::refusals(&mut tx, beside, &difference).await.map_err(doing())?;
+        let mut refusals = difference::changed_triggers(&mut tx, beside, &difference).await.map_err(doing())?;
+        if refusals.is_empty() {
+            refusals = difference::refusals(&mut tx, beside, &difference).await.map_err(doing())?;
+        }
         if !refusals.is_empty() {
             return Err(Error::RebuildRefused { projection: name, refusals });
         }
@@ -464,9 +468,12 @@ struct Live {
 }
 
 /// Locks the live position, and returns it. As in [`position`], but it waits for whoever applies events just now.
-async fn hold_positions(tx: &mut PgConnection, definition: &Definition) -> sqlx::Result<Live> {
+async fn hold_positions(tx: &mut PgConnection, events_at: &EventsAt, definition: &Definition) -> sqlx::Result<Live> {
     let Definition { name, partitions: ours, .. } = *definition;
-    hold(tx, definition, "SELECT FROM readviews WHERE name = $1 FOR NO KEY UPDATE").await?;
+    if hold(tx, definition, "SELECT FROM readviews WHERE name = $1 FOR NO KEY UPDATE").await? {
+        let position = missing_checkpoint::first_position(tx, events_at, definition).await?;
+        position::restart(tx, name, ours, position).await?;
+    }
     // Statements of their own, newer than the locks. With partitions the row itself may be a moment behind them.
     let sql = "SELECT COALESCE((SELECT MIN(position) FROM readviews WHERE partition_of = $1), position), partitions
                FROM readviews WHERE name = $1";
@@ -483,11 +490,13 @@ async fn hold_positions(tx: &mut PgConnection, definition: &Definition) -> sqlx:
     Ok(Live { position, partitions })
 }
 
-async fn hold(tx: &mut PgConnection, definition: &Definition, sql: &'static str) -> sqlx::Result<()> {
-    position::create(tx, definition.name, definition.partitions).await?;
+/// Locks the row, which it creates if there is none; returns whether it did.
+async fn hold(tx: &mut PgConnection, definition: &Definition, sql: &'static str) -> sqlx::Result<bool> {
+    let is_new = position::create(tx, definition.name, definition.partitions).await?;
     sqlx::query("SET LOCAL lock_timeout = '10s'").execute(&mut *tx).await?;
     position::alone(tx, definition.name).await?;
-    sqlx::query(sql).bind(definition.name).execute(tx).await.map(drop)
+    sqlx::query(sql).bind(definition.name).execute(tx).await?;
+    Ok(is_new)
 }
 
 /// The rows are others now: an event that the projection stopped at may pass.

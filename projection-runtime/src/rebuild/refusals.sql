@@ -1,7 +1,12 @@
--- What a rebuild of these tables would get wrong, with its cure.
+-- What a rebuild of these tables would get wrong, and the privileges that it lacks, with its cure.
 WITH own AS (SELECT name, to_regclass(name)::oid AS oid FROM UNNEST($1::text[]) AS name)
-SELECT format('`%s` is named with its schema, so that its handlers would write to it, not to a copy', name) AS what,
-       'leave the schema out of `tables` and of the statements, and put it on the search_path' AS cure
+SELECT format('role `%s` may not create %s in database `%s`', current_user, needed.what, current_database()) AS what,
+       format('GRANT %s ON DATABASE %I TO %I;', needed.privilege, current_database(), current_user) AS cure
+FROM (VALUES ('CREATE', 'schemas'), ('TEMPORARY', 'temporary tables')) AS needed (privilege, what)
+WHERE NOT has_database_privilege(current_database(), needed.privilege)
+UNION ALL
+SELECT format('`%s` is named with its schema, so that its handlers would write to it, not to a copy', name),
+       'leave the schema out of `tables` and of the statements, and put it on the search_path'
 FROM own
 WHERE name LIKE '%.%'
 UNION ALL

@@ -43,6 +43,7 @@ use crate::fingerprint;
 use crate::lookups;
 use crate::manager::ManagerOptions;
 use crate::metrics::{Meter, Metrics, Source};
+use crate::missing_checkpoint;
 use crate::position::{self, FailedEvent, Mode, Place};
 use crate::probe::{Moment, Probe};
 use crate::projection::{AnyProjection, Definition, Form, Order};
@@ -595,7 +596,8 @@ impl Runner {
         // Without its locks: who makes the row may be waiting for them.
         tx.rollback().await?;
         let mut tx = self.begin().await?;
-        let created = position::create(&mut tx, self.definition.name, self.definition.partitions).await?;
+        let created = missing_checkpoint::create(&mut tx, self.definition).await?;
+        let created = created.map_err(|missing| sqlx::Error::InvalidArgument(missing.to_string()))?;
         tx.commit().await?;
         Ok(if created { Step::Again } else { Step::Elsewhere })
     }

@@ -1,4 +1,4 @@
-//! Checks that each position is that of an event of the store.
+//! Checks that each position is that of an event of the store, and that no projection with rows is without a position.
 
 use std::collections::BTreeSet;
 
@@ -6,10 +6,12 @@ use sqlx::PgConnection;
 
 use super::{Check, Problem};
 use crate::events_at::EventsAt;
+use crate::missing_checkpoint;
 use crate::position;
 use crate::projection::ProjectionSet;
 
-/// A warning and no problem, because the other projections can run.
+/// A position of no event is a warning and no problem, because the other projections can run. A missing one is a problem:
+/// a projection that was renamed is found before its program replaces the old one.
 pub(super) async fn check(
     connection: &mut PgConnection,
     events_at: &EventsAt,
@@ -19,6 +21,14 @@ pub(super) async fn check(
     let names: Vec<&str> = set.definitions().map(|definition| definition.name).collect();
     let mut rows = position::rows(connection, &names).await?;
     events_at.tell(&mut rows).await?;
+    let missing = missing_checkpoint::find(connection, set, &rows).await?;
+    check.problems.extend(missing.into_iter().map(|missing| Problem {
+        projection: Some(missing.projection),
+        problem: missing.problem(),
+        cure: missing.remedy(),
+        table: missing.table,
+        constraint: None,
+    }));
     let astray = rows.iter().filter(|row| row.astray);
     let astray = astray.filter_map(|row| set.definition(row.partition_of.as_deref().unwrap_or(&row.name)).ok());
     let names: BTreeSet<&'static str> = astray.map(|definition| definition.name).collect();

@@ -662,6 +662,7 @@ async fn each(
         let difference = tokio::select! {
             difference = work(name, &mut progress) => difference?,
             () = &mut shutdown => {
+                waiting::cancel_statements(manager.pool()).await;
                 // The server sees the connection's end a moment later.
                 tokio::time::sleep(Duration::from_millis(200)).await;
                 manager.sweep().await?;

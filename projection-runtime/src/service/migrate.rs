@@ -6,7 +6,9 @@ use super::commands::latest_migration;
 use super::terminal::say;
 use super::{Database, Service};
 use crate::BoxError;
-use crate::schema;
+use crate::encoding;
+use crate::error::Error;
+use crate::schema::{self, Problem};
 use crate::writable;
 
 /// Migrates the database, and that of the events if it is another one. Needs server sessions: the driver holds a lock of
@@ -17,11 +19,17 @@ pub(super) async fn migrate(service: &Service, database: &Database) -> Result<()
     databases.extend(manager.events_at().other().map(|events| (events, "migrating the events' database")));
     for (pool, doing) in &databases {
         writable::require(pool, doing).await?;
+        if let Some((problem, remedy)) = encoding::problem(pool).await.map_err(Error::database(*doing))? {
+            return Err(format!("{doing}: {problem}; nothing was created. {remedy}").into());
+        }
     }
     let mut is_repaired = false;
     for (i, (pool, doing)) in databases.iter().enumerate() {
         let has_events = i + 1 == databases.len();
         let mut connection = pool.acquire().await?;
+        if let Some(Problem { problem, cure, .. }) = schema::renamed(&mut connection).await? {
+            return Err(format!("{doing}: {problem}; {cure}").into());
+        }
         let done: Result<(), MigrateError> = service.migrations.run(&mut *connection).await;
         done.map_err(|error| format!("{doing}: {error}"))?;
         if has_events {

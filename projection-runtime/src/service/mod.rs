@@ -259,10 +259,13 @@ fn is_usage(error: &BoxError) -> bool {
     error.is::<Usage>() || error.downcast_ref().is_some_and(wrong)
 }
 
-/// What helps where the schema is not there, which PostgreSQL can't know.
+/// What helps where the schema is not there, or a privilege is missing, which PostgreSQL can't know.
 fn cure(error: &BoxError, name: &str) -> Option<String> {
     let Some(crate::Error::Database { source, .. }) = error.downcast_ref() else { return None };
     let database = source.as_database_error()?;
+    if database.code().is_some_and(|code| code == "42501") {
+        return Some("; docs/ROLES.md has the privileges that each command needs".to_owned());
+    }
     let ours = ["readview", "events", "rabbitmq_"].iter().any(|ours| database.message().contains(ours));
     // No such table, column or function.
     let missing = database.code().is_some_and(|code| ["42P01", "42703", "42883"].contains(&&*code));

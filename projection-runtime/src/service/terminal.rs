@@ -191,11 +191,10 @@ pub(super) fn check(set: &ProjectionSet, check: &Check) -> String {
     };
     let mut lines: Vec<String> = check.problems.iter().map(|problem| line("", problem)).collect();
     if lines.is_empty() {
-        let tables: usize = set.definitions().map(|definition| definition.tables.len()).sum();
-        lines.push(format!(
-            "event store: as expected\n{} projections: their {tables} tables are there",
-            set.definitions().count()
-        ));
+        let count = |n: usize, what: &str| if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") };
+        let projections = count(set.definitions().count(), "projection");
+        let tables = count(set.definitions().map(|definition| definition.tables.len()).sum(), "table");
+        lines.push(format!("event store: as expected\n{projections} with {tables}: as expected"));
     }
     lines.extend(check.warnings.iter().map(|warning| line("warning: ", warning)));
     let mut text = lines.join("\n");

@@ -7,8 +7,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::Connection;
 use sqlx::postgres::PgConnectOptions;
+use sqlx::{Connection, PgPool};
 use uuid::Uuid;
 
 use super::terminal;
@@ -45,6 +45,19 @@ pub(super) async fn report(options: Arc<PgConnectOptions>) {
     }
 }
 
+/// Cancels the statements of this process's sessions, so that nothing waits for a command that was interrupted. An error is
+/// of no consequence: then the statements come to their end.
+pub(super) async fn cancel_statements(pool: &PgPool) {
+    let cancelling = sqlx::query(
+        "SELECT pg_cancel_backend(pid) FROM pg_stat_activity
+         WHERE substring(application_name FROM $1) = substring(current_setting('application_name') FROM $1)
+           AND datname = current_database() AND usename = current_user AND pid <> pg_backend_pid() AND state = 'active'",
+    );
+    if let Err(error) = cancelling.bind(holder::TAG).execute(pool).await {
+        tracing::debug!(%error, "statements could not be cancelled");
+    }
+}
+
 /// A session of the command.
 #[derive(sqlx::FromRow)]
 struct Session {
@@ -74,7 +87,8 @@ async fn look(options: &PgConnectOptions) -> sqlx::Result<Vec<(Wait, String)>> {
     if own.iter().any(|session| session.for_standby) {
         let lock = "a synchronous standby that confirms the commit".to_owned();
         let line = format!("waiting for {lock}: {START_STANDBY}");
-        found.push((Wait { lock, held_by: HolderId { pid: None, virtualtransaction: None } }, line));
+        let held_by = HolderId { pid: None, virtualtransaction: None };
+        found.push((Wait { lock, held_by, is_direct: true }, line));
     }
     let waiting: Vec<i32> = own.iter().filter(|session| session.for_lock).map(|session| session.pid).collect();
     for wait in holder::waits(&mut connection, &waiting).await? {
@@ -82,7 +96,12 @@ async fn look(options: &PgConnectOptions) -> sqlx::Result<Vec<(Wait, String)>> {
             continue;
         }
         let Some(Holder { holder, remedy }) = holder::named(&mut connection, &wait.held_by).await? else { continue };
-        let line = format!("waiting for {}: {holder} holds it; {remedy}", wait.lock);
+        let lock = &wait.lock;
+        let line = if wait.is_direct {
+            format!("waiting for {lock}: {holder} holds it; {remedy}")
+        } else {
+            format!("waiting for {lock}: its holder waits for {holder}; {remedy}")
+        };
         found.push((wait, line));
     }
     connection.close().await?;

@@ -53,7 +53,7 @@ pub enum Fault {
     CrashServer,
     /// The server is killed.
     KillServer,
-    /// A projection is reset. This and the next five run concurrently with other faults, several at a time.
+    /// A projection is reset. This and the next six run concurrently with other faults, several at a time.
     Reset,
     /// A projection is rebuilt; every other time the old rows are kept.
     Rebuild,
@@ -65,6 +65,8 @@ pub enum Fault {
     Pause,
     /// The event is skipped at which a projection has stopped.
     Skip,
+    /// The position of a projection is deleted. A moment later it is inserted again, or the projection rebuilt or reset.
+    Forget,
     /// A process loses its connections to RabbitMQ. This and what follows are for [`FaultTest::rabbitmq`].
     CutBroker,
     /// Messages that wait in the queue are lost.
@@ -75,7 +77,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 20] = [
+    pub const ALL: [Fault; 21] = [
         Fault::KillAfterRead,
         Fault::KillWhileApplying,
         Fault::KillBeforeCommit,
@@ -93,6 +95,7 @@ impl Fault {
         Fault::Undo,
         Fault::Pause,
         Fault::Skip,
+        Fault::Forget,
         Fault::CutBroker,
         Fault::DropMessages,
         Fault::RepeatMessages,
@@ -104,8 +107,8 @@ impl Fault {
 
     /// Returns whether the fault is an operation that runs concurrently with other faults.
     fn is_operation(self) -> bool {
-        use Fault::{Pause, Rebuild, Reset, Skip, Undo, Verify};
-        matches!(self, Reset | Rebuild | Verify | Undo | Pause | Skip)
+        use Fault::{Forget, Pause, Rebuild, Reset, Skip, Undo, Verify};
+        matches!(self, Reset | Rebuild | Verify | Undo | Pause | Skip | Forget)
     }
 
     /// Where a process ends.

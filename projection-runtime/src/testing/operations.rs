@@ -12,7 +12,9 @@ use uuid::Uuid;
 use super::Fault;
 use crate::error::Error;
 use crate::manager::ProjectionManager;
-use crate::rebuild::{Difference, RebuildOptions, RebuildProgress};
+use crate::missing_checkpoint;
+use crate::rebuild::{Difference, RebuildOptions, RebuildProgress, exclude_rebuild};
+use crate::transaction;
 
 /// Maximum number of concurrent operations.
 const MOST: usize = 4;
@@ -36,7 +38,23 @@ pub(super) struct Operations {
 #[derive(Debug, Default)]
 struct Progress {
     steps: AtomicU64,
+    /// How often the position of each projection was deleted.
+    forgotten: Mutex<BTreeMap<&'static str, u64>>,
     under_way: Mutex<Vec<(Fault, &'static str)>>,
+}
+
+impl Progress {
+    /// Returns how often the position of the projection was deleted; `None` if it may be deleted just now.
+    fn forgotten(&self, projection: &'static str) -> Option<u64> {
+        let under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        let forgotten = self.forgotten.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_known = !under_way.contains(&(Fault::Forget, projection));
+        is_known.then(|| forgotten.get(projection).copied().unwrap_or_default())
+    }
+
+    fn forget(&self, projection: &'static str) {
+        *self.forgotten.lock().unwrap_or_else(PoisonError::into_inner).entry(projection).or_default() += 1;
+    }
 }
 
 /// An operation on a projection.
@@ -48,9 +66,9 @@ pub(super) struct Operation {
     pub(super) manager: ProjectionManager,
     /// A manager with a direct connection to the server, for operations that must complete.
     pub(super) direct: ProjectionManager,
-    /// How long a pause lasts.
+    /// How long a pause lasts, and a projection has no position.
     pub(super) pause: Duration,
-    /// Whether a rebuild keeps the old rows.
+    /// Whether a rebuild keeps the old rows, and a position that was deleted comes back.
     pub(super) keeps_old: bool,
     /// Whether the handlers are deterministic: they look nothing up in other projections and never fail, so no
     /// comparison may find a difference.
@@ -72,14 +90,14 @@ impl Operations {
             let (kind, projection) = (operation.kind, operation.projection);
             let under_way = || progress.under_way.lock().unwrap_or_else(PoisonError::into_inner);
             under_way().push((kind, projection));
-            let mut outcome = operation.run(&progress.steps).await;
+            let mut outcome = operation.run(&progress).await;
             for _ in 0..TRIES {
                 // The server is restarted, or another operation holds a lock.
                 let Err(Error::RebuildUnderWay { .. } | Error::Database { .. } | Error::Locked { .. }) = outcome else {
                     break;
                 };
                 tokio::time::sleep(Duration::from_millis(300)).await;
-                outcome = operation.run(&progress.steps).await;
+                outcome = operation.run(&progress).await;
             }
             under_way().retain(|one| *one != (kind, projection));
             progress.steps.fetch_add(1, Ordering::Relaxed);
@@ -97,7 +115,7 @@ impl Operations {
 
     /// Waits for the operations under way. Returns how many of each kind completed.
     pub(super) async fn end(&mut self) -> BTreeMap<Fault, usize> {
-        let Progress { steps, under_way } = &*self.progress;
+        let Progress { steps, under_way, .. } = &*self.progress;
         loop {
             let before = steps.load(Ordering::Relaxed);
             match tokio::time::timeout(PATIENCE, self.under_way.join_next()).await {
@@ -132,25 +150,35 @@ fn is_expected(error: &Error) -> bool {
 }
 
 impl Operation {
-    async fn run(&self, steps: &AtomicU64) -> Result<(), Error> {
+    async fn run(&self, all: &Progress) -> Result<(), Error> {
         let (name, manager) = (self.projection, &self.manager);
+        let forgotten = all.forgotten(name);
+        // Without a position there is nothing to compare the rows at.
+        let compared = |difference: &Difference| {
+            let is_exact = self.is_exact && forgotten.is_some() && forgotten == all.forgotten(name);
+            assert!(difference.is_none() || !is_exact, "{:?} found rows that differ: {difference:#?}", self.kind);
+        };
         let mut progress = |_: RebuildProgress| {
-            steps.fetch_add(1, Ordering::Relaxed);
+            all.steps.fetch_add(1, Ordering::Relaxed);
         };
         match self.kind {
             Fault::Reset => manager.reset_projection(name).await,
             Fault::Rebuild => {
                 let options = RebuildOptions { keep_old: self.keeps_old };
-                self.compared(&manager.rebuild(name, options, &mut progress).await?);
+                compared(&manager.rebuild(name, options, &mut progress).await?);
                 Ok(())
             }
             Fault::Verify => {
-                self.compared(&manager.verify(name, &mut progress).await?);
+                compared(&manager.verify(name, &mut progress).await?);
                 Ok(())
             }
             Fault::Undo => manager.undo_rebuild(name).await.map(drop),
             Fault::Pause => {
-                manager.pause(name, "fault test").await?;
+                match manager.pause(name, "fault test").await {
+                    // It has no position.
+                    Err(Error::Database { source: sqlx::Error::InvalidArgument(_), .. }) => return Ok(()),
+                    paused => paused?,
+                }
                 tokio::time::sleep(self.pause).await;
                 resumed(&self.direct, name).await;
                 Ok(())
@@ -159,12 +187,73 @@ impl Operation {
                 Some((name, event)) => manager.skip(&name, event, "a fault test", "fault test").await,
                 None => Err(Error::NotFailed { projection: name }),
             },
+            Fault::Forget => {
+                all.forget(name);
+                let forgotten = if self.keeps_old { self.lose_position().await } else { self.delete_position().await };
+                // Also after an error: it may be deleted.
+                self.give_position(&mut progress).await;
+                forgotten
+            }
             other => unreachable!("{other:?} is no operation"),
         }
     }
 
-    fn compared(&self, difference: &Difference) {
-        assert!(difference.is_none() || !self.is_exact, "{:?} found rows that differ: {difference:#?}", self.kind);
+    async fn delete_position(&self) -> Result<(), Error> {
+        let sql = "DELETE FROM readviews WHERE name = $1";
+        let deleted = sqlx::query(sql).bind(self.projection).execute(self.manager.pool()).await;
+        tokio::time::sleep(self.pause).await;
+        deleted.map(drop).map_err(Error::database("deleting a position"))
+    }
+
+    /// Deletes the position, with those of partitions, and inserts it again a moment later.
+    ///
+    /// # Panics
+    ///
+    /// If a loop has created it meanwhile, although the tables have rows. All else that could is excluded.
+    async fn lose_position(&self) -> Result<(), Error> {
+        let (name, doing) = (self.projection, || Error::database("losing a position"));
+        let mut tx = transaction::begin_bounded(self.direct.pool()).await.map_err(doing())?;
+        exclude_rebuild(&mut tx, name).await.map_err(doing())??;
+        let mut other = transaction::begin_bounded(self.direct.pool()).await.map_err(doing())?;
+        let lost: Option<String> = sqlx::query_scalar(
+            "WITH lost AS (DELETE FROM readviews WHERE $1 IN (name, partition_of) RETURNING *)
+             SELECT json_agg(lost)::text FROM lost",
+        )
+        .bind(name)
+        .fetch_one(&mut *other)
+        .await
+        .map_err(doing())?;
+        let with_rows = missing_checkpoint::find(&mut other, self.direct.projections(), &[]).await.map_err(doing())?;
+        other.commit().await.map_err(doing())?;
+        tokio::time::sleep(self.pause).await;
+        let found = sqlx::query(
+            "INSERT INTO readviews SELECT * FROM json_populate_recordset(NULL::readviews, $1::text::json)
+             ON CONFLICT DO NOTHING",
+        )
+        .bind(&lost)
+        .execute(&mut *tx)
+        .await
+        .map_err(doing())?;
+        let is_created = lost.is_some() && found.rows_affected() == 0;
+        let has_rows = with_rows.iter().any(|with_rows| with_rows.projection == name);
+        assert!(!(is_created && has_rows), "the position of {name} was created over its rows");
+        tx.commit().await.map_err(doing())
+    }
+
+    /// Rebuilds or resets the projection if it has no position, whatever else is under way.
+    async fn give_position(&self, progress: &mut (dyn FnMut(RebuildProgress) + Send)) {
+        let name = self.projection;
+        let is_there = "SELECT EXISTS (SELECT FROM readviews WHERE name = $1)";
+        let is_there = sqlx::query_scalar(is_there).bind(name).fetch_one(self.direct.pool()).await;
+        if is_there.unwrap_or(false) || self.manager.rebuild(name, RebuildOptions::default(), progress).await.is_ok() {
+            return;
+        }
+        // A rebuild fails if a handler does, a reset does not.
+        while let Err(error) = self.direct.reset_projection(name).await {
+            let is_under_way = matches!(error, Error::RebuildUnderWay { .. });
+            assert!(is_under_way || error.is_passing(), "resetting {name}: {error}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 }
 

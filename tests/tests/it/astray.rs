@@ -4,7 +4,6 @@
 use std::process::Command;
 use std::time::Duration;
 
-use projection_runtime::postgres_server::PostgresServer;
 use projection_runtime::{
     EventStore, ExpectedVersion, PgConnection, ProjectionManager, RebuildOptions, Recorded, State, Status, WarningKind,
     projection, projections,
@@ -12,16 +11,12 @@ use projection_runtime::{
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 use tests::journal::{self, Happened, Journal};
-use tests::{TestDatabase, eventually, execute, running};
+use tests::{TestDatabase, execute, running};
 use uuid::Uuid;
 
 const LONG: Duration = Duration::from_secs(20);
 /// In the year 9999.
 const FAR: i64 = 253_370_764_800_000_000;
-
-async fn number(pool: &PgPool, sql: &'static str) -> i64 {
-    sqlx::query_scalar(sql).fetch_one(pool).await.unwrap()
-}
 
 /// Returns a pool of a new session, which has not appended before.
 async fn new_session(url: &str) -> PgPool {
@@ -183,60 +178,6 @@ async fn an_event_ahead_of_the_sequence_is_not_passed() {
     assert_eq!(journal::entries(&db.pool).await, journal::recorded(&db.pool).await);
     stop.cancel();
     task.await.unwrap();
-}
-
-/// Logical replication into a second store, and a switch-over to it: positions go on after those that were replicated.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_was_replicated() {
-    let start = || PostgresServer::start_with("TEST_DATABASE_URL", &["wal_level=logical"]);
-    let server = tokio::task::spawn_blocking(start).await.unwrap().unwrap();
-    let (first, second) = (new_session(&server.url("postgres")).await, server.url("second"));
-    execute(&first, "CREATE DATABASE second").await;
-    let second = new_session(&second).await;
-    for pool in [&first, &second] {
-        dancefinder_projections::MIGRATIONS.run(pool).await.unwrap();
-    }
-    journal::create(&second).await;
-    // The clock of the first is ahead of that of the second.
-    execute(&first, &format!("SELECT setval('events_tstamp', {FAR})")).await;
-    let store = EventStore::new(first.clone());
-    append(&store, 0).await;
-    // Within one server the slot must be created separately.
-    execute(&first, "CREATE PUBLICATION events FOR TABLE events").await;
-    execute(&first, "SELECT pg_create_logical_replication_slot('events', 'pgoutput')").await;
-    let port = server.port();
-    execute(
-        &second,
-        &format!(
-            "CREATE SUBSCRIPTION events CONNECTION 'host=127.0.0.1 port={port} user=postgres dbname=postgres'
-             PUBLICATION events WITH (create_slot = false, slot_name = 'events')"
-        ),
-    )
-    .await;
-    let count = |pool: PgPool| async move { number(&pool, "SELECT COUNT(*) FROM events").await };
-    eventually("the first event is copied", LONG, || async { count(second.clone()).await == 1 }).await;
-    for n in 1..10 {
-        append(&store, n).await;
-    }
-    eventually("all are replicated", LONG, || async { count(second.clone()).await == 10 }).await;
-    execute(&second, "ALTER SUBSCRIPTION events DISABLE; ALTER SUBSCRIPTION events SET (slot_name = NONE)").await;
-    execute(&second, "DROP SUBSCRIPTION events").await;
-    let newest = number(&first, "SELECT MAX(tstamp) FROM events").await;
-    assert_eq!(number(&second, "SELECT last_value FROM events_tstamp").await, newest);
-    let after = append(&EventStore::new(second.clone()), 10).await;
-    assert!(after > newest, "{after} is not after {newest}");
-    let manager = ProjectionManager::new(new_pool(&server).await, projections![Journal]).unwrap();
-    manager.catch_up(|_| {}).await.unwrap();
-    assert_eq!(
-        journal::entries(&second).await.iter().map(|(_, n)| *n).collect::<Vec<_>>(),
-        (0..=10).collect::<Vec<_>>()
-    );
-    first.close().await;
-    second.close().await;
-}
-
-async fn new_pool(server: &PostgresServer) -> PgPool {
-    PgPoolOptions::new().connect(&server.url("second")).await.unwrap()
 }
 
 /// Gives the newest position to another event.

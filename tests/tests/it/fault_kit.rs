@@ -32,7 +32,7 @@ fn the_bugs_fit_the_sources() {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
     let bugs: Vec<_> =
         std::fs::read_dir(format!("{root}/tests/bugs")).unwrap().map(|bug| bug.unwrap().path()).collect();
-    assert_eq!(bugs.len(), 6);
+    assert_eq!(bugs.len(), 7);
     for bug in bugs {
         let mut apply = std::process::Command::new("git");
         let applied = apply.args(["apply", "--check"]).arg(&bug).current_dir(root).output().unwrap();

@@ -1,8 +1,11 @@
 //! Triggers of read model tables: what they write is part of the rows, and is rebuilt as well.
 
-use projection_runtime::{Error, PgConnection, ProjectionManager, RebuildOptions, Recorded, projection, projections};
+use projection_runtime::{
+    Error, PgConnection, ProjectionManager, RebuildOptions, RebuildProgress, Recorded, projection, projections,
+};
 use tests::journal::{self, Happened};
 use tests::{TestDatabase, execute};
+use tokio::runtime::Handle;
 
 /// Writes to `entry`; a trigger of that table keeps `tally`.
 struct Entries;
@@ -190,4 +193,77 @@ async fn rows_that_a_trigger_may_have_written_are_not_deleted() {
         assert_eq!(rebuild().await.unwrap().differing(), 7, "{body}");
         assert_eq!(tally(&db).await, [], "{body}");
     }
+}
+
+/// A trigger that changes while the shadow tables are filled fires for other events there than in the live tables: its
+/// rows are not deleted, and the next rebuild makes them from all events.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trigger_that_changes_during_a_rebuild() {
+    let count = plpgsql(COUNT);
+    let replaced = |function: &str| function.replace("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION");
+    let add_to = |body: &str| {
+        format!("CREATE FUNCTION add_to(it BIGINT) RETURNS void LANGUAGE plpgsql AS $$ BEGIN {body} END $$")
+    };
+    let calls = format!("{}; {}", add_to(""), plpgsql("PERFORM add_to(NEW.n);"));
+    let off = format!("{OF_ROWS}; ALTER TABLE entry DISABLE TRIGGER count_it");
+    let sets = "CREATE TRIGGER count_it BEFORE INSERT ON entry FOR EACH ROW EXECUTE FUNCTION count_it()";
+    let doubles = plpgsql("NEW.n := 2 * NEW.n; RETURN NEW;");
+    let cases = [
+        // Created, enabled, disabled, replaced, a function that it calls replaced; one that changes rows.
+        (&*count, "SELECT", OF_ROWS.to_owned()),
+        (&*count, &*off, "ALTER TABLE entry ENABLE TRIGGER count_it".to_owned()),
+        (&*count, OF_ROWS, "ALTER TABLE entry DISABLE TRIGGER count_it".to_owned()),
+        (&*count, OF_ROWS, "DROP TRIGGER count_it ON entry".to_owned()),
+        (&*plpgsql(""), OF_ROWS, replaced(&count)),
+        (&*calls, OF_ROWS, replaced(&add_to(&COUNT.replace("NEW.n", "it")))),
+        (&*doubles, "SELECT", sets.to_owned()),
+        // Also if it is again what it was.
+        (
+            &*count,
+            &*off,
+            "ALTER TABLE entry ENABLE TRIGGER count_it; #; ALTER TABLE entry DISABLE TRIGGER count_it".to_owned(),
+        ),
+    ];
+    for (function, trigger, meanwhile) in cases {
+        let (db, manager) = applied(function, trigger).await;
+        let mut rows = None;
+        let change = async || {
+            let (first, last) = meanwhile.split_once("#;").unwrap_or((&meanwhile, "SELECT"));
+            execute(&db.pool, first).await;
+            journal::append(&db.pool, (101..=120).map(Happened::new)).await;
+            manager.catch_up(|_| {}).await.unwrap();
+            execute(&db.pool, last).await;
+            rows_of(&db).await
+        };
+        let mut progress = |_: RebuildProgress| {
+            if rows.is_none() {
+                rows = Some(tokio::task::block_in_place(|| Handle::current().block_on(change())));
+            }
+        };
+        let outcome = manager.rebuild("entries", RebuildOptions::default(), &mut progress).await;
+        let Err(error) = outcome else { panic!("{meanwhile}: {}", outcome.unwrap()) };
+        let text = error.to_string();
+        assert!(matches!(error, Error::RebuildRefused { .. }), "{meanwhile}: {text}");
+        for part in [
+            "trigger `count_it` of `entry` has changed since the rebuild started",
+            "rebuild again",
+            "nothing was changed",
+        ] {
+            assert!(text.contains(part), "{meanwhile}: {text}");
+        }
+        assert_eq!(rows.unwrap(), rows_of(&db).await, "{meanwhile}");
+        let again = manager.rebuild("entries", RebuildOptions::default(), &mut |_| {}).await;
+        if meanwhile.contains('#') {
+            // The disabled trigger's rows are somebody's decision.
+            assert_eq!(tally(&db).await, []);
+        }
+        again.unwrap();
+        assert!(manager.verify("entries", &mut |_| {}).await.unwrap().is_none(), "{meanwhile}");
+    }
+}
+
+/// The rows of both tables.
+async fn rows_of(db: &TestDatabase) -> (Vec<i64>, Vec<(i64, i64)>) {
+    let entries = sqlx::query_scalar("SELECT n FROM entry ORDER BY n").fetch_all(&db.pool).await.unwrap();
+    (entries, tally(db).await)
 }

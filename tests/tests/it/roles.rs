@@ -1,4 +1,4 @@
-//! The roles of docs/ROLES.md: each may do its work, and nothing else.
+//! The roles of docs/ROLES.md: each may do its work, and nothing else, in a database in which PUBLIC has no privileges.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use projection_runtime::ProjectionManager;
 use tests::history::History;
 use tests::role::Role;
-use tests::{TestDatabase, eventually, fold, running};
+use tests::{TestDatabase, eventually, execute, fold, running};
 
 const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../dancefinder-projections/sample/events.jsonl");
 
@@ -54,12 +54,13 @@ fn may(role: &Role, arguments: &[&str]) -> String {
 fn may_not(role: &Role, arguments: &[&str]) {
     let output = service(role, arguments);
     let text = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && text.contains("permission denied"), "{arguments:?}: {text}");
+    let lacks = ["permission denied", "may not create"].iter().any(|lacks| text.contains(lacks));
+    assert!(!output.status.success() && lacks, "{arguments:?}: {text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_does_its_work_and_nothing_else() {
-    let db = TestDatabase::new().await;
+    let db = TestDatabase::hardened().await;
     let mut roles = roles(&db).await;
     let [writer, reader, runner, rebuilder, resetter] =
         ["event_writer", "projection_reader", "projection_runner", "projection_rebuilder", "projection_resetter"]
@@ -78,6 +79,8 @@ async fn each_does_its_work_and_nothing_else() {
     for command in [["pause", "band"], ["resume", "band"], ["accept", "band"]] {
         may(&runner, &command);
     }
+    let renamed = "SELECT readviews_rename('band', 'other'); SELECT readviews_rename('other', 'band')";
+    runner.run(renamed).await.unwrap();
 
     // While the service runs.
     may(&rebuilder, &["verify"]);
@@ -99,6 +102,17 @@ async fn each_does_its_work_and_nothing_else() {
     fold::assert_equal(&db.pool).await;
     stop.cancel();
     task.await.unwrap();
+
+    // A missing privilege is named, with its remedy, before the events are applied.
+    let database = db.url.rsplit('/').next().unwrap().split('?').next().unwrap();
+    execute(&db.pool, &format!("REVOKE TEMPORARY ON DATABASE {database} FROM {}", rebuilder.name)).await;
+    for command in ["verify", "rebuild"] {
+        let text = String::from_utf8(service(&rebuilder, &[command, "band"]).stderr).unwrap();
+        let remedy = format!("(cure: GRANT TEMPORARY ON DATABASE {database} TO {};)", rebuilder.name);
+        assert!(text.contains("may not create temporary tables") && text.contains(&remedy), "{text}");
+    }
+    let text = String::from_utf8(service(&writer, &["status"]).stderr).unwrap();
+    assert!(text.contains("permission denied") && text.contains("docs/ROLES.md has the privileges"), "{text}");
 
     for (role, commands) in [
         (&writer, &[&["reset", "band"][..], &["pause", "band"], &["status"], &["rebuild", "band"]][..]),

@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use dancefinder_projections::events::BandCreated;
 use projection_runtime::postgres_server::PostgresServer;
-use projection_runtime::{ProjectionManager, RebuildOptions};
+use projection_runtime::{EventStore, ExpectedVersion, NewEvent, ProjectionManager, RebuildOptions};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{ConnectOptions, Executor, PgConnection, PgPool};
-use tests::{eventually, execute};
+use sqlx::{AssertSqlSafe, ConnectOptions, Executor, PgConnection, PgPool};
+use tests::{eventually, execute, running};
 use uuid::Uuid;
 
 const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../dancefinder-projections/sample/events.jsonl");
@@ -133,6 +134,36 @@ async fn for_a_position() {
             manager.rebuild("event", RebuildOptions::default().keep_old(), &mut |_| {}).await.unwrap();
         }
     }
+}
+
+/// A loop that holds the position waits for a row: the report names what keeps that row, and the remedy works.
+#[tokio::test(flavor = "multi_thread")]
+async fn for_the_last_in_a_queue() {
+    let (server, pool) = server().await;
+    let manager = ProjectionManager::new(pool.clone(), dancefinder_projections::projections()).unwrap();
+    let (stop, task) = running(&manager);
+    let (mut holder, pid) = session(&server, "psql").await;
+    let band = Uuid::new_v4();
+    let insert = format!("BEGIN; INSERT INTO band VALUES ('{band}', 'Hot', now())");
+    holder.execute(AssertSqlSafe(insert)).await.unwrap();
+    let created = NewEvent::new(&BandCreated { name: "Hot".to_owned() }).unwrap();
+    EventStore::new(pool.clone()).append(band, ExpectedVersion::Any, &[created]).await.unwrap();
+    eventually("the loop waits", LONG, || async {
+        let sql = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock')";
+        sqlx::query_scalar::<_, bool>(sql).fetch_one(&pool).await.unwrap()
+    })
+    .await;
+    let reset = Process::start(&server, &["reset", "band"]);
+    let line = reset.reports(1).await;
+    let named = format!(
+        "waiting for a row of readviews: its holder waits for session {pid} (role postgres, psql, idle in transaction for "
+    );
+    assert!(line.starts_with(&named), "{line}");
+    assert!(line.ends_with(&format!("; end its transaction, or SELECT pg_terminate_backend({pid});")), "{line}");
+    execute(&pool, &format!("SELECT pg_terminate_backend({pid})")).await;
+    assert_eq!(reset.ends().await, 1);
+    stop.cancel();
+    task.await.unwrap();
 }
 
 /// The next wait of a command is reported as well.
