@@ -184,30 +184,36 @@ impl Intake {
     }
 
     async fn take(&mut self, link: &Link, channel: &Channel, burst: Vec<Delivery>) -> Result<(), BoxError> {
-        let Some(ingest) = &mut self.ingest else {
-            self.wake.projections(Source::RabbitMq);
-            if let Some(last) = burst.last() {
-                channel.basic_ack(last.delivery_tag, BasicAckOptions { multiple: true }).await?;
+        match &mut self.ingest {
+            None => self.take_triggers(link, channel, &burst).await,
+            Some(ingest) => {
+                let settled = ingest.take(link, channel, burst).await?;
+                self.wake.projections(Source::RabbitMq);
+                // If none waits, all up to the last are settled.
+                let multiple = !ingest.has_waiting();
+                let tags = settled.messages.iter().map(|message| message.tag);
+                let tags: Vec<u64> = if multiple { tags.max().into_iter().collect() } else { tags.collect() };
+                for tag in tags {
+                    channel.basic_ack(tag, BasicAckOptions { multiple }).await?;
+                }
+                link.in_flight.release(settled.messages.iter().map(|message| message.bytes).sum());
+                ingest.acknowledged(channel, self.rabbitmq.options.prefetch.max(1)).await?;
+                self.count(settled.messages.len(), &settled);
+                Ok(())
             }
-            link.in_flight.release(burst.iter().map(|delivery| delivery.data.len() as u64).sum());
-            self.count(burst.len(), &Settled::default());
-            if !burst.iter().all(is_relayed) {
-                self.look = Some((0, Instant::now() + LOOKS[0]));
-            }
-            return Ok(());
-        };
-        let settled = ingest.take(link, channel, burst).await?;
-        self.wake.projections(Source::RabbitMq);
-        // If none waits, all up to the last are settled.
-        let multiple = !ingest.has_waiting();
-        let tags = settled.messages.iter().map(|message| message.tag);
-        let tags: Vec<u64> = if multiple { tags.max().into_iter().collect() } else { tags.collect() };
-        for tag in tags {
-            channel.basic_ack(tag, BasicAckOptions { multiple }).await?;
         }
-        link.in_flight.release(settled.messages.iter().map(|message| message.bytes).sum());
-        ingest.acknowledged(channel, self.rabbitmq.options.prefetch.max(1)).await?;
-        self.count(settled.messages.len(), &settled);
+    }
+
+    async fn take_triggers(&mut self, link: &Link, channel: &Channel, burst: &[Delivery]) -> Result<(), BoxError> {
+        self.wake.projections(Source::RabbitMq);
+        if let Some(last) = burst.last() {
+            channel.basic_ack(last.delivery_tag, BasicAckOptions { multiple: true }).await?;
+        }
+        link.in_flight.release(burst.iter().map(|delivery| delivery.data.len() as u64).sum());
+        self.count(burst.len(), &Settled::default());
+        if !burst.iter().all(is_relayed) {
+            self.look = Some((0, Instant::now() + LOOKS[0]));
+        }
         Ok(())
     }
 

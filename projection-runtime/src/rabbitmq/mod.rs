@@ -63,6 +63,7 @@ pub(crate) const MAX_MESSAGE: u64 = 16 << 20;
 /// Where the broker is, and what is done with it.
 #[derive(Clone)]
 #[non_exhaustive]
+#[expect(clippy::struct_excessive_bools, reason = "switches that do not depend on each other")]
 pub struct RabbitMqOptions {
     url: BrokerUrl,
     /// The certificates that are trusted beside the system's own, and the client's certificate.

@@ -263,15 +263,7 @@ impl Deployment {
         }
         let owner = match owner(&channel, &name).await? {
             Some(owner) => owner,
-            None => {
-                let (body, queue) = (serde_json::to_vec(self)?, short(&name)?);
-                let properties = BasicProperties::default().with_delivery_mode(2);
-                let publish = BasicPublishOptions::default();
-                channel.basic_publish(ShortString::default(), queue, publish, &body, properties).await?.await?;
-                // Of two that do so at once, the last one stays.
-                tokio::time::sleep(TURN).await;
-                owner_or(&channel, &name, self).await?
-            }
+            None => self.write(&channel, &name).await?,
         };
         channel.close(200, ShortString::from("OK")).await?;
         if owner.store == self.store {
@@ -287,6 +279,17 @@ impl Deployment {
         )
         .into())
     }
+
+    /// Writes this deployment's name into the queue, and returns the one that is there then: of two that do so at once, the
+    /// last one stays.
+    async fn write(&self, channel: &Channel, queue: &str) -> Result<Self, BoxError> {
+        let body = serde_json::to_vec(self)?;
+        let properties = BasicProperties::default().with_delivery_mode(2);
+        let (exchange, key, publish) = (ShortString::default(), short(queue)?, BasicPublishOptions::default());
+        channel.basic_publish(exchange, key, publish, &body, properties).await?.await?;
+        tokio::time::sleep(TURN).await;
+        Ok(owner(channel, queue).await?.unwrap_or_else(|| self.clone()))
+    }
 }
 
 /// How long another process may look at who has the queue, or claim it.
@@ -301,10 +304,6 @@ async fn owner(channel: &Channel, queue: &str) -> Result<Option<Deployment>, Box
         tokio::time::sleep(TURN).await;
     }
     Ok(None)
-}
-
-async fn owner_or(channel: &Channel, queue: &str, or: &Deployment) -> Result<Deployment, BoxError> {
-    Ok(owner(channel, queue).await?.unwrap_or_else(|| or.clone()))
 }
 
 async fn read(channel: &Channel, found: BasicGetMessage) -> Result<Deployment, BoxError> {

@@ -33,6 +33,7 @@ impl BrokerAccess {
 
 /// The broker, and the names of what is on it.
 #[derive(Debug, Args)]
+#[expect(clippy::struct_field_names, reason = "the options' names")]
 pub(super) struct Names {
     /// The RabbitMQ, like `amqp://user@host/vhost`, or `amqp://user@a,b,c/vhost` for the hosts of a cluster; without it there
     /// is none
@@ -73,6 +74,7 @@ impl Names {
 
 /// What `run` does with the broker.
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "flags")]
 pub(super) struct Broker {
     #[command(flatten)]
     names: Names,

@@ -55,8 +55,8 @@ async fn list(options: &RabbitMqOptions, json: bool) -> Result<(), BoxError> {
 
 fn text(dead: &DeadLetter) -> String {
     let DeadLetter { id, reason, at, exchange, routing_key, message_id, kind, bytes, body } = dead;
-    let or_none = |text: &Option<String>| text.as_ref().map_or_else(|| "-".to_owned(), |text| terminal::shown(text));
-    let [exchange, routing_key, body] = [exchange, routing_key, body].map(|text| terminal::shown(text));
+    let or_none = |text: &Option<String>| text.as_ref().map_or_else(|| "-".to_owned(), terminal::shown);
+    let [exchange, routing_key, body] = [exchange, routing_key, body].map(terminal::shown);
     let more = if body.len() < *bytes { " .." } else { "" };
     format!(
         "{id} since {}\n  reason: {}\n  to {exchange} by {routing_key}, type {}, message id {}\n  {bytes} bytes: {body}{more}",

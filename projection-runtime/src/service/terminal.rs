@@ -237,17 +237,18 @@ fn rabbitmq(process: &RabbitMqProcess) -> String {
     let [consumed, ingested, duplicates, dead, waiting] =
         [consumer.consumed, consumer.ingested, consumer.duplicates, consumer.dead_lettered, consumer.dead_letters]
             .map(count);
-    let mut counts = format!("{consumed} consumed, {ingested} ingested, {duplicates} duplicates, {dead} dead-lettered");
+    let counts = format!("{consumed} consumed, {ingested} ingested, {duplicates} duplicates, {dead} dead-lettered");
+    text += &line("consumer", &consumer.connection, counts);
     if consumer.standby {
-        counts += "; another process consumes, and this one stands by";
+        text += "\n    another process consumes, and this one stands by";
     }
     if consumer.dead_letters > 0 {
-        counts += &format!("; {waiting} dead letters wait for a decision (`dead-letters`)");
+        let newest = consumer.newest_dead_letter.as_ref();
+        let newest = newest.map(|Trouble { at, error }| format!("; the newest {}: {}", time(at), shown(error)));
+        let newest = newest.unwrap_or_default();
+        text = format!("{text}\n    {waiting} dead letters wait for a decision (`dead-letters`){newest}");
     }
-    if let Some(Trouble { at, error }) = &consumer.newest_dead_letter {
-        counts += &format!("\n    newest dead letter {}: {}", time(at), shown(error));
-    }
-    text + &line("consumer", &consumer.connection, counts)
+    text
 }
 
 /// What was done to how many rows.

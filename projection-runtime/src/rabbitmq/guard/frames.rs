@@ -237,7 +237,7 @@ mod tests {
         let mut seed = 1_u64;
         let mut next = move || {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (seed >> 33) as u8
+            seed.to_be_bytes()[0]
         };
         let stream = [deliver(b"key"), header(BasicProperties::default().with_headers(nested(3)))].concat();
         for _ in 0..20_000 {

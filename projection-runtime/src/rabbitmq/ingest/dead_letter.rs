@@ -58,7 +58,7 @@ pub(crate) fn dead_letter<'a>(message: &'a Delivery, reason: &str, queue: &str, 
     if header_frame(&properties) > frame_max as usize {
         let mut encoded = encoded(&original);
         let mut ours = ours;
-        ours.insert(HEADERS_IN_BODY.into(), AMQPValue::LongLongInt(encoded.len() as i64));
+        ours.insert(HEADERS_IN_BODY.into(), AMQPValue::LongUInt(u32::try_from(encoded.len()).unwrap_or(u32::MAX)));
         properties = copied(&message.properties, ours);
         encoded.extend_from_slice(&message.data);
         body = Cow::Owned(encoded);
@@ -117,8 +117,9 @@ fn headers(message: &Delivery, reason: &str) -> FieldTable {
 /// All properties but expiration and user id, with these headers. A dead letter, and a message that comes from one, outlives
 /// the broker.
 fn copied(of: &BasicProperties, headers: FieldTable) -> BasicProperties {
+    type With = fn(BasicProperties, ShortString) -> BasicProperties;
     let mut copy = BasicProperties::default().with_delivery_mode(PERSISTENT).with_headers(headers);
-    let texts: [(&Option<ShortString>, fn(BasicProperties, ShortString) -> BasicProperties); 8] = [
+    let texts: [(&Option<ShortString>, With); 8] = [
         (of.content_type(), BasicProperties::with_content_type),
         (of.content_encoding(), BasicProperties::with_content_encoding),
         (of.correlation_id(), BasicProperties::with_correlation_id),

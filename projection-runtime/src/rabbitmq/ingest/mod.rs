@@ -146,7 +146,9 @@ impl Ingest {
         self.bury(link, channel, &dead).await?;
         settled.dead_lettered = dead.len() as u64;
         settled.newest_reason = dead.last().map(|(_, reason)| shortened(reason.clone()));
-        dead.iter().for_each(|(delivery, _)| settled.message(delivery));
+        for (delivery, _) in &dead {
+            settled.message(delivery);
+        }
         Ok(settled)
     }
 

@@ -145,7 +145,7 @@ async fn every_property_is_kept() {
         assert_eq!(headers.get(name), Some(value));
     }
     let headers = dead[1].properties.headers().as_ref().unwrap();
-    let length = headers.inner()["x-dead-letter-headers-in-body"].as_long_long_int().unwrap();
+    let length = headers.inner()["x-dead-letter-headers-in-body"].as_long_uint().unwrap();
     assert_eq!(dead[1].data.len(), usize::try_from(length).unwrap() + body.len());
 
     exchange.publish([full(user, 1, &[])]).await;
@@ -162,7 +162,8 @@ async fn every_property_is_kept() {
     let output = command(&exchange, &["--requeue", ids(&listed(&exchange))[0]]);
     assert!(output.status.success(), "{output:?}");
     eventually("the third is stored", LONG, || async { running.status().consumer.ingested == 3 }).await;
-    eventually("the status knows that none is left", LONG, || async { running.status().consumer.dead_letters == 0 }).await;
+    eventually("the status knows that none is left", LONG, || async { running.status().consumer.dead_letters == 0 })
+        .await;
     running.stop().await;
 }
 
