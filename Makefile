@@ -8,7 +8,7 @@ demo:
 	cargo run --package dancefinder-projections -- demo $(ARGS)
 
 # Everything that must hold: form, lints, documentation, and all tests on a real PostgreSQL and a real RabbitMQ, the
-# page in a real browser, the metrics and alerts by Prometheus' own tool.
+# page in a real browser, the metrics and alerts by Prometheus' own tool, the messages by clients of Python and Node.
 test: export RUSTDOCFLAGS = -D warnings
 test:
 	@$(call postgres,TEST_DATABASE_URL)
@@ -16,6 +16,9 @@ test:
 	@$(pgbouncer)
 	@$(chromium)
 	@$(promtool)
+	@$(python)
+	@$(node)
+	@python3 tests/interop/install.py >/dev/null
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo doc --workspace --no-deps
@@ -157,6 +160,21 @@ define promtool
 if [ -n "$$PROMTOOL" ] || command -v promtool >/dev/null; then exit 0; fi; \
 $(call install,promtool,prometheus,true,systemctl disable -q prometheus); \
 echo "error: no promtool was found. Install it (apt-get install prometheus, brew install prometheus), or set PROMTOOL" >&2; \
+exit 1
+endef
+
+# What runs the clients of other languages; tests/interop/install.py installs the clients.
+define python
+if python3 -c 'import ensurepip, venv' 2>/dev/null; then exit 0; fi; \
+$(call install,Python with venv,python3-venv,true,true); \
+echo "error: no Python with venv was found. Install it (apt-get install python3-venv, brew install python)" >&2; \
+exit 1
+endef
+
+define node
+if command -v node >/dev/null && command -v npm >/dev/null; then exit 0; fi; \
+$(call install,Node,nodejs npm,true,true); \
+echo "error: no Node was found. Install it (apt-get install nodejs npm, brew install node)" >&2; \
 exit 1
 endef
 

@@ -4,6 +4,7 @@
 //! event in the body: each field has that name as its alias, and `message(..)` names those two.
 
 use chrono::NaiveDate;
+use projection_runtime::schemars::{self, JsonSchema};
 use projection_runtime::{DomainEvent, domain_events};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -30,7 +31,7 @@ domain_events! {
 }
 
 /// A band was added. A band that is added again under the same name takes the name's place.
-#[derive(Debug, Clone, Serialize, Deserialize, DomainEvent)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, DomainEvent)]
 #[event(
     aggregate = BandEvents,
     routing_key = "Band.Created",
@@ -43,7 +44,7 @@ pub struct BandCreated {
 }
 
 /// A dance hall was added.
-#[derive(Debug, Clone, Serialize, Deserialize, DomainEvent)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, DomainEvent)]
 #[event(
     aggregate = DanceHallEvents,
     routing_key = "DanceHall.Created",
@@ -65,7 +66,7 @@ pub struct DanceHallCreated {
 }
 
 /// A dance hall's place was found, or found better.
-#[derive(Debug, Clone, Serialize, Deserialize, DomainEvent)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, DomainEvent)]
 #[event(
     aggregate = DanceHallEvents,
     routing_key = "DanceHall.Geocoded",
@@ -81,7 +82,7 @@ pub struct DanceHallGeocoded {
 }
 
 /// A dance was announced.
-#[derive(Debug, Clone, Serialize, Deserialize, DomainEvent)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, DomainEvent)]
 #[event(
     aggregate = EventEvents,
     routing_key = "Event.Created",
@@ -100,7 +101,7 @@ pub struct EventCreated {
 }
 
 /// A dance was changed; all three fields are the new ones.
-#[derive(Debug, Clone, Serialize, Deserialize, DomainEvent)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, DomainEvent)]
 #[event(
     aggregate = EventEvents,
     routing_key = "Event.Updated",
@@ -119,7 +120,7 @@ pub struct EventUpdated {
 }
 
 /// A dance was called off.
-#[derive(Debug, Clone, Serialize, Deserialize, DomainEvent)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, DomainEvent)]
 #[event(
     aggregate = EventEvents,
     routing_key = "Event.Deleted",
@@ -128,7 +129,7 @@ pub struct EventUpdated {
 pub struct EventDeleted {}
 
 /// A dancer added a place to start from.
-#[derive(Debug, Clone, Serialize, Deserialize, DomainEvent)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, DomainEvent)]
 #[event(
     aggregate = UserPreferencesEvents,
     routing_key = "Origin.Added",
@@ -153,7 +154,7 @@ pub struct OriginAdded {
 }
 
 /// A dancer removed a place to start from.
-#[derive(Debug, Clone, Serialize, Deserialize, DomainEvent)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, DomainEvent)]
 #[event(
     aggregate = UserPreferencesEvents,
     routing_key = "Origin.Removed",
@@ -169,7 +170,7 @@ pub struct OriginRemoved {
 }
 
 /// A dancer doesn't want to see a band.
-#[derive(Debug, Clone, Serialize, Deserialize, DomainEvent)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, DomainEvent)]
 #[event(
     aggregate = UserPreferencesEvents,
     routing_key = "Band.Ignored",
@@ -185,7 +186,7 @@ pub struct BandIgnored {
 }
 
 /// A dancer wants to see a band again.
-#[derive(Debug, Clone, Serialize, Deserialize, DomainEvent)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, DomainEvent)]
 #[event(
     aggregate = UserPreferencesEvents,
     routing_key = "Band.Unignored",
@@ -201,7 +202,7 @@ pub struct BandUnignored {
 }
 
 /// A dancer doesn't want to see a dance hall.
-#[derive(Debug, Clone, Serialize, Deserialize, DomainEvent)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, DomainEvent)]
 #[event(
     aggregate = UserPreferencesEvents,
     routing_key = "DanceHall.Ignored",
@@ -217,7 +218,7 @@ pub struct DanceHallIgnored {
 }
 
 /// A dancer wants to see a dance hall again.
-#[derive(Debug, Clone, Serialize, Deserialize, DomainEvent)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, DomainEvent)]
 #[event(
     aggregate = UserPreferencesEvents,
     routing_key = "DanceHall.Unignored",
@@ -233,7 +234,7 @@ pub struct DanceHallUnignored {
 }
 
 /// A dancer doesn't want to see a town.
-#[derive(Debug, Clone, Serialize, Deserialize, DomainEvent)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, DomainEvent)]
 #[event(
     aggregate = UserPreferencesEvents,
     routing_key = "City.Ignored",
@@ -249,7 +250,7 @@ pub struct CityIgnored {
 }
 
 /// A dancer wants to see a town again.
-#[derive(Debug, Clone, Serialize, Deserialize, DomainEvent)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, DomainEvent)]
 #[event(
     aggregate = UserPreferencesEvents,
     routing_key = "City.Unignored",
@@ -265,7 +266,7 @@ pub struct CityUnignored {
 }
 
 /// A dancer doesn't want to see a municipality.
-#[derive(Debug, Clone, Serialize, Deserialize, DomainEvent)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, DomainEvent)]
 #[event(
     aggregate = UserPreferencesEvents,
     routing_key = "Municipality.Ignored",
@@ -281,7 +282,7 @@ pub struct MunicipalityIgnored {
 }
 
 /// A dancer wants to see a municipality again.
-#[derive(Debug, Clone, Serialize, Deserialize, DomainEvent)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, DomainEvent)]
 #[event(
     aggregate = UserPreferencesEvents,
     routing_key = "Municipality.Unignored",
@@ -297,7 +298,7 @@ pub struct MunicipalityUnignored {
 }
 
 /// A dancer doesn't want to see a county.
-#[derive(Debug, Clone, Serialize, Deserialize, DomainEvent)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, DomainEvent)]
 #[event(
     aggregate = UserPreferencesEvents,
     routing_key = "State.Ignored",
@@ -313,7 +314,7 @@ pub struct StateIgnored {
 }
 
 /// A dancer wants to see a county again.
-#[derive(Debug, Clone, Serialize, Deserialize, DomainEvent)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, DomainEvent)]
 #[event(
     aggregate = UserPreferencesEvents,
     routing_key = "State.Unignored",

@@ -1,10 +1,11 @@
 //! `#[derive(DomainEvent)] #[event(aggregate = "domain.Band")] struct BandCreated { .. }`
 
 use proc_macro2::{Span, TokenStream};
-use quote::quote;
+use quote::{format_ident, quote};
 use syn::parse::{Parse, ParseStream};
 use syn::{Attribute, DeriveInput, Expr, LitInt, LitStr, Meta, Path, Token};
 
+use crate::aliases;
 use crate::keys::{Keys, list};
 use crate::report::Report;
 use crate::spans::{ends, moved};
@@ -41,7 +42,20 @@ pub(crate) fn expand(item: TokenStream) -> TokenStream {
         let number = crate::fingerprint::of(quote!(#(#steps),*));
         quote!(const UPCASTS: u64 = #number;)
     });
-    let payload = (errors.is_none() && !upcasts.is_empty()).then(|| payload(&upcasts, &runtime));
+    let routing_key = routing_key.map_or_else(
+        || {
+            quote!({
+                const BYTES: [u8; #private::routing_key_length(#aggregate, #name)] =
+                    #private::routing_key_bytes(#aggregate, #name);
+                #private::routing_key(&BYTES)
+            })
+        },
+        |key| quote!(#key),
+    );
+    let carried = (errors.is_none() && !upcasts.is_empty()).then(|| carried(&upcasts, &runtime));
+    let schema = schema(&private);
+    let aliases =
+        aliases::of(&input).map(|aliases| quote!(const ALIASES: &'static [#private::FieldAliases] = #aliases;));
     let message = message.map(|[aggregate_id, recorded_at]| {
         let none = || quote!(::core::option::Option::None);
         let field =
@@ -64,7 +78,9 @@ pub(crate) fn expand(item: TokenStream) -> TokenStream {
             const ROUTING_KEY: &'static str = #routing_key;
             const TYPE: &'static str = #path;
             #message
-            #payload
+            #aliases
+            #carried
+            #schema
         }
 
         #set
@@ -92,24 +108,49 @@ fn set_member(ident: &syn::Ident, set: &Path, private: &TokenStream) -> TokenStr
     }
 }
 
-/// Carries a payload up from the version in which it was stored.
-fn payload(upcasts: &[Upcast], runtime: &TokenStream) -> TokenStream {
+/// Carries a payload up from the version in which it was stored, and knows the types of the older versions.
+fn carried(upcasts: &[Upcast], runtime: &TokenStream) -> TokenStream {
     let private = quote!(#runtime::__private);
     // Each step stands at the function that takes what it gives, where a mistake in that function is told.
     let oldest = upcasts.first().map(|first| moved(ends(&first.function), quote!(#private::oldest(event)?)));
+    let schema_of = |from: i32| format_ident!("schema_of_v{from}");
     let steps = upcasts.iter().zip(2..).map(|(Upcast { function, .. }, to): (_, i32)| {
         let step = moved(ends(function), quote!(#private::upcast));
         let place = moved(ends(function), quote!(event, #to, payload));
         // The type of the last step is known, so that it is the upcast which does not fit.
         let last = usize::try_from(to - 1) == Ok(upcasts.len());
         let newest = last.then(|| moved(ends(function), quote!(::<_, _, Self>)));
-        quote!(let payload = #step #newest(#place, #function)?;)
+        let schema = schema_of(to - 1);
+        quote! {
+            let #schema = #private::SchemaOf::of(&payload);
+            let payload = #step #newest(#place, #function)?;
+        }
     });
+    let schemas = upcasts.iter().zip(1..).map(|(_, from)| schema_of(from));
     quote! {
-        fn payload(event: &#runtime::StoredEvent) -> #private::Result<Self, #runtime::ApplyError> {
+        fn carried(
+            event: &#runtime::StoredEvent,
+            older: #private::OlderSchemas<'_>,
+        ) -> #private::Result<::core::option::Option<Self>, #runtime::ApplyError> {
+            use #private::{WithSchema as _, WithoutSchema as _};
             let payload = #oldest;
             #(#steps)*
-            #private::newest(event, payload)
+            // Here, because the types of the steps are inferred from each other.
+            if let ::core::option::Option::Some(older) = older {
+                older.extend([#((&#schemas).schema()),*]);
+            }
+            ::core::result::Result::Ok(payload)
+        }
+    }
+}
+
+/// The schema of the newest payload: a borrow more or less decides which trait's method it is, by whether the type
+/// implements `JsonSchema`.
+fn schema(private: &TokenStream) -> TokenStream {
+    quote! {
+        fn schema() -> #private::PayloadSchema {
+            use #private::{WithSchema as _, WithoutSchema as _};
+            (&#private::SchemaOf::<Self>::new()).schema()
         }
     }
 }
@@ -118,7 +159,8 @@ struct Event {
     name: String,
     aggregate: Aggregate,
     version: i32,
-    routing_key: String,
+    /// By the rule if there is none.
+    routing_key: Option<String>,
     /// The fields of a foreign message's body that hold `aggregate_id` and `recorded_at`.
     message: Option<[Option<String>; 2]>,
     /// From version 1 on, each to the next.
@@ -188,7 +230,7 @@ fn read(input: &DeriveInput, report: &mut Report) -> Event {
         Some(Err(set)) => Aggregate::Set(set),
         None => Aggregate::Name(String::new()),
     };
-    let routing_key = text(ROUTING_KEY, report).unwrap_or_else(|| name.clone());
+    let routing_key = text(ROUTING_KEY, report);
     let version = keys.integer(VERSION, report);
     let number = version.as_ref().map(|literal| {
         let number = literal.base10_parse::<i32>().ok().filter(|version| *version >= 1);

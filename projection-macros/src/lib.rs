@@ -2,13 +2,14 @@
 //!
 //! Reading order, which is the data's way: `report` gathers mistakes; `keys` reads `key = value` lists;
 //! `projection` turns `#[projection(..)] impl` into its model (`projection/model`) and that into code
-//! (`projection/expand`); `event` does the same for `#[derive(DomainEvent)]`, `read_model`
+//! (`projection/expand`); `event` does the same for `#[derive(DomainEvent)]` (`aliases` reads what serde accepts), `read_model`
 //! for `#[derive(ReadModel)]`, `event_set` for `domain_events!` and `set`
 //! for `projections!`. `spans` moves code to where a mistake in it is to be shown.
 //!
 //! What must hold: a mistake is reported at the narrowest span, all mistakes of one input are reported
 //! together, and the user's own items are always in the output, so that a mistake brings no follow-up errors.
 
+mod aliases;
 mod event;
 mod event_set;
 mod fingerprint;

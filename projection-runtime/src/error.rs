@@ -255,14 +255,25 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// The file of certificates for the broker is none.
-    #[error("AMQP_CA (or --amqp-ca): {}: {source}", file.display())]
-    AmqpCa {
+    /// A file of certificates or with a key, for TLS to the broker, is none.
+    #[error("{setting}: {}: {source}", file.display())]
+    AmqpFile {
+        /// The setting that names the file, like `AMQP_CA (or --amqp-ca)`.
+        setting: &'static str,
         /// The file.
         file: std::path::PathBuf,
         /// Why.
         #[source]
         source: std::io::Error,
+    },
+    /// There is a file for TLS to the broker, but the URL is `amqp://`: the connection would not be encrypted.
+    #[error(
+        "{setting}: the broker's URL begins with amqp://, so the connection would not be encrypted; write amqps://, or \
+         leave the file out"
+    )]
+    AmqpNotEncrypted {
+        /// The setting that names the file, like `AMQP_CA (or --amqp-ca)`.
+        setting: &'static str,
     },
     /// An import stopped.
     #[error(transparent)]

@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use crate::error::{ApplyError, Error};
 use crate::incoming::Incoming;
+use crate::payload_schema::{FieldAliases, OlderSchemas, PayloadSchema};
 use crate::versions;
 
 /// The payload of an event; derive it.
@@ -29,7 +30,7 @@ use crate::versions;
 /// }
 ///
 /// assert_eq!(BandCreated::NAME, "BandCreated");
-/// assert_eq!(BandCreated::ROUTING_KEY, "BandCreated");
+/// assert_eq!(BandCreated::ROUTING_KEY, "Band.Created");
 /// ```
 ///
 /// # The keys of `#[event(..)]`
@@ -55,19 +56,19 @@ use crate::versions;
 /// assert_eq!(BandCreated::AGGREGATE, "domain.Band");
 /// ```
 ///
-/// `name`: the event's name in the store, where that is not the type's. `routing_key`: that of its messages, where that
-/// is not the name:
+/// `name`: the event's name in the store, where that is not the type's. `routing_key`: that of its messages. Without it, the
+/// key is the last part of the aggregate's name, a dot, and the event's name without the aggregate's: `Band.Created`.
 ///
 /// ```
 /// # use projection_runtime::DomainEvent;
 /// # use serde::{Deserialize, Serialize};
 /// #[derive(Serialize, Deserialize, DomainEvent)]
-/// #[event(aggregate = "domain.Band", name = "BandCreated", routing_key = "Band.Created")]
+/// #[event(aggregate = "domain.Band", name = "BandCreated", routing_key = "Band.Added")]
 /// pub struct Created {
 ///     pub name: String,
 /// }
 ///
-/// assert_eq!((Created::NAME, Created::ROUTING_KEY), ("BandCreated", "Band.Created"));
+/// assert_eq!((Created::NAME, Created::ROUTING_KEY), ("BandCreated", "Band.Added"));
 /// ```
 ///
 /// `version` and `upcast`: the version of the payload's form, and how an older form becomes the next one. Stored events
@@ -121,6 +122,24 @@ use crate::versions;
 /// }
 /// # assert_eq!(BandCreated::MESSAGE.aggregate_id, Some("EventAggregateId"));
 /// ```
+///
+/// # JSON Schemas
+///
+/// An event that implements [`JsonSchema`](schemars::JsonSchema) has a schema in the [AsyncAPI](crate::AsyncApi)
+/// document, and so has each older version whose payload type implements it. Other events are described without one.
+///
+/// ```
+/// use projection_runtime::DomainEvent;
+/// use projection_runtime::schemars::{self, JsonSchema};
+/// use serde::{Deserialize, Serialize};
+///
+/// #[derive(Serialize, Deserialize, JsonSchema, DomainEvent)]
+/// #[event(aggregate = "domain.Band")]
+/// pub struct BandCreated {
+///     /// Unique among the bands.
+///     pub name: String,
+/// }
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not an event",
     label = "not an event",
@@ -142,9 +161,28 @@ pub trait DomainEvent: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// The type's path, like `dancefinder::events::BandCreated`: tells two types of one event name apart.
     const TYPE: &'static str;
 
-    /// The payload of a stored event, carried up to [`VERSION`](Self::VERSION); `#[event(upcast(..))]` writes it.
+    /// Further names by which serde reads the fields of the payload.
+    #[doc(hidden)]
+    const ALIASES: &'static [FieldAliases] = &[];
+
+    /// The payload of a stored event, carried up to [`VERSION`](Self::VERSION).
     fn payload(event: &StoredEvent) -> Result<Self, ApplyError> {
-        versions::newest(event, None)
+        versions::newest(event, Self::carried(event, None)?)
+    }
+
+    /// The payload of a stored event of an older version, carried up; `#[event(upcast(..))]` writes it. Adds the schemas
+    /// of the older versions, from version 1 on, to `older`.
+    #[doc(hidden)]
+    fn carried(event: &StoredEvent, older: OlderSchemas<'_>) -> Result<Option<Self>, ApplyError> {
+        let _ = (event, older);
+        Ok(None)
+    }
+
+    /// The schema of the newest payload.
+    #[doc(hidden)]
+    #[must_use]
+    fn schema() -> PayloadSchema {
+        None
     }
 }
 
@@ -382,8 +420,23 @@ impl StoredEvent {
         }
     }
 
+    /// Creates an event of no version: nothing is read of it.
+    pub(crate) fn of_no_version(name: &str) -> Self {
+        let event = Recorded {
+            data: (),
+            id: Uuid::nil(),
+            aggregate_id: Uuid::nil(),
+            aggregate_name: "".into(),
+            sequence_no: 0,
+            tstamp: 0,
+            recorded_at: DateTime::UNIX_EPOCH,
+            metadata: serde_json::Value::Null,
+        };
+        StoredEvent::of(&event, name, 0, "", "")
+    }
+
     /// Creates an event that is not stored yet, to check its payload.
-    pub(crate) fn incoming(event: &Incoming) -> Self {
+    pub(crate) fn incoming(event: &Incoming<'_>) -> Self {
         StoredEvent {
             id: event.id,
             tstamp: 0,

@@ -19,7 +19,7 @@ use crate::http::{self, About, App, Token};
 use crate::import::{Lines, parse};
 use crate::manager::ProjectionManager;
 use crate::projection::ProjectionSet;
-use crate::rabbitmq::ingest::{Ingest, dead_letter};
+use crate::rabbitmq::ingest::{Reader, dead_letter};
 
 /// Who asks over HTTP.
 pub const PEER: ConnectInfo<SocketAddr> = ConnectInfo(http::ADDRESS);
@@ -47,12 +47,12 @@ pub fn stored_event(name: &str, version: i32, data: &str) -> Option<StoredEvent>
 }
 
 /// What makes events of messages.
-pub struct Messages(Ingest);
+pub struct Messages(Reader);
 
 /// The event of a message.
 #[derive(Debug, PartialEq)]
 pub struct Taken {
-    /// Its id.
+    /// Its id, or what its content is known by.
     pub id: Uuid,
     /// Its aggregate.
     pub aggregate_id: Uuid,
@@ -67,14 +67,16 @@ impl Messages {
     #[must_use]
     pub fn of(projections: &ProjectionSet) -> Self {
         let events = projections.definitions().flat_map(|definition| definition.events).collect();
-        Messages(Ingest { pool: nowhere(), events, dead_letters: String::new(), unchecked: true })
+        Messages(Reader { events, unchecked: true, max_message: u64::MAX })
     }
 
     /// The event of a message, or the properties of the dead letter that it becomes.
     pub fn take(&self, message: &Delivery) -> Result<Taken, BasicProperties> {
-        let event = self.0.event(message).map_err(|reason| dead_letter(message, &reason))?;
+        const FRAME: u32 = 131_072;
+        let read = self.0.read(message).map_err(|reason| dead_letter(message, &reason, "queue", FRAME).properties)?;
+        let event = read.event;
         let data = event.data.get().to_owned();
-        Ok(Taken { id: event.id, aggregate_id: event.aggregate_id, name: event.name, data })
+        Ok(Taken { id: read.content.unwrap_or(event.id), aggregate_id: event.aggregate_id, name: event.name, data })
     }
 }
 
@@ -113,4 +115,10 @@ pub fn routes(projections: ProjectionSet, token: Option<&str>) -> Router {
 /// Answers the requests of a connection, until it ends or is too slow.
 pub async fn connection(stream: impl AsyncRead + AsyncWrite + Send + 'static, routes: Router) {
     http::server::answer(stream, PEER.0, routes, CancellationToken::new()).await;
+}
+
+/// What the parser of AMQP gets in place of these bytes, which come in pieces.
+#[must_use]
+pub fn guarded(bytes: &[u8], piece: usize) -> Vec<u8> {
+    crate::rabbitmq::guard::guarded(bytes, piece)
 }

@@ -6,6 +6,7 @@
 //! What must hold: a batch of lines is appended wholly or not at all; an event that the store has, by its id, is not
 //! appended again; memory doesn't grow with the file.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt;
 
@@ -274,7 +275,7 @@ pub(crate) struct Event {
     /// The line said which event it is, so that it is known when it comes again.
     identity: bool,
     size: usize,
-    pub(crate) incoming: Incoming,
+    pub(crate) incoming: Incoming<'static>,
 }
 
 /// The event of a line; `None` for an empty line.
@@ -302,15 +303,24 @@ pub(crate) fn parse(text: &str, projections: &ProjectionSet, unchecked: bool) ->
     let (id, identity) = match (line.id, line.sequence_no) {
         (Some(id), _) => (id, true),
         // An aggregate has one event of a sequence_no, so this names it as well as an id would.
-        (None, Some(sequence_no)) => (Uuid::new_v5(&line.aggregate_id, &sequence_no.to_be_bytes()), true),
+        (None, Some(sequence_no)) => (Incoming::id_of_place(line.aggregate_id, sequence_no), true),
         (None, None) => (Uuid::now_v7(), false),
     };
     let Line { name, aggregate_id, sequence_no, version, recorded_at, data, metadata, .. } = line;
     if has_nul(data.get()) {
         return Err(format!("the payload: {NUL}"));
     }
-    let incoming =
-        Incoming { id, aggregate_id, aggregate_name, sequence_no, name, version, recorded_at, data, metadata };
+    let incoming = Incoming {
+        id,
+        aggregate_id,
+        aggregate_name,
+        sequence_no,
+        name,
+        version,
+        recorded_at,
+        data: Cow::Owned(data),
+        metadata,
+    };
     if let Some(known) = known.filter(|_| !unchecked) {
         incoming.check(known, false).map_err(|reason| format!("{reason} (--unchecked takes it as it is)"))?;
     }
@@ -447,7 +457,7 @@ async fn append(
 
 /// Tries again while it fails with a transient error. The events have ids by now, so a batch whose commit was not
 /// confirmed is not appended twice.
-async fn append_durably(pool: &PgPool, events: &[&Incoming], all: bool) -> sqlx::Result<Outcome> {
+async fn append_durably(pool: &PgPool, events: &[&Incoming<'_>], all: bool) -> sqlx::Result<Outcome> {
     let (mut backoff, mut most_appended) = (Backoff::default(), 0);
     loop {
         match try_append(pool, events, all, &mut most_appended).await {
@@ -460,7 +470,12 @@ async fn append_durably(pool: &PgPool, events: &[&Incoming], all: bool) -> sqlx:
     }
 }
 
-async fn try_append(pool: &PgPool, events: &[&Incoming], all: bool, most_appended: &mut u64) -> sqlx::Result<Outcome> {
+async fn try_append(
+    pool: &PgPool,
+    events: &[&Incoming<'_>],
+    all: bool,
+    most_appended: &mut u64,
+) -> sqlx::Result<Outcome> {
     let mut outcome = incoming::append(pool, events, all).await?;
     // If only the answer to the flush was lost, the next attempt finds the events there already.
     *most_appended = outcome.appended.max(*most_appended);

@@ -1,5 +1,7 @@
 //! Events that come from outside, by a file or by the broker, each with an id: appends those that are not there.
 
+use std::borrow::Cow;
+
 use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 use sqlx::types::Json;
@@ -12,8 +14,12 @@ use crate::event::StoredEvent;
 use crate::projection::EventType;
 use crate::transaction;
 
+/// Starts a transaction that appends. Bounded, because it holds the ordering lock: a frozen process would stop all appends.
+pub(crate) const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit = off; \
+    SET LOCAL idle_in_transaction_session_timeout = '30s'";
+
 /// An event that comes from outside. What it leaves out, the store fills in.
-pub(crate) struct Incoming {
+pub(crate) struct Incoming<'a> {
     pub(crate) id: Uuid,
     pub(crate) aggregate_id: Uuid,
     pub(crate) aggregate_name: String,
@@ -21,13 +27,75 @@ pub(crate) struct Incoming {
     pub(crate) name: String,
     pub(crate) version: Option<i32>,
     pub(crate) recorded_at: Option<DateTime<Utc>>,
-    pub(crate) data: Box<RawValue>,
+    pub(crate) data: Cow<'a, RawValue>,
     pub(crate) metadata: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
-impl Incoming {
+impl Incoming<'_> {
     pub(crate) fn version(&self) -> i32 {
         self.version.unwrap_or(1)
+    }
+
+    /// The id of an event that is known by its place in its aggregate, which no other event has.
+    pub(crate) fn id_of_place(aggregate_id: Uuid, sequence_no: i64) -> Uuid {
+        Uuid::new_v5(&aggregate_id, &sequence_no.to_be_bytes())
+    }
+
+    /// Returns what differs between this event and a stored one with the same id, if anything does. What this one leaves out
+    /// does not differ.
+    pub(crate) fn difference_to_stored(&self, stored: &StoredEvent) -> Option<String> {
+        let metadata = stored.metadata().ok();
+        self.differs(&Other {
+            name: &stored.name,
+            aggregate_id: stored.aggregate_id,
+            aggregate_name: &stored.aggregate_name,
+            sequence_no: Some(stored.sequence_no),
+            version: stored.version,
+            recorded_at: stored.recorded_at,
+            data: stored.data(),
+            metadata: metadata.as_ref().and_then(|metadata| metadata.as_object()),
+        })
+    }
+
+    /// The same for another event that comes from outside.
+    pub(crate) fn difference(&self, other: &Incoming<'_>) -> Option<String> {
+        self.differs(&Other {
+            name: &other.name,
+            aggregate_id: other.aggregate_id,
+            aggregate_name: &other.aggregate_name,
+            sequence_no: other.sequence_no,
+            version: other.version(),
+            recorded_at: other.recorded_at,
+            data: other.data.get(),
+            metadata: other.metadata.as_ref(),
+        })
+    }
+
+    fn differs(&self, other: &Other<'_>) -> Option<String> {
+        let named = |what: &str, ours: &str, theirs: &str| {
+            (ours != theirs).then(|| format!("its {what} is {theirs}, not {ours}"))
+        };
+        let (ours, theirs) = (self.aggregate_id.to_string(), other.aggregate_id.to_string());
+        named("name", &self.name, other.name)
+            .or_else(|| named("aggregate", &ours, &theirs))
+            .or_else(|| named("aggregate type", &self.aggregate_name, other.aggregate_name))
+            .or_else(|| named("schema version", &self.version().to_string(), &other.version.to_string()))
+            .or_else(|| match (self.sequence_no, other.sequence_no) {
+                (Some(ours), Some(theirs)) => named("sequence_no", &ours.to_string(), &theirs.to_string()),
+                _ => None,
+            })
+            .or_else(|| match (self.recorded_at, other.recorded_at) {
+                // The database keeps microseconds.
+                (Some(ours), Some(theirs)) if (ours - theirs).num_microseconds() != Some(0) => {
+                    named("time", &ours.to_rfc3339(), &theirs.to_rfc3339())
+                }
+                _ => None,
+            })
+            .or_else(|| (!same_json(self.data.get(), other.data)).then(|| "its payload is another one".to_owned()))
+            .or_else(|| {
+                let differs = self.metadata.as_ref().is_some_and(|ours| Some(ours) != other.metadata);
+                differs.then(|| "its metadata is another one".to_owned())
+            })
     }
 
     /// Checks the event against the program's event type, because nothing can be removed from the store and a
@@ -51,6 +119,24 @@ impl Incoming {
     }
 }
 
+/// What of an event is compared.
+struct Other<'a> {
+    name: &'a str,
+    aggregate_id: Uuid,
+    aggregate_name: &'a str,
+    sequence_no: Option<i64>,
+    version: i32,
+    recorded_at: Option<DateTime<Utc>>,
+    data: &'a str,
+    metadata: Option<&'a serde_json::Map<String, serde_json::Value>>,
+}
+
+/// Whether two texts are the same JSON: another order of the fields, or other white space, is no difference.
+fn same_json(one: &str, other: &str) -> bool {
+    let value = |text| serde_json::from_str::<serde_json::Value>(text).ok();
+    one == other || value(one).is_some_and(|one| Some(one) == value(other))
+}
+
 /// What became of events that were to be appended.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
@@ -68,10 +154,7 @@ pub(crate) struct Outcome {
 ///
 /// The transaction doesn't wait for its flush, so that nobody waits for the disk under the lock. Before anyone is told
 /// of it, call [`Durable::flush`](crate::durable::Durable::flush).
-pub(crate) async fn append(pool: &PgPool, events: &[&Incoming], all: bool) -> sqlx::Result<Outcome> {
-    // Bounded, because it holds the ordering lock: a frozen process would stop all appends.
-    const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit = off; \
-        SET LOCAL idle_in_transaction_session_timeout = '30s'";
+pub(crate) async fn append(pool: &PgPool, events: &[&Incoming<'_>], all: bool) -> sqlx::Result<Outcome> {
     let mut tx = transaction::begin_with(pool, BEGIN).await?;
     match insert(&mut tx, events).await {
         Ok(appended) => {
@@ -109,10 +192,13 @@ pub(crate) async fn append(pool: &PgPool, events: &[&Incoming], all: bool) -> sq
 /// Inserts the events whose id is not there, in this order; returns how many. By UNNEST, in step and in its order: COPY
 /// would insert row by row as well, since the table has a row trigger, and only into a table beside, since it knows no ON
 /// CONFLICT.
-async fn insert(tx: &mut PgConnection, events: &[&Incoming]) -> sqlx::Result<u64> {
+pub(crate) async fn insert(tx: &mut PgConnection, events: &[&Incoming<'_>]) -> sqlx::Result<u64> {
     /// The values of one column.
-    fn column<'a, T>(events: &[&'a Incoming], value: impl Fn(&'a Incoming) -> T) -> Vec<T> {
+    fn column<'a, T>(events: &[&'a Incoming<'a>], value: impl Fn(&'a Incoming<'a>) -> T) -> Vec<T> {
         events.iter().map(|event| value(event)).collect()
+    }
+    if events.is_empty() {
+        return Ok(0);
     }
     let inserted = sqlx::query(
         "INSERT INTO events (id, aggregate_id, aggregate_name, sequence_no, name, version, data, metadata, recorded_at)
@@ -154,7 +240,7 @@ async fn are_there(tx: &mut PgConnection, ids: &[Uuid]) -> sqlx::Result<()> {
 }
 
 /// Why the database refuses it.
-fn refusal(error: &sqlx::Error, event: &Incoming) -> String {
+pub(crate) fn refusal(error: &sqlx::Error, event: &Incoming<'_>) -> String {
     let constraint = error.as_database_error().and_then(|error| error.constraint());
     match (constraint, event.sequence_no) {
         (Some("events_aggregate_id_sequence_no_key"), Some(sequence_no)) => format!(

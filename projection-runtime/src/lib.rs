@@ -11,15 +11,16 @@
 //! Off this path: `handler` and `contradiction` are for the compiler's messages, `classification` decides whether an
 //! error is transient, of the event or of the environment, `error_policy` says what is done at a failing event, `wake`
 //! wakes the loops, `rabbitmq` publishes and is woken, `schema`, `reset`, `rebuild`, `fingerprint`, `control`, `wait`,
-//! `status` and `import` are what an operator asks for, `missing_checkpoint` finds rows without a position, `written` sees
-//! what a transaction wrote, `pulse` whether loops are alive, `holder` names the holder of a lock, `metrics` what they did,
-//! `http` tells it to others, `service` is the command line, `migrations` its schema, `testing` the test kit, which `probe`
-//! shows moments to.
+//! `status` and `import` are what an operator asks for, `asyncapi` describes the messages for other teams by the schemas of
+//! `payload_schema`, `missing_checkpoint` finds rows without a position, `written` sees what a transaction wrote, `pulse`
+//! whether loops are alive, `holder` names the holder of a lock, `metrics` what they did, `http` tells it to others,
+//! `service` is the command line, `migrations` its schema, `testing` the test kit, which `probe` shows moments to.
 
 // The macros say `::projection_runtime`, also in this crate's own tests and examples.
 extern crate self as projection_runtime;
 
 mod append;
+mod asyncapi;
 mod backoff;
 mod classification;
 mod columns;
@@ -45,6 +46,7 @@ mod manager;
 mod metrics;
 mod migrations;
 mod missing_checkpoint;
+mod payload_schema;
 mod pool;
 mod pooler;
 mod position;
@@ -56,6 +58,7 @@ mod rabbitmq;
 mod read_model;
 mod rebuild;
 mod reset;
+mod routing_key;
 mod runner;
 mod runs;
 mod schema;
@@ -77,6 +80,7 @@ pub mod postgres_server;
 pub mod service;
 pub mod testing;
 
+pub use asyncapi::AsyncApi;
 pub use columns::Columns;
 pub use error::{ApplyError, BoxError, Error, Refusal};
 pub use error_policy::{ErrorPolicy, OnError};
@@ -327,7 +331,8 @@ pub use projection_macros::projection;
 pub use projection_macros::projections;
 pub use projection_macros::{DomainEvent, ReadModel};
 pub use rabbitmq::{
-    ConnectionStatus, ConsumerStatus, EXCHANGE, RabbitMqOptions, RabbitMqProcess, RabbitMqStatus, RelayStatus, Trouble,
+    ConnectionStatus, ConsumerStatus, EXCHANGE, QueueType, RabbitMqOptions, RabbitMqProcess, RabbitMqStatus,
+    RelayStatus, Topology, Trouble,
 };
 pub use read_model::{FieldType, ReadModel, RowTable};
 pub use rebuild::{
@@ -335,6 +340,8 @@ pub use rebuild::{
     TableDifference,
 };
 pub use schema::{Check, Problem};
+/// For `#[derive(JsonSchema)]` of [events](derive@DomainEvent).
+pub use schemars;
 pub use sqlx::PgConnection;
 pub use status::{Failure, PartitionStatus, ProjectionStatus, Rebuilding, RelayProgress, State, Status};
 pub use store::{Appended, EventStore, ExpectedVersion, Page, PageLimit};
@@ -353,12 +360,14 @@ pub mod __private {
     };
     pub use crate::error::{RunError, at};
     pub use crate::handler::{Handler, argument, outcome, run, run_name, send};
+    pub use crate::payload_schema::{FieldAliases, OlderSchemas, PayloadSchema, SchemaOf, WithSchema, WithoutSchema};
     pub use crate::projection::{Form, execute, not_handled, run_not_handled, stand_in};
     pub use crate::read_model::{
         AggregateKey, AnyType, Changes, Column, Field, FieldType, IsOption, PgQuery, RowOf, aggregate_key, is_first,
         key, key_part, row_outcome,
     };
-    pub use crate::versions::{newest, oldest, upcast};
+    pub use crate::routing_key::{bytes as routing_key_bytes, length as routing_key_length, text as routing_key};
+    pub use crate::versions::{oldest, upcast};
     pub use core::result::Result;
     pub use sqlx::Error as SqlxError;
     pub use sqlx::postgres::PgRow;

@@ -194,6 +194,10 @@ impl ProjectionManager {
         self
     }
 
+    pub(crate) fn rabbitmq_options(&self) -> Option<&RabbitMqOptions> {
+        self.rabbitmq.as_ref().map(|rabbitmq| &*rabbitmq.options)
+    }
+
     /// What this manager does with RabbitMQ, while it [runs](Self::run).
     #[must_use]
     pub fn rabbitmq_status(&self) -> Option<RabbitMqStatus> {

@@ -10,6 +10,7 @@ use sqlx::PgConnection;
 use crate::contradiction::{self, SetEntry};
 use crate::error::{ApplyError, Error, RunError};
 use crate::event::{DomainEvent, MessageFields, StoredEvent};
+use crate::payload_schema::Payloads;
 use crate::read_model::RowTable;
 use crate::runs::Run;
 
@@ -111,6 +112,8 @@ pub struct EventType {
     pub fingerprint: u64,
     /// Check whether the program can read a payload.
     pub(crate) payload: PayloadCheck,
+    /// What the payloads look like.
+    pub(crate) payloads: Payloads,
 }
 
 /// Reads the payload of an event as the event's type.
@@ -162,6 +165,7 @@ impl EventType {
             form,
             fingerprint,
             payload: PayloadCheck(|event| E::payload(event).map(drop)),
+            payloads: Payloads::of::<E>(),
         }
     }
 }

@@ -109,9 +109,10 @@ pub(crate) async fn check(
         None => event_store(&mut connection, rabbitmq, &|_| true).await.map_err(doing())?,
         Some(events) => {
             let mut problems =
-                event_store(&mut connection, rabbitmq, &|table| table != "events").await.map_err(doing())?;
+                event_store(&mut connection, rabbitmq, &|table| !OF_EVENTS.contains(&table)).await.map_err(doing())?;
             problems.extend(own_events(&mut connection).await.map_err(doing())?);
-            let of_events = event_store(events, false, &|table| table == "events").await.map_err(doing_there())?;
+            let of_events =
+                event_store(events, rabbitmq, &|table| OF_EVENTS.contains(&table)).await.map_err(doing_there())?;
             problems.extend(of_events.into_iter().map(in_events_database));
             problems
         }
@@ -251,7 +252,7 @@ pub(crate) async fn foreign_keys(
 }
 
 /// The tables that the statements of this crate use.
-pub(crate) const TABLES: [&str; 8] = [
+pub(crate) const TABLES: [&str; 9] = [
     "events",
     "readviews",
     "readview_failures",
@@ -260,7 +261,11 @@ pub(crate) const TABLES: [&str; 8] = [
     "readview_unlogged",
     "rabbitmq_bindings",
     "rabbitmq_processes",
+    "rabbitmq_ingest",
 ];
+
+/// The tables that are in the events' database, if that is another one.
+const OF_EVENTS: [&str; 2] = ["events", "rabbitmq_ingest"];
 
 /// The columns that the statements of this crate use: table, name and type.
 const COLUMNS: &[(&str, &str, &str)] = &[
@@ -316,6 +321,10 @@ const RABBITMQ_COLUMNS: &[(&str, &str, &str)] = &[
     ("rabbitmq_processes", "id", "uuid"),
     ("rabbitmq_processes", "status", "json"),
     ("rabbitmq_processes", "seen_at", "timestamp with time zone"),
+    ("rabbitmq_ingest", "queue", "text"),
+    ("rabbitmq_ingest", "consumer", "uuid"),
+    ("rabbitmq_ingest", "since", "timestamp with time zone"),
+    ("rabbitmq_ingest", "unconfirmed", "uuid[]"),
 ];
 
 /// Unique columns, and what hangs on them.

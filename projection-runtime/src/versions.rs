@@ -1,7 +1,7 @@
 //! Carries the payload of an older version up to the newest, as `#[event(upcast(..))]` says.
 //!
-//! The macro writes one step after the other, each with its upcast: [`oldest`], an [`upcast`] for each version that
-//! follows, [`newest`]. A payload enters at the step of its own version.
+//! The macro writes one step after the other, each with its upcast: [`oldest`] and an [`upcast`] for each version that
+//! follows; [`newest`] comes after them. A payload enters at the step of its own version.
 
 use serde::de::DeserializeOwned;
 
@@ -57,7 +57,7 @@ where
 }
 
 /// The payload that came up, or that of an event of the newest version.
-pub fn newest<E: DomainEvent>(event: &StoredEvent, payload: Option<E>) -> Result<E, ApplyError> {
+pub(crate) fn newest<E: DomainEvent>(event: &StoredEvent, payload: Option<E>) -> Result<E, ApplyError> {
     match payload {
         Some(payload) => Ok(payload),
         None if event.version > E::VERSION => {

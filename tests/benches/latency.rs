@@ -161,7 +161,8 @@ async fn channel() -> (Connection, Channel) {
 async fn publish(channel: &Channel, exchange: &str, id: Uuid) {
     let properties = BasicProperties::default().with_delivery_mode(2).with_message_id(id.to_string().into());
     let options = BasicPublishOptions::default();
-    let confirm = channel.basic_publish(exchange.into(), "Happened".into(), options, b"{}", properties).await.unwrap();
+    let confirm =
+        channel.basic_publish(exchange.into(), "Thing.Happened".into(), options, b"{}", properties).await.unwrap();
     assert!(confirm.await.unwrap().is_ack());
 }
 
@@ -235,7 +236,7 @@ async fn main() {
     let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
     let queue = format!("{exchange}.bare");
     consuming.queue_declare(queue.as_str().into(), durable, none.clone()).await.unwrap();
-    let (to, key) = (queue.as_str().into(), "Happened".into());
+    let (to, key) = (queue.as_str().into(), "Thing.Happened".into());
     consuming.queue_bind(to, name.into(), key, QueueBindOptions::default(), none.clone()).await.unwrap();
     let options = BasicConsumeOptions::default();
     let mut messages = consuming.basic_consume(queue.as_str().into(), "".into(), options, none).await.unwrap();

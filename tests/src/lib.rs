@@ -4,6 +4,7 @@
 pub mod browser;
 pub mod fold;
 pub mod history;
+pub mod interop;
 pub mod journal;
 pub mod neighbours;
 pub mod pgbouncer;
@@ -65,6 +66,14 @@ impl Drop for KilledWhenDropped {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// Returns the most memory that a process ever had resident, in MiB. Panics where there is no /proc, as only Linux has it.
+#[must_use]
+pub fn peak_memory_mib(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("/proc (this needs Linux)");
+    let line = status.lines().find(|line| line.starts_with("VmHWM")).expect("VmHWM");
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("a number of KiB") / 1024
 }
 
 /// Returns whether a benchmark is run by `cargo bench` and measures, or by `cargo test`, to see that it works.

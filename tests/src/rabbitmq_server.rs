@@ -22,6 +22,7 @@ const START: Duration = Duration::from_secs(90);
 /// Reads words from the pipe: `kill` kills the node with -9, `start` starts it again, anything else is run by the node's
 /// own control program; the end cleans up.
 const NODE: &str = r#"
+set -f # words for the control program may be patterns
 trap '' INT TERM HUP
 mkdir -m 700 "$FOLDER" || exit 1
 cd "$FOLDER"

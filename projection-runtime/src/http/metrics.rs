@@ -187,6 +187,14 @@ fn of_rabbitmq(now: &Now, app: &App) {
     let consumer = &status.consumer;
     now.counter("projection_consumer_messages_total", "Messages received and acknowledged.", consumer.consumed);
     now.counter("projection_consumer_events_ingested_total", "Events appended from messages.", consumer.ingested);
+    now.counter(
+        "projection_consumer_duplicates_total",
+        "Messages whose event the store had already.",
+        consumer.duplicates,
+    );
+    now.gauges("projection_consumer_dead_letters", "Messages in the queue for dead letters.", &[])
+        .with_label_values::<&str>(&[])
+        .set(number(consumer.dead_letters.try_into().unwrap_or(i64::MAX)));
     now.counter("projection_consumer_dead_lettered_total", "Messages that are no events.", consumer.dead_lettered);
     if let Some(relay) = &status.relay {
         connection("relay", &relay.connection);

@@ -25,6 +25,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
+use crate::asyncapi::AsyncApi;
 use crate::error::Error;
 use crate::manager::{Health, ProjectionManager};
 use crate::projection::Definition;
@@ -92,6 +93,7 @@ pub(crate) fn routes(app: &Arc<App>) -> Router {
         .route("/health/ready", get(ready))
         .route("/metrics", get(metrics::metrics))
         .route("/api/openapi.json", get(openapi))
+        .route("/api/asyncapi.json", get(asyncapi))
         .route("/api/service", get(service))
         .route("/api/projections", get(projections))
         .route("/api/history", get(history))
@@ -234,6 +236,15 @@ async fn history(State(app): State<Arc<App>>) -> Response {
 
 async fn openapi() -> Response {
     ([(header::CONTENT_TYPE, "application/json")], include_str!("openapi.json")).into_response()
+}
+
+async fn asyncapi(State(app): State<Arc<App>>) -> Response {
+    let mut api = AsyncApi::new(app.about.service, app.about.version);
+    if let Some(rabbitmq) = app.manager.rabbitmq_options() {
+        api.service.clone_from(&rabbitmq.service);
+        api.exchange.clone_from(&rabbitmq.exchange);
+    }
+    Json(api.document(app.manager.projections())).into_response()
 }
 
 /// What is waited for.

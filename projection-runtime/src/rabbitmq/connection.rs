@@ -1,4 +1,4 @@
-//! Keeps a connection to the broker, and makes exchange, queue and bindings on it.
+//! Keeps a connection to the broker.
 //!
 //! What must hold: whatever happens to a connection, another one follows, with growing waits; nothing of a connection
 //! that was given up stays behind; a shutdown waits for no broker.
@@ -6,29 +6,27 @@
 //! Relay and consumer have a connection each: a broker that is short of memory blocks those that publish, and a blocked
 //! connection takes no acknowledgements either.
 
-use std::collections::BTreeSet;
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use lapin::options::{
-    ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
-};
-use lapin::tcp::{AsyncTcpStream, OwnedTLSConfig};
-use lapin::types::{FieldTable, ShortString};
+use async_rs::Tokio;
+use lapin::tcp::AsyncTcpStream;
+use lapin::types::ShortString;
 use lapin::uri::{AMQPScheme, AMQPUri};
-use lapin::{Channel, Connection, ConnectionProperties, ExchangeKind};
-use sqlx::PgPool;
+use lapin::{Channel, Connection, ConnectionProperties};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::broker_url::Host;
+use super::guard::{self, Guarded, InFlight};
+use super::ingest::NotTaken;
 use super::{ConnectionStatus, RabbitMqOptions, RabbitMqStatus, Trouble};
 use crate::backoff::Backoff;
 use crate::error::BoxError;
 
-/// How long the broker may take to answer a new connection, and to say good-bye.
-const CONNECT: Duration = Duration::from_secs(10);
+/// How long the broker may take to say good-bye.
 const CLOSE: Duration = Duration::from_secs(1);
 /// How often the state of a connection is looked at; that costs nothing but a lock.
 const LOOK: Duration = Duration::from_millis(200);
@@ -38,6 +36,8 @@ const LASTING: Duration = Duration::from_secs(5);
 /// A connection that is gone with the value, also where lapin still waits for something on it.
 pub(super) struct Link {
     connection: Connection,
+    /// The bytes of messages that are not settled.
+    pub(super) in_flight: Arc<InFlight>,
     _socket: Socket,
 }
 
@@ -56,19 +56,27 @@ impl Drop for Socket {
 }
 
 impl Link {
+    /// Connects to the first of the broker's hosts that takes the connection.
     pub(super) async fn connect(options: &RabbitMqOptions, purpose: &str) -> Result<Self, BoxError> {
+        Ok(reach(options, purpose, 0).await?.link)
+    }
+
+    /// Connects to one host of the broker.
+    async fn connect_to(host: &Host, options: &RabbitMqOptions, purpose: &str) -> Result<Self, BoxError> {
         let name = format!("{} {purpose}", options.service);
         let properties = ConnectionProperties::default().with_connection_name(name.into());
-        let tls = OwnedTLSConfig { identity: None, cert_chain: options.ca.clone() };
+        let tls = options.tls.clone();
         let socket = Socket::default();
         let kept = socket.0.clone();
+        let in_flight = InFlight::new(options.max_bytes);
+        let admitted = in_flight.clone();
         let connecting = Connection::connector(
-            options.uri.clone(),
-            lapin::runtime::default_runtime()?,
-            async move |uri: AMQPUri, runtime| {
+            options.url.at(host),
+            guard::runtime(),
+            async move |uri: AMQPUri, _| {
                 let address = (uri.authority.host.as_str(), uri.authority.port);
                 let addresses: Vec<_> = tokio::net::lookup_host(address).await?.collect();
-                let stream = AsyncTcpStream::connect(&runtime, addresses).await?;
+                let stream = AsyncTcpStream::connect(&Tokio::current(), addresses).await?;
                 if let AsyncTcpStream::Plain(plain) = &stream {
                     let clone = plain.get_ref().as_fd().try_clone_to_owned()?;
                     *kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(TcpStream::from(clone));
@@ -76,21 +84,31 @@ impl Link {
                         return Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()); // given up meanwhile
                     }
                 }
-                Ok(match uri.scheme {
+                let stream = match uri.scheme {
                     AMQPScheme::AMQP => stream,
                     AMQPScheme::AMQPS => stream.into_tls(&uri.authority.host, tls.as_ref()).await?,
-                })
+                };
+                Ok(AsyncTcpStream::Plain(Guarded::new(stream, admitted.clone())))
             },
             properties,
         );
-        match tokio::time::timeout(CONNECT, connecting).await {
-            Ok(connection) => Ok(Link { connection: connection?, _socket: socket }),
-            Err(_) => Err(format!("no answer within {} s", CONNECT.as_secs()).into()),
+        let patience = options.url.connection_timeout();
+        match tokio::time::timeout(patience, connecting).await {
+            Ok(connection) => Ok(Link { connection: connection?, in_flight, _socket: socket }),
+            Err(_) => Err(format!("no answer within {} s", patience.as_secs_f64()).into()),
         }
     }
 
     pub(super) async fn channel(&self) -> lapin::Result<Channel> {
         self.connection.create_channel().await
+    }
+
+    /// Number of bytes of a frame, at the most.
+    pub(super) fn frame_max(&self) -> u32 {
+        match self.connection.configuration().frame_max() {
+            0 => u32::MAX,
+            frame_max => frame_max,
+        }
     }
 
     /// The broker takes nothing at the moment.
@@ -121,6 +139,37 @@ impl Link {
     }
 }
 
+/// A connection, and which of the broker's hosts took it.
+struct Reached {
+    link: Link,
+    /// The host's place in the URL.
+    place: usize,
+    host: String,
+    /// Why there is no connection to the hosts that were tried before, if any were.
+    failed: Option<String>,
+}
+
+/// Tries each host of the broker once, from place `first` on and around, until one takes the connection. A host that does
+/// not answer costs its time-out.
+async fn reach(options: &RabbitMqOptions, purpose: &str, first: usize) -> Result<Reached, BoxError> {
+    let mut failed = Vec::new();
+    for (place, host) in options.url.hosts_from(first) {
+        match Link::connect_to(host, options, purpose).await {
+            Ok(link) => {
+                let failed = (!failed.is_empty()).then(|| failed.join("; "));
+                return Ok(Reached { link, place, host: host.to_string(), failed });
+            }
+            Err(error) => failed.push(at(&host.to_string(), &error).to_string()),
+        }
+    }
+    Err(failed.join("; ").into())
+}
+
+/// Adds the host to an error.
+fn at(host: &str, error: &BoxError) -> BoxError {
+    format!("{host}: {}", crate::error::chain(error.as_ref())).into()
+}
+
 /// Where the status of one connection is kept.
 pub(super) struct Status {
     pub(super) all: watch::Sender<RabbitMqStatus>,
@@ -136,24 +185,46 @@ impl Status {
         });
     }
 
+    /// There is a connection, though perhaps not to the hosts that were tried before.
+    fn reached(&self, Reached { host, failed, .. }: &Reached) {
+        self.change(|connection| {
+            connection.host = Some(host.clone());
+            if let Some(error) = failed {
+                connection.last_trouble = Some(Trouble { at: chrono::Utc::now(), error: error.clone() });
+            }
+        });
+    }
+
     /// The work can begin: exchange, queue and bindings are there.
     pub(super) fn connected(&self) {
-        tracing::info!("connected");
-        self.change(|connection| connection.connected_since = Some(chrono::Utc::now()));
+        let mut host = None;
+        self.change(|connection| {
+            connection.connected_since = Some(chrono::Utc::now());
+            host.clone_from(&connection.host);
+        });
+        tracing::info!(host, "connected");
     }
 
     fn blocked(&self, blocked: bool) {
-        self.all.send_if_modified(|all| match (self.of)(all) {
+        let changed = self.all.send_if_modified(|all| match (self.of)(all) {
             Some(connection) if connection.blocked != blocked => {
                 connection.blocked = blocked;
                 true
             }
             _ => false,
         });
+        match (changed, blocked) {
+            (true, true) => tracing::warn!(
+                "the broker is short of memory or disk space and takes no messages; waiting until it does"
+            ),
+            (true, false) => tracing::info!("the broker takes messages again"),
+            _ => {}
+        }
     }
 
     fn ended(&self, error: Option<&str>) {
         self.change(|connection| {
+            connection.host = None;
             connection.connected_since = None;
             connection.blocked = false;
             if let Some(error) = error {
@@ -172,6 +243,11 @@ pub(super) trait Work: Send {
     fn work(&mut self, link: &Link, status: &Status) -> impl Future<Output = Result<(), BoxError>> + Send;
 }
 
+/// Whether the database, and not the broker, ended the work.
+fn is_of_database(error: &(dyn std::error::Error + 'static)) -> bool {
+    error.is::<sqlx::Error>() || error.is::<NotTaken>()
+}
+
 /// Has the work done on a connection until `stop`, and on another one whenever that is lost. After `stop` it may go on
 /// for `grace` to end what it has begun.
 #[tracing::instrument(name = "rabbitmq", skip_all, fields(part = W::PURPOSE))]
@@ -183,41 +259,62 @@ pub(super) async fn keep<W: Work>(
     grace: Duration,
 ) {
     let mut backoff = Backoff::default();
+    // The place of the host that is tried first.
+    let mut first = 0;
     while !stop.is_cancelled() {
-        let link = tokio::select! {
-            link = Link::connect(&options, W::PURPOSE) => link,
+        let reached = tokio::select! {
+            reached = reach(&options, W::PURPOSE, first) => reached,
             () = stop.cancelled() => return,
         };
-        let outcome = match link {
-            Ok(link) => {
+        let outcome = match reached {
+            Ok(reached) => {
+                status.reached(&reached);
+                let Reached { link, place, host, failed } = reached;
+                if let Some(failed) = failed.filter(|_| is_told(&backoff)) {
+                    tracing::warn!(host, failed, "connected to one host of the broker, but not to others");
+                }
                 let since = Instant::now();
                 let outcome = tokio::select! {
-                    outcome = work.work(&link, &status) => outcome,
-                    () = link.ended() => Err("the connection was lost".into()),
-                    () = async { stop.cancelled().await; tokio::time::sleep(grace).await } => Ok(()),
+                    outcome = work.work(&link, &status) => outcome.map_err(|error| of_broker(&host, error)),
+                    () = link.ended() => Err(at(&host, &"the connection was lost".into())),
+                    // Some of the grace is for the good-bye.
+                    () = async { stop.cancelled().await; tokio::time::sleep(grace.saturating_sub(CLOSE)).await } => Ok(()),
                 };
-                if stop.is_cancelled() {
+                if stop.is_cancelled() && !link.is_blocked() {
                     link.close().await;
                 }
                 if since.elapsed() >= LASTING {
                     backoff.reset();
+                    first = place;
+                } else {
+                    // A host may take connections and be of no use: the next one is tried.
+                    first = place + 1;
                 }
                 outcome
             }
             Err(error) => Err(error),
         };
-        let error = outcome.err().map(|error| crate::error::chain(error.as_ref()));
+        let error = outcome.err();
+        let is_of_database = error.as_ref().is_some_and(|error| is_of_database(error.as_ref()));
+        let error = error.map(|error| crate::error::chain(error.as_ref()));
         status.ended(error.as_deref());
         if let Some(error) = error.filter(|_| !stop.is_cancelled()) {
-            // Once when it begins, and now and then while it lasts.
-            if backoff.tries() % 20 == 0 {
-                let (broker, tries) = (options.broker(), backoff.tries() + 1);
-                tracing::warn!(
-                    broker,
-                    error,
-                    tries,
-                    "the work with RabbitMQ was interrupted; trying again until it goes on"
-                );
+            if is_told(&backoff) {
+                let (broker, tries) = (options.url.to_string(), backoff.tries() + 1);
+                if is_of_database {
+                    tracing::warn!(
+                        error,
+                        tries,
+                        "the database does not take what comes from RabbitMQ; trying again until it does"
+                    );
+                } else {
+                    tracing::warn!(
+                        broker,
+                        error,
+                        tries,
+                        "the work with RabbitMQ was interrupted; trying again until it goes on"
+                    );
+                }
             }
             tokio::select! {
                 () = tokio::time::sleep(backoff.next()) => {}
@@ -227,61 +324,12 @@ pub(super) async fn keep<W: Work>(
     }
 }
 
-/// Takes the queue and the exchange away, with all that is in them.
-pub(crate) async fn remove(options: &RabbitMqOptions) -> Result<(), BoxError> {
-    let link = Link::connect(options, "remove").await?;
-    let channel = link.channel().await?;
-    channel.queue_delete(ShortString::try_new(options.queue())?, QueueDeleteOptions::default()).await?;
-    let exchange = ShortString::try_new(options.exchange.as_str())?;
-    channel.exchange_delete(exchange, ExchangeDeleteOptions::default()).await?;
-    link.close().await;
-    Ok(())
+/// Whether trouble is logged: once when it begins, and now and then while it lasts.
+fn is_told(backoff: &Backoff) -> bool {
+    backoff.tries().is_multiple_of(20)
 }
 
-/// Makes the exchange, the service's queue and its bindings, where they are not there. `clean`: also removes the bindings of events no longer handled.
-pub(super) async fn declare_queue(
-    channel: &Channel,
-    pool: &PgPool,
-    options: &RabbitMqOptions,
-    bindings: &BTreeSet<&'static str>,
-    clean: bool,
-) -> Result<ShortString, BoxError> {
-    let (name, keys) = (options.queue(), bindings.iter().copied().collect::<Vec<_>>());
-    let [queue, exchange] = [ShortString::try_new(name.as_str())?, ShortString::try_new(options.exchange.as_str())?];
-    let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
-    channel.exchange_declare(exchange.clone(), ExchangeKind::Topic, durable, FieldTable::default()).await?;
-    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-    channel.queue_declare(queue.clone(), durable, FieldTable::default()).await?;
-
-    // Written down first: a binding that nobody knows of would stay for ever.
-    sqlx::query(
-        "INSERT INTO rabbitmq_bindings (queue, routing_key) SELECT $1, UNNEST($2::text[]) ON CONFLICT DO NOTHING",
-    )
-    .bind(&name)
-    .bind(&keys)
-    .execute(pool)
-    .await?;
-    for key in &keys {
-        let (queue, exchange, key) = (queue.clone(), exchange.clone(), ShortString::try_new(*key)?);
-        channel.queue_bind(queue, exchange, key, QueueBindOptions::default(), FieldTable::default()).await?;
-    }
-    if clean {
-        let old: Vec<String> =
-            sqlx::query_scalar("SELECT routing_key FROM rabbitmq_bindings WHERE queue = $1 AND routing_key <> ALL($2)")
-                .bind(&name)
-                .bind(&keys)
-                .fetch_all(pool)
-                .await?;
-        for key in old {
-            let (queue, exchange) = (queue.clone(), exchange.clone());
-            channel.queue_unbind(queue, exchange, ShortString::try_new(key.as_str())?, FieldTable::default()).await?;
-            sqlx::query("DELETE FROM rabbitmq_bindings WHERE queue = $1 AND routing_key = $2")
-                .bind(&name)
-                .bind(&key)
-                .execute(pool)
-                .await?;
-            tracing::info!(routing_key = key, "unbound: no projection handles these events any longer");
-        }
-    }
-    Ok(queue)
+/// Adds the host to an error of the broker; one of the database has nothing to do with it.
+fn of_broker(host: &str, error: BoxError) -> BoxError {
+    if error.is::<lapin::Error>() { at(host, &error) } else { error }
 }

@@ -4,12 +4,11 @@
 //! another. What has come together makes one wake-up. A message that comes before its event can be seen has the loops
 //! look again soon.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use lapin::message::Delivery;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Consumer};
 use sqlx::PgPool;
@@ -17,8 +16,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{self, Link, Status, Work};
-use super::ingest::{Ingest, Ingested};
-use super::{RabbitMq, RabbitMqStatus};
+use super::ingest::{Ingest, Settled};
+use super::topology::{self, Bindings, Deployment};
+use super::{RabbitMq, RabbitMqOptions, RabbitMqStatus, Trouble};
 use crate::error::BoxError;
 use crate::events_at::EventsAt;
 use crate::manager::ManagerOptions;
@@ -29,6 +29,10 @@ use crate::wake::Wake;
 
 /// Messages that follow a wake-up within this time wait for the rest of it and make one wake-up more.
 const GATHER: Duration = Duration::from_millis(5);
+/// A burst takes no more messages when it has so many bytes: what is appended is in memory several times.
+const BURST: usize = 2 << 20;
+/// How often a process that may not consume looks whether it may now.
+const STANDBY: Duration = Duration::from_secs(1);
 /// After messages that may have come before their events could be seen, it is asked so often whether there is something
 /// to do.
 const LOOKS: [Duration; 3] = [Duration::from_millis(20), Duration::from_millis(100), Duration::from_millis(500)];
@@ -45,26 +49,9 @@ pub(super) async fn run(
     let status =
         Status { all: rabbitmq.status.clone(), of: |all: &mut RabbitMqStatus| Some(&mut all.consumer.connection) };
     let broker = rabbitmq.options.clone();
-    let bindings = events.iter().map(|event| event.routing_key).collect();
-    let dead_letters = broker.dead_letter_queue();
-    let ingest = broker.ingest.then(|| Ingest {
-        pool: events_at.pool(&pool).clone(),
-        events,
-        dead_letters,
-        unchecked: broker.unchecked,
-    });
-    let intake = Intake {
-        rabbitmq,
-        pool,
-        events_at,
-        bindings,
-        ingest,
-        wake,
-        clean: true,
-        asked,
-        look: None,
-        stop: stop.clone(),
-    };
+    let bindings = Bindings::new(broker.bindings(&events));
+    let ingest = broker.ingest.then(|| Ingest::new(&broker, events_at.pool(&pool).clone(), events));
+    let intake = Intake { rabbitmq, pool, events_at, bindings, ingest, wake, asked, look: None, stop: stop.clone() };
     connection::keep(intake, broker, status, stop, options.shutdown_grace).await;
 }
 
@@ -72,13 +59,10 @@ struct Intake {
     rabbitmq: RabbitMq,
     pool: PgPool,
     events_at: EventsAt,
-    bindings: BTreeSet<&'static str>,
+    bindings: Bindings,
     /// Where the store is fed by the broker.
     ingest: Option<Ingest>,
     wake: Wake,
-    /// The bindings of events no longer handled are still to be removed: at the start of the process, and not at each
-    /// connection, where an old process would take away what a newer one has bound.
-    clean: bool,
     asked: Asked,
     /// The next look of [`LOOKS`], and when it is due.
     look: Option<(usize, Instant)>,
@@ -91,32 +75,94 @@ impl Work for Intake {
     async fn work(&mut self, link: &Link, status: &Status) -> Result<(), BoxError> {
         let channel = link.channel().await?;
         let options = self.rabbitmq.options.clone();
-        let queue = connection::declare_queue(&channel, &self.pool, &options, &self.bindings, self.clean).await?;
-        self.clean = false;
-        if let Some(ingest) = &self.ingest {
-            ingest.prepare(&channel).await?;
+        let queue = self.bindings.make(&channel, &self.pool, &options).await?;
+        let events_pool = self.events_at.pool(&self.pool).clone();
+        Deployment::of(&events_pool, &options.service).await?.claim(link, &options).await?;
+        if let Some(ingest) = &mut self.ingest {
+            ingest.prepare(&channel, &options).await?;
         }
         channel.basic_qos(options.prefetch.max(1), BasicQosOptions::default()).await?;
-        let (tag, arguments) = (ShortString::default(), FieldTable::default());
-        let mut consumer = channel.basic_consume(queue, tag, BasicConsumeOptions::default(), arguments).await?;
+        if self.ingest.is_some() {
+            self.count_dead_letters(link, &options).await?;
+        }
+        let Some(mut consumer) = self.consume(&channel, queue, status).await? else { return Ok(()) };
         status.connected();
         let mut woken = Instant::now();
+        let mut keep = tokio::time::interval_at(Instant::now() + topology::LOOK, topology::LOOK);
         loop {
             let next_look = self.look.map(|(_, at)| at);
+            let due = self.ingest.as_ref().and_then(Ingest::due);
             tokio::select! {
                 delivery = consumer.next() => {
                     let burst = self.gather(&mut consumer, delivery, woken + GATHER).await?;
                     woken = Instant::now();
-                    self.take(&channel, &burst).await?;
+                    self.take(link, &channel, burst).await?;
                 }
-                () = tokio::time::sleep_until(next_look.unwrap_or(woken)), if next_look.is_some() => self.look().await,
+                () = until(due) => self.take(link, &channel, Vec::new()).await?,
+                () = until(next_look) => self.look().await,
+                _ = keep.tick() => self.look_around(link, &options).await?,
                 () = self.stop.cancelled() => return Ok(()),
             }
         }
     }
 }
 
+/// Ready at that time; never if there is none.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Intake {
+    /// Begins to consume. With ingest, one process at a time may: waits until no other one does. `None`: stopped meanwhile.
+    async fn consume(
+        &mut self,
+        channel: &Channel,
+        queue: ShortString,
+        status: &Status,
+    ) -> Result<Option<Consumer>, BoxError> {
+        let exclusive = BasicConsumeOptions { exclusive: self.ingest.is_some(), ..BasicConsumeOptions::default() };
+        if exclusive.exclusive {
+            let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+            // Asked first: to consume and be refused would be an error in the broker's log, each time.
+            while channel.queue_declare(queue.clone(), passive, FieldTable::default()).await?.consumer_count() > 0 {
+                self.standby(status, true);
+                tokio::select! {
+                    () = tokio::time::sleep(STANDBY) => {}
+                    () = self.stop.cancelled() => return Ok(None),
+                }
+            }
+            self.standby(status, false);
+        }
+        let (tag, arguments) = (ShortString::default(), FieldTable::default());
+        Ok(Some(channel.basic_consume(queue, tag, exclusive, arguments).await?))
+    }
+
+    /// Makes the bindings again that somebody may have removed, and counts the dead letters.
+    async fn look_around(&self, link: &Link, options: &RabbitMqOptions) -> Result<(), BoxError> {
+        self.bindings.keep(link, options).await?;
+        if self.ingest.is_some() {
+            self.count_dead_letters(link, options).await?;
+        }
+        Ok(())
+    }
+
+    async fn count_dead_letters(&self, link: &Link, options: &RabbitMqOptions) -> Result<(), BoxError> {
+        let channel = link.channel().await?;
+        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let queue = ShortString::try_new(options.dead_letter_queue())?;
+        let waiting = u64::from(channel.queue_declare(queue, passive, FieldTable::default()).await?.message_count());
+        channel.close(200, ShortString::from("OK")).await?;
+        self.rabbitmq.status.send_if_modified(|all| {
+            let changed = all.consumer.dead_letters != waiting;
+            all.consumer.dead_letters = waiting;
+            changed
+        });
+        Ok(())
+    }
+
     /// The first message, what has come with it, and what comes until then.
     async fn gather(
         &self,
@@ -126,37 +172,74 @@ impl Intake {
     ) -> Result<Vec<Delivery>, BoxError> {
         const CANCELLED: &str = "the broker cancelled the consumer: was the queue deleted?";
         let mut burst = vec![first.ok_or(CANCELLED)??];
-        while burst.len() < usize::from(self.rabbitmq.options.prefetch) {
+        let mut bytes = burst[0].data.len();
+        while burst.len() < usize::from(self.rabbitmq.options.prefetch) && bytes < BURST {
             match tokio::time::timeout_at(until, consumer.next()).await {
                 Ok(next) => burst.push(next.ok_or(CANCELLED)??),
                 Err(_) => break,
             }
+            bytes += burst.last().map_or(0, |delivery| delivery.data.len());
         }
         Ok(burst)
     }
 
-    async fn take(&mut self, channel: &Channel, burst: &[Delivery]) -> Result<(), BoxError> {
-        let ingested = match &self.ingest {
-            Some(ingest) => ingest.take(channel, burst).await?,
-            None => Ingested::default(),
-        };
+    async fn take(&mut self, link: &Link, channel: &Channel, burst: Vec<Delivery>) -> Result<(), BoxError> {
+        match &mut self.ingest {
+            None => self.take_triggers(link, channel, &burst).await,
+            Some(ingest) => {
+                let settled = ingest.take(link, channel, burst).await?;
+                self.wake.projections(Source::RabbitMq);
+                // If none waits, all up to the last are settled.
+                let multiple = !ingest.has_waiting();
+                let tags = settled.messages.iter().map(|message| message.tag);
+                let tags: Vec<u64> = if multiple { tags.max().into_iter().collect() } else { tags.collect() };
+                for tag in tags {
+                    channel.basic_ack(tag, BasicAckOptions { multiple }).await?;
+                }
+                link.in_flight.release(settled.messages.iter().map(|message| message.bytes).sum());
+                ingest.acknowledged(channel, self.rabbitmq.options.prefetch.max(1)).await?;
+                self.count(settled.messages.len(), &settled);
+                Ok(())
+            }
+        }
+    }
+
+    async fn take_triggers(&mut self, link: &Link, channel: &Channel, burst: &[Delivery]) -> Result<(), BoxError> {
         self.wake.projections(Source::RabbitMq);
         if let Some(last) = burst.last() {
             channel.basic_ack(last.delivery_tag, BasicAckOptions { multiple: true }).await?;
         }
-        self.rabbitmq.status.send_modify(|all| {
-            all.consumer.consumed += burst.len() as u64;
-            all.consumer.wake_ups += 1;
-            all.consumer.ingested += ingested.appended;
-            all.consumer.dead_lettered += ingested.dead_lettered;
-        });
-        if self.ingest.is_some() {
-            return Ok(()); // the events are there
-        }
+        link.in_flight.release(burst.iter().map(|delivery| delivery.data.len() as u64).sum());
+        self.count(burst.len(), &Settled::default());
         if !burst.iter().all(is_relayed) {
             self.look = Some((0, Instant::now() + LOOKS[0]));
         }
         Ok(())
+    }
+
+    fn count(&self, consumed: usize, settled: &Settled) {
+        self.rabbitmq.status.send_modify(|all| {
+            all.consumer.consumed += consumed as u64;
+            all.consumer.wake_ups += 1;
+            all.consumer.ingested += settled.appended;
+            all.consumer.duplicates += settled.duplicates;
+            all.consumer.dead_lettered += settled.dead_lettered;
+            all.consumer.dead_letters += settled.dead_lettered;
+            if let Some(reason) = &settled.newest_reason {
+                all.consumer.newest_dead_letter = Some(Trouble { at: chrono::Utc::now(), error: reason.clone() });
+            }
+        });
+    }
+
+    fn standby(&self, status: &Status, standby: bool) {
+        self.rabbitmq.status.send_if_modified(|all| {
+            let changed = all.consumer.standby != standby;
+            all.consumer.standby = standby;
+            changed
+        });
+        if standby {
+            status.connected();
+        }
     }
 
     /// Wakes the loops again where events have come into sight since they were woken.

@@ -10,52 +10,86 @@
 //! nothing but latency. The relay's position moves only past events that the broker confirmed, in order: each event is
 //! published at least once. The broker may be away at any time, also at the start and at the end.
 //!
-//! `connection` keeps a connection and makes the topology, `relay` publishes, `consumer` wakes, `ingest` feeds a store
-//! that has no other source, `status` is what of it can be seen.
+//! `broker_url` parses the broker's URL, `tls` reads certificates, `connection` keeps a connection through `guard`,
+//! `topology` makes exchange and queues, `relay` publishes, `consumer` wakes, `ingest` feeds a store that has no other
+//! source, `headers` reads those of its messages, `dead_letters` is for an operator, `status` is what of it can be seen.
 
+mod broker_url;
 mod connection;
 mod consumer;
+mod dead_letters;
 mod faults;
+pub(crate) mod guard;
+mod headers;
 pub(crate) mod ingest;
 mod relay;
 mod status;
+mod tls;
+mod topology;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use lapin::uri::{AMQPAuthority, AMQPUri};
+use lapin::tcp::OwnedTLSConfig;
 use sqlx::PgPool;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use connection::remove;
+use broker_url::BrokerUrl;
+pub(crate) use dead_letters::DeadLetter;
+pub(crate) use dead_letters::{Act, Acted, DeadLetters};
 pub(crate) use faults::{drop_messages, repeat_messages};
 pub(crate) use status::processes;
 pub use status::{ConnectionStatus, ConsumerStatus, RabbitMqProcess, RabbitMqStatus, RelayStatus, Trouble};
+pub(crate) use topology::remove;
+pub use topology::{QueueType, Topology};
 
 use crate::error::Error;
 use crate::events_at::EventsAt;
 use crate::manager::ManagerOptions;
 use crate::position::Asked;
-use crate::projection::ProjectionSet;
-use crate::url::{SPLIT, splits_password};
+use crate::projection::{EventType, ProjectionSet};
 use crate::wake::Wake;
 
 /// The exchange that the services of the system share.
 pub const EXCHANGE: &str = "events.topic.exchange";
 
+/// The defaults of [`RabbitMqOptions::max_bytes`] and [`RabbitMqOptions::max_message`].
+pub(crate) const MAX_BYTES: u64 = 64 << 20;
+pub(crate) const MAX_MESSAGE: u64 = 16 << 20;
+
 /// Where the broker is, and what is done with it.
 #[derive(Clone)]
 #[non_exhaustive]
+#[expect(clippy::struct_excessive_bools, reason = "switches that do not depend on each other")]
 pub struct RabbitMqOptions {
-    uri: AMQPUri,
-    /// Certificates in PEM that are trusted beside the system's own.
-    ca: Option<String>,
+    url: BrokerUrl,
+    /// The certificates that are trusted beside the system's own, and the client's certificate.
+    tls: OwnedTLSConfig,
     /// Who publishes: the header `service` of the messages, and the end of the queue's name.
     pub service: String,
     /// The topic exchange; [`EXCHANGE`] unless a deployment has another.
     pub exchange: String,
+    /// The exchange's type, if it is declared: `topic` unless a deployment has another, like `fanout`.
+    pub exchange_type: String,
+    /// The exchange to which the broker sends messages of [`exchange`](Self::exchange) that no queue wants.
+    pub alternate_exchange: Option<String>,
+    /// Who makes exchange, queues and bindings.
+    pub topology: Topology,
+    /// The name of the service's queue, if it is not the one of [`queue`](Self::queue).
+    pub queue_name: Option<String>,
+    /// The type of the service's queue, if it is declared.
+    pub queue_type: QueueType,
+    /// Most messages in the service's queue, if it is declared; the oldest are dropped. Not with `ingest`, where messages are
+    /// more than triggers.
+    pub queue_length: Option<u32>,
+    /// The name of the queue for dead letters, if it is not the one of [`dead_letter_queue`](Self::dead_letter_queue).
+    pub dead_letter_queue_name: Option<String>,
+    /// With `ingest`: the routing keys of the messages to take, like `Band.*`. If there is none: all of the aggregates that the
+    /// projections know.
+    pub bind: Vec<String>,
     /// Publish the events of the store. Off, where the write side publishes them by itself.
     pub relay: bool,
     /// Append the messages to the store, which has no other source. Then nothing is relayed: events would go round and
@@ -64,21 +98,35 @@ pub struct RabbitMqOptions {
     /// With `ingest`: accepts payloads unchecked. Otherwise a message becomes a dead letter if the program's own event
     /// type cannot read its payload, or if it names another aggregate type than the event's.
     pub unchecked: bool,
-    /// How many messages may be on their way to this process. It holds no more, each of whatever size the broker allows.
+    /// With `ingest`: stores an event also if earlier ones of its aggregate are missing. Otherwise a message whose
+    /// `sequence_no` is not the next waits for the earlier ones for 10 s, and then becomes a dead letter.
+    pub gaps: bool,
+    /// Number of messages that may be in flight to this process.
     pub prefetch: u16,
+    /// Number of bytes of messages that may be in flight to this process, 64 MiB unless set otherwise. A single message
+    /// may be larger.
+    pub max_bytes: u64,
+    /// Largest body of an event, in bytes, 16 MiB unless set otherwise: with `ingest`, a larger message becomes a dead
+    /// letter.
+    pub max_message: u64,
 }
 
 // By hand, for the URL holds a password.
 impl std::fmt::Debug for RabbitMqOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("RabbitMqOptions")
-            .field("broker", &self.broker())
+            .field("broker", &self.url.to_string())
             .field("service", &self.service)
             .field("exchange", &self.exchange)
+            .field("topology", &self.topology)
+            .field("queue", &self.queue())
             .field("relay", &self.relay)
             .field("ingest", &self.ingest)
             .field("unchecked", &self.unchecked)
+            .field("gaps", &self.gaps)
             .field("prefetch", &self.prefetch)
+            .field("max_bytes", &self.max_bytes)
+            .field("max_message", &self.max_message)
             .finish_non_exhaustive()
     }
 }
@@ -86,57 +134,83 @@ impl std::fmt::Debug for RabbitMqOptions {
 impl RabbitMqOptions {
     /// The broker at this URL, `amqp://` or `amqps://`, for this service.
     ///
+    /// `amqp://user:password@host:5672/vhost?heartbeat=10`: without a vhost it is `/`, without a user `guest`. The hosts of
+    /// a cluster are separated by commas: `amqp://user@a,b:5673,[fd00::1]/vhost`. Parameters are `heartbeat` (seconds, 10
+    /// by default), `connection_timeout` (milliseconds that a host may take to answer a new connection, 10,000 by default),
+    /// `channel_max`, `frame_max` (bytes) and `auth_mechanism`.
+    ///
     /// An error never repeats the URL, which may hold a password.
     pub fn new(url: &str, service: impl Into<String>) -> Result<Self, Error> {
-        let Some(rest) = url.strip_prefix("amqp://").or_else(|| url.strip_prefix("amqps://")) else {
-            return Err(Error::AmqpUrl { reason: "it begins with neither amqp:// nor amqps://".to_owned() });
-        };
-        if splits_password(rest) {
-            return Err(Error::AmqpUrl { reason: format!("it {SPLIT}") });
-        }
-        // The parser's own message may hold the URL: say what can be said without it.
-        let mut uri: AMQPUri =
-            url.parse().map_err(|_| Error::AmqpUrl { reason: "it cannot be read as a URL".to_owned() })?;
-        if url.contains("@[") || url.contains("//[") {
-            // The parser would take `localhost` in its place.
-            return Err(Error::AmqpUrl { reason: "an IPv6 address is not understood: give a host name".to_owned() });
-        }
-        // Seconds. The broker's own 60 would have a dead connection noticed after two minutes.
-        uri.query.heartbeat.get_or_insert(10);
-        let (service, exchange) = (service.into(), EXCHANGE.to_owned());
         Ok(RabbitMqOptions {
-            uri,
-            ca: None,
-            service,
-            exchange,
+            url: BrokerUrl::parse(url).map_err(|reason| Error::AmqpUrl { reason })?,
+            tls: OwnedTLSConfig::default(),
+            service: service.into(),
+            exchange: EXCHANGE.to_owned(),
+            exchange_type: "topic".to_owned(),
+            alternate_exchange: None,
+            topology: Topology::default(),
+            queue_name: None,
+            queue_type: QueueType::default(),
+            queue_length: None,
+            dead_letter_queue_name: None,
+            bind: Vec::new(),
             relay: true,
             ingest: false,
             unchecked: false,
+            gaps: false,
             prefetch: 64,
+            max_bytes: MAX_BYTES,
+            max_message: MAX_MESSAGE,
         })
     }
 
-    /// Trusts the certificates of this PEM file as well, for `amqps://`.
+    /// Trusts the certificates of this PEM file as well. The URL must be `amqps://`.
     pub fn with_ca_file(mut self, file: &Path) -> Result<Self, Error> {
-        const NONE: &str = "there is no certificate in it (PEM: -----BEGIN CERTIFICATE-----)";
-        let read = std::fs::read_to_string(file);
-        let read = read.and_then(|pem| {
-            if pem.contains("-----BEGIN CERTIFICATE-----") { Ok(pem) } else { Err(std::io::Error::other(NONE)) }
-        });
-        self.ca = Some(read.map_err(|source| Error::AmqpCa { file: file.to_owned(), source })?);
+        self.encrypted(tls::CA)?;
+        self.tls.cert_chain = Some(tls::trusted(file)?);
         Ok(self)
+    }
+
+    /// Shows the broker the certificate of a PEM file, whose private key is in another one. The URL must be `amqps://`.
+    ///
+    /// It is enough to log in if the broker takes `auth_mechanism=external`, and otherwise comes beside user and password.
+    pub fn with_client_certificate(mut self, cert: &Path, key: &Path) -> Result<Self, Error> {
+        self.encrypted(tls::CERT)?;
+        self.tls.identity = Some(tls::identity(cert, key)?);
+        Ok(self)
+    }
+
+    /// Returns an error if the connection is not encrypted, so that a file for TLS would be without effect.
+    fn encrypted(&self, setting: &'static str) -> Result<(), Error> {
+        if self.url.is_tls() { Ok(()) } else { Err(Error::AmqpNotEncrypted { setting }) }
     }
 
     /// The name of the service's queue, like `events.topic.exchange.queue.dancefinder`.
     #[must_use]
     pub fn queue(&self) -> String {
-        format!("{}.queue.{}", self.exchange, self.service)
+        self.queue_name.clone().unwrap_or_else(|| format!("{}.queue.{}", self.exchange, self.service))
+    }
+
+    /// The routing keys of the service's queue, for these events. With `ingest`, those of all events of their aggregates: the
+    /// store has no other source, and would miss the events that no projection handles.
+    fn bindings(&self, events: &[&EventType]) -> BTreeSet<String> {
+        if !self.ingest {
+            return events.iter().map(|event| event.routing_key.to_owned()).collect();
+        }
+        if !self.bind.is_empty() {
+            return self.bind.iter().cloned().collect();
+        }
+        let declared = events.iter().filter_map(|event| event.routing_key.split_once('.')).map(|(first, _)| first);
+        let by_rule = events.iter().filter_map(|event| event.aggregate.rsplit('.').next());
+        let undivided = events.iter().filter(|event| !event.routing_key.contains('.'));
+        let undivided = undivided.map(|event| event.routing_key.to_owned());
+        declared.chain(by_rule).map(|first| format!("{first}.#")).chain(undivided).collect()
     }
 
     /// The name of the queue for messages that are no events.
     #[must_use]
     pub fn dead_letter_queue(&self) -> String {
-        format!("{}.dead-letter", self.queue())
+        self.dead_letter_queue_name.clone().unwrap_or_else(|| format!("{}.dead-letter", self.queue()))
     }
 
     /// The name of the relay's row in `readviews`: one that no projection can have.
@@ -147,19 +221,13 @@ impl RabbitMqOptions {
 
     /// The same broker, by way of another port of this machine.
     pub(crate) fn through(mut self, port: u16) -> Self {
-        self.uri.authority = AMQPAuthority { host: "127.0.0.1".to_owned(), port, ..self.uri.authority };
+        self.url.set_local(port);
         self
     }
 
-    /// The broker's port.
+    /// The port of the broker's first host.
     pub(crate) fn port(&self) -> u16 {
-        self.uri.authority.port
-    }
-
-    /// The broker without the password.
-    fn broker(&self) -> String {
-        let AMQPUri { scheme, authority, vhost, .. } = &self.uri;
-        format!("{scheme}://{}:{}/{}", authority.host, authority.port, vhost.trim_start_matches('/'))
+        self.url.port()
     }
 }
 

@@ -13,7 +13,7 @@
 //! What must hold: the position moves only past events that the broker confirmed, so each is published at least once,
 //! and in order but for repeats; the row's lock lets one process publish at a time; only what is flushed is published.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::time::Duration;
 
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
@@ -25,6 +25,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{self, Link, Status, Work};
+use super::ingest::{NAME, TRUNCATED};
+use super::topology;
 use super::{RabbitMq, RabbitMqStatus, RelayStatus};
 use crate::error::BoxError;
 use crate::event::StoredEvent;
@@ -32,6 +34,7 @@ use crate::events_at::{EventsAt, Passed};
 use crate::manager::ManagerOptions;
 use crate::position::{self, Mode};
 use crate::projection::EventType;
+use crate::routing_key::routing_key;
 use crate::store::{self, PageLimit};
 use crate::transaction;
 
@@ -41,6 +44,8 @@ pub(super) const ROW: &str = "relay:";
 const PATIENCE: Duration = Duration::from_secs(5);
 /// A header of more bytes is left out: all headers of a message must fit into one frame.
 const LONGEST_HEADER: usize = 32 << 10;
+/// Most bytes of a property or a routing key.
+const LONGEST_NAME: usize = 255;
 
 pub(super) async fn run(
     rabbitmq: RabbitMq,
@@ -57,14 +62,12 @@ pub(super) async fn run(
     };
     let (broker, row) = (rabbitmq.options.clone(), rabbitmq.options.relay_row());
     let keys = events.iter().map(|event| (event.name, event.routing_key)).collect();
-    let bindings = events.iter().map(|event| event.routing_key).collect();
     let limit = PageLimit { events: options.batch.events.min(PageLimit::default().events), ..options.batch };
     let relay = Relay {
         rabbitmq,
         pool,
         events_at,
         keys,
-        bindings,
         row,
         limit,
         wake,
@@ -79,10 +82,8 @@ struct Relay {
     rabbitmq: RabbitMq,
     pool: PgPool,
     events_at: EventsAt,
-    /// The routing key of each event name that a projection handles.
+    /// The routing key of each event name that a projection knows.
     keys: HashMap<&'static str, &'static str>,
-    /// Those of the service's queue.
-    bindings: BTreeSet<&'static str>,
     row: String,
     limit: PageLimit,
     wake: watch::Receiver<()>,
@@ -121,12 +122,15 @@ impl Work for Relay {
         self.late = None; // of another connection
         let channel = link.channel().await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
-        // The queue as well: what is published before it is there would come to nobody.
-        connection::declare_queue(&channel, &self.pool, &self.rabbitmq.options, &self.bindings, false).await?;
+        // Not the queues, which are their consumers': what is wrong with one of them stops no publishing.
+        topology::exchange(&channel, &self.rabbitmq.options).await?;
         status.connected();
         while !self.stop.is_cancelled() {
             self.wake.borrow_and_update();
-            link.unblocked(status).await;
+            tokio::select! {
+                () = link.unblocked(status) => {}
+                () = self.stop.cancelled() => return Ok(()),
+            }
             let wait = match self.step(&channel).await? {
                 Step::Again => continue,
                 Step::Rest => None,
@@ -209,11 +213,14 @@ impl Relay {
     }
 
     fn message(&self, event: &StoredEvent) -> Message {
-        let key = self.keys.get(&*event.name).copied().unwrap_or(&event.name);
+        let key = match self.keys.get(&*event.name) {
+            Some(key) => (*key).to_owned(),
+            None => routing_key(&event.aggregate_name, &event.name),
+        };
         Message {
             exchange: short(&self.rabbitmq.options.exchange),
-            routing_key: short(key),
-            properties: properties(&self.rabbitmq.options.service, event),
+            routing_key: short(&key),
+            properties: properties(&self.rabbitmq.options.service, event, &key),
             body: event.data().as_bytes().to_vec(),
         }
     }
@@ -253,37 +260,52 @@ async fn send(channel: Channel, messages: Vec<Message>, status: watch::Sender<Ra
     Ok(())
 }
 
-fn properties(service: &str, event: &StoredEvent) -> BasicProperties {
+/// The properties of an event's message. What has no room there is named in a header.
+fn properties(service: &str, event: &StoredEvent, routing_key: &str) -> BasicProperties {
     const PERSISTENT: u8 = 2;
     let mut headers = FieldTable::default();
-    let mut text = |name: &str, value: String| {
-        if value.len() <= LONGEST_HEADER {
+    let mut truncated = Vec::new();
+    // `None`: a value that cannot be read.
+    let mut text = |name: &'static str, value: Option<String>| match value {
+        Some(value) if value.len() <= LONGEST_HEADER => {
             headers.insert(name.into(), AMQPValue::LongString(LongString::from(value)));
         }
+        _ => truncated.push(name),
     };
-    text("service", service.to_owned());
-    text("aggregate_id", event.aggregate_id.to_string());
-    text("aggregate_name", event.aggregate_name.to_string());
+    text("service", Some(service.to_owned()));
+    text("aggregate_id", Some(event.aggregate_id.to_string()));
+    text("aggregate_name", Some(event.aggregate_name.to_string()));
     if let Some(recorded_at) = event.recorded_at {
-        text("recorded_at", recorded_at.to_rfc3339());
+        text("recorded_at", Some(recorded_at.to_rfc3339()));
     }
-    if let Ok(metadata) = event.metadata() {
-        text("metadata", metadata.to_string());
+    text("metadata", event.metadata().ok().map(|metadata| metadata.to_string()));
+    if event.name.len() > LONGEST_NAME {
+        text(NAME, Some(event.name.to_string()));
+        truncated.push("type");
+    }
+    if routing_key.len() > LONGEST_NAME {
+        truncated.push("routing_key");
+    }
+    if !truncated.is_empty() {
+        headers.insert(TRUNCATED.into(), AMQPValue::LongString(LongString::from(truncated.join(", "))));
     }
     headers.insert("sequence_no".into(), AMQPValue::LongLongInt(event.sequence_no));
     headers.insert("tstamp".into(), AMQPValue::LongLongInt(event.tstamp));
     headers.insert("version".into(), AMQPValue::LongInt(event.version));
-    BasicProperties::default()
+    let properties = BasicProperties::default()
         .with_delivery_mode(PERSISTENT)
         .with_content_type("application/json".into())
         .with_message_id(event.id.to_string().into())
         .with_type(short(&event.name))
-        .with_timestamp(event.recorded_at.and_then(|time| time.timestamp().try_into().ok()).unwrap_or(0))
-        .with_headers(headers)
+        .with_headers(headers);
+    match event.recorded_at.and_then(|time| time.timestamp().try_into().ok()) {
+        Some(seconds) => properties.with_timestamp(seconds),
+        None => properties, // before 1970, or at no time that there is
+    }
 }
 
-/// AMQP's names have 255 bytes at the most; longer ones are cut.
+/// AMQP's names have so many bytes at the most; longer ones are cut.
 fn short(name: &str) -> ShortString {
-    let end = (0..=255.min(name.len())).rev().find(|end| name.is_char_boundary(*end)).unwrap_or(0);
+    let end = (0..=LONGEST_NAME.min(name.len())).rev().find(|end| name.is_char_boundary(*end)).unwrap_or(0);
     name[..end].into()
 }

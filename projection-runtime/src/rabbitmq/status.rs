@@ -14,11 +14,13 @@ use super::{RabbitMq, RabbitMqOptions};
 /// How often a process writes its status at the most, and how often it does though nothing changed.
 const RECORDED: Duration = Duration::from_secs(5);
 const ALIVE: Duration = Duration::from_secs(30);
+/// A process that was not heard of for so long is gone.
+const GONE: Duration = Duration::from_secs(90);
 
 /// What one process does with RabbitMQ. The counts are of this process, since its start.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct RabbitMqStatus {
-    /// The broker, without user and password.
+    /// The broker with all its hosts, without user and password.
     pub broker: String,
     /// The exchange.
     pub exchange: String,
@@ -31,6 +33,8 @@ pub struct RabbitMqStatus {
 /// One connection.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct ConnectionStatus {
+    /// The host of the broker that took the connection, like `rabbit-1:5672`; none while there is no connection.
+    pub host: Option<String>,
     /// Since when it has been up; none while the broker is away.
     pub connected_since: Option<DateTime<Utc>>,
     /// The broker is short of memory or disk and takes nothing at the moment.
@@ -72,8 +76,20 @@ pub struct ConsumerStatus {
     pub wake_ups: u64,
     /// With ingest: events appended that were new in the store.
     pub ingested: u64,
+    /// With ingest: messages whose event the store had already.
+    #[serde(default)]
+    pub duplicates: u64,
     /// With ingest: messages that are no events.
     pub dead_lettered: u64,
+    /// With ingest: messages in the queue for dead letters.
+    #[serde(default)]
+    pub dead_letters: u64,
+    /// With ingest: why a message became a dead letter last.
+    #[serde(default)]
+    pub newest_dead_letter: Option<Trouble>,
+    /// With ingest: another process consumes, and this one waits until it is gone.
+    #[serde(default)]
+    pub standby: bool,
 }
 
 /// A process that runs, or ran until it was killed.
@@ -91,7 +107,7 @@ pub struct RabbitMqProcess {
 impl RabbitMqStatus {
     pub(super) fn new(options: &RabbitMqOptions) -> Self {
         RabbitMqStatus {
-            broker: options.broker(),
+            broker: options.url.to_string(),
             exchange: options.exchange.clone(),
             relay: options.relay.then(RelayStatus::default),
             consumer: ConsumerStatus::default(),
@@ -120,23 +136,24 @@ pub(super) async fn record(rabbitmq: RabbitMq, pool: PgPool, stop: CancellationT
     let _ = tokio::time::timeout(Duration::from_secs(1), gone).await;
 }
 
-/// Also forgets processes of which nothing was heard for an hour: they were killed.
+/// Also forgets processes that are gone: they were killed.
 async fn write(pool: &PgPool, id: Uuid, status: &RabbitMqStatus) -> sqlx::Result<()> {
     sqlx::query(
         "WITH forgotten AS (
-             DELETE FROM rabbitmq_processes WHERE seen_at < clock_timestamp() - interval '1 hour' AND id <> $1
+             DELETE FROM rabbitmq_processes WHERE seen_at < clock_timestamp() - make_interval(secs => $3) AND id <> $1
          )
          INSERT INTO rabbitmq_processes (id, status) VALUES ($1, $2)
          ON CONFLICT (id) DO UPDATE SET status = EXCLUDED.status, seen_at = clock_timestamp()",
     )
     .bind(id)
     .bind(Json(status))
+    .bind(GONE.as_secs_f64())
     .execute(pool)
     .await
     .map(drop)
 }
 
-/// The processes that were heard of within the last hour; none where the schema is older than RabbitMQ in it.
+/// The processes that are not gone; none where the schema is older than RabbitMQ in it.
 pub(crate) async fn processes(connection: &mut PgConnection) -> sqlx::Result<Vec<RabbitMqProcess>> {
     let known: bool =
         sqlx::query_scalar("SELECT to_regclass('rabbitmq_processes') IS NOT NULL").fetch_one(&mut *connection).await?;
@@ -145,9 +162,10 @@ pub(crate) async fn processes(connection: &mut PgConnection) -> sqlx::Result<Vec
     }
     let rows: Vec<(Uuid, DateTime<Utc>, serde_json::Value)> = sqlx::query_as(
         "SELECT id, seen_at, status FROM rabbitmq_processes
-         WHERE seen_at > clock_timestamp() - interval '1 hour'
+         WHERE seen_at > clock_timestamp() - make_interval(secs => $1)
          ORDER BY seen_at DESC",
     )
+    .bind(GONE.as_secs_f64())
     .fetch_all(connection)
     .await?;
     // What a process of another version wrote may be of another form.

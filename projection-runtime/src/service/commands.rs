@@ -21,12 +21,11 @@ use crate::http::{About, Token};
 use crate::import::{ImportOptions, import as import_lines};
 use crate::manager::{ManagerOptions, ProjectionManager};
 use crate::pooler::{self, Pooling};
-use crate::rabbitmq::RabbitMqOptions;
 use crate::rebuild::{Difference, RebuildOptions, RebuildProgress};
 use crate::schema::{self, Check, Problem};
 use crate::status::Status;
 use crate::store::EventStore;
-use crate::url::{SPLIT, splits_password};
+use crate::url::{SPLIT, parameters, splits_password, unknown_parameter};
 
 impl Service {
     /// A pool for all that this service does; it connects when it is used.
@@ -162,15 +161,6 @@ async fn notice_loss(connection: &mut PgConnection) -> sqlx::Result<()> {
     .map(drop)
 }
 
-/// The broker at the URL, for this service.
-pub(super) fn rabbitmq(service: &Service, url: &str, ca: Option<&Path>) -> Result<RabbitMqOptions, BoxError> {
-    let options = RabbitMqOptions::new(url, service.name)?;
-    Ok(match ca {
-        Some(file) => options.with_ca_file(file)?,
-        None => options,
-    })
-}
-
 /// Returns the error, with the cause if a pool timed out.
 pub(super) async fn explained(service: &Service, database: &Database, error: BoxError) -> BoxError {
     let text = error.to_string();
@@ -245,21 +235,12 @@ fn options_of(url: &str, said_by: &str) -> Result<PgConnectOptions, BoxError> {
     if splits_password(rest) {
         return Err(wrong(SPLIT).into());
     }
-    let parameters = url.split_once('?').map_or("", |(_, parameters)| parameters);
-    let parameters = parameters.split('#').next().unwrap_or_default().split('&');
-    for (i, parameter) in parameters.filter(|parameter| !parameter.is_empty()).enumerate() {
-        let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+    let query = url.split_once('?').map_or("", |(_, query)| query);
+    for (place, name, value) in parameters(query.split('#').next().unwrap_or_default()) {
         let is_known = PARAMETERS.contains(&name) || name.starts_with("options[") && name.ends_with(']');
         if !is_known {
-            let alike = PARAMETERS.iter().map(|known| (strsim::jaro(known, name), known));
-            let meant = match alike.max_by(|(a, _), (b, _)| a.total_cmp(b)) {
-                Some((alike, known)) if alike > 0.8 => format!("is `{known}` meant?"),
-                _ => "a `?` in a password is written %3F".to_owned(),
-            };
-            let place = i + 1;
-            return Err(
-                wrong(&format!("has a parameter that is unknown, number {place} behind the `?`; {meant}")).into()
-            );
+            let otherwise = "a `?` in a password is written %3F";
+            return Err(wrong(&unknown_parameter((place, name), &PARAMETERS, otherwise)).into());
         }
         if ["sslmode", "ssl-mode"].contains(&name) && !SSL_MODES.contains(&value.to_ascii_lowercase().as_str()) {
             let known = SSL_MODES.join(", ");
@@ -288,12 +269,7 @@ pub(super) async fn run(
     let listener = listen(http).await?;
     let session = if options.listen { Session::Own } else { Session::Shared };
     let mut manager = service.manager(database, session)?;
-    if let Some(url) = &broker.amqp_url {
-        let mut options = rabbitmq(service, url, broker.amqp_ca.as_deref())?;
-        options.exchange.clone_from(&broker.amqp_exchange);
-        options.relay = !broker.no_relay;
-        options.ingest = broker.ingest;
-        options.unchecked = broker.unchecked;
+    if let Some(options) = broker.options(service)? {
         manager = manager.with_rabbitmq(options);
     }
     manager = with_policies(manager, policies, options)?;

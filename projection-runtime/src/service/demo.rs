@@ -1,11 +1,10 @@
 //! The tour: everything that the service does, on sample events, in a PostgreSQL that ends with it.
 
-use std::path::PathBuf;
-
 use futures_util::TryStreamExt;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgPool, Row};
 
+use super::broker::BrokerAccess;
 use super::terminal::say;
 use super::{Demo, Question, Service, Usage, commands, terminal};
 use crate::error::Error;
@@ -20,12 +19,12 @@ use crate::{BoxError, Result};
 pub(super) async fn demo(
     service: &Service,
     url: Option<String>,
-    broker: Option<(String, Option<PathBuf>)>,
+    broker: Option<BrokerAccess>,
     keep: bool,
 ) -> Result<()> {
     let demo = service.demo.as_ref().ok_or_else(|| Usage(format!("{} has no demo", service.name)))?;
     let shutdown = commands::shutdown()?;
-    let broker = broker.map(|(url, ca)| commands::rabbitmq(service, &url, ca.as_deref())).transpose()?;
+    let broker = broker.map(|access| access.options(service)).transpose()?;
     let broker = broker.map(|mut options| {
         options.exchange = format!("demo.{}", uuid::Uuid::new_v4().simple());
         options

@@ -4,7 +4,9 @@
 //! `demo` is the tour; `terminal` is how things look; `waiting` reports what a command waits for; `telemetry` is log lines
 //! and traces.
 
+mod broker;
 mod commands;
+mod dead_letters;
 mod demo;
 mod health;
 mod migrate;
@@ -23,12 +25,14 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use sqlx::migrate::Migrator;
 
 use crate::BoxError;
+use crate::asyncapi::AsyncApi;
 use crate::error_policy::OnError;
 use crate::fingerprint::WhenStale;
 use crate::import::ImportOptions;
 use crate::manager::ManagerOptions;
 use crate::printable::printable_lines;
 use crate::projection::ProjectionSet;
+use broker::{Broker, DemoBroker, Names};
 use telemetry::LogFormat;
 
 /// A service of projections: hand it over and get the whole command line.
@@ -109,7 +113,9 @@ impl Service {
                 return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
             }
         };
-        if let Command::Run { broker: Broker { ingest: true, no_relay: false, .. }, .. } = &cli.command {
+        if let Command::Run { broker, .. } = &cli.command
+            && broker.goes_round()
+        {
             const WHY: &str =
                 "--ingest needs --no-relay: what came from the broker would go back to it, again and again";
             Cli::command()
@@ -157,9 +163,7 @@ impl Service {
     async fn command(&self, cli: Cli) -> Result<(), crate::BoxError> {
         let database = cli.database;
         match cli.command {
-            Command::Demo { keep, amqp_url, amqp_ca } => {
-                demo::demo(self, database.url, amqp_url.zip(Some(amqp_ca)), keep).await
-            }
+            Command::Demo { keep, broker } => demo::demo(self, database.url, broker.access(), keep).await,
             Command::Migrate => migrate::migrate(self, &database).await,
             Command::Run { broker, http, no_listen, synchronous_commit, check_tables, on_error, when_stale } => {
                 let options = ManagerOptions {
@@ -175,6 +179,10 @@ impl Service {
             Command::Status { watch: true, .. } => commands::watch(self, &database).await,
             Command::Status { json, .. } => commands::status(self, &database, json).await,
             Command::Health { http_addr, ready } => health::health(http_addr, ready),
+            Command::Asyncapi { amqp_exchange } => {
+                let api = AsyncApi { exchange: amqp_exchange, ..AsyncApi::new(self.name, self.version) };
+                Ok(terminal::json(&api.document(&self.projections))?)
+            }
             Command::Completions { shell } => {
                 let (mut command, mut script) = (Cli::command().name(self.name).bin_name(self.name), Vec::new());
                 clap_complete::generate(shell, &mut command, self.name, &mut script);
@@ -187,6 +195,9 @@ impl Service {
             Command::Check { json } => commands::check(self, &database, json).await,
             Command::Import { file, skip_invalid, unchecked, json } => {
                 commands::import(self, &database, &file, ImportOptions { skip_invalid, unchecked }, json).await
+            }
+            Command::DeadLetters { names, list: _, requeue, drop, yes, json } => {
+                dead_letters::dead_letters(self, &names, &requeue, &drop, yes, json).await
             }
             Command::Reset { names } | Command::Rebuild { names, in_place: true, .. } => {
                 commands::reset(self, &database, &names).await
@@ -240,9 +251,11 @@ fn from_environment(error: &clap::Error) -> Option<String> {
 struct Usage(String);
 
 fn is_usage(error: &BoxError) -> bool {
-    use crate::Error::{AmqpCa, AmqpUrl, NoReason, UnknownProjection};
-    let wrong =
-        |error: &crate::Error| matches!(error, UnknownProjection { .. } | NoReason | AmqpUrl { .. } | AmqpCa { .. });
+    use crate::Error::{AmqpFile, AmqpNotEncrypted, AmqpUrl, NoReason, UnknownProjection};
+    let wrong = |error: &crate::Error| {
+        let of_broker = matches!(error, AmqpUrl { .. } | AmqpFile { .. } | AmqpNotEncrypted { .. });
+        of_broker || matches!(error, UnknownProjection { .. } | NoReason)
+    };
     error.is::<Usage>() || error.downcast_ref().is_some_and(wrong)
 }
 
@@ -286,28 +299,6 @@ struct Database {
     /// The database with the events, where that is another one than that of the read models
     #[arg(long, env = "EVENTS_URL", hide_env_values = true, global = true, value_name = "URL")]
     events_url: Option<String>,
-}
-
-#[derive(Debug, Args)]
-struct Broker {
-    /// The RabbitMQ to publish events to and to be woken by, like `amqp://user@host/vhost`; without it there is none
-    #[arg(long = "amqp-url", env = "AMQP_URL", hide_env_values = true, value_name = "URL")]
-    amqp_url: Option<String>,
-    /// Certificates (PEM) to trust for `amqps://`, beside the system's
-    #[arg(long, env = "AMQP_CA", value_name = "FILE")]
-    amqp_ca: Option<PathBuf>,
-    /// The topic exchange; the queue is called after it and the service
-    #[arg(long, env = "AMQP_EXCHANGE", value_name = "NAME", default_value = crate::EXCHANGE)]
-    amqp_exchange: String,
-    /// Publish nothing: the write side does so by itself
-    #[arg(long, requires = "amqp_url")]
-    no_relay: bool,
-    /// Append the messages to the event store, where that has no other source; needs `--no-relay`
-    #[arg(long, requires = "amqp_url")]
-    ingest: bool,
-    /// With `--ingest`: append also messages whose payload this program cannot read, instead of dead-lettering them
-    #[arg(long, requires = "ingest")]
-    unchecked: bool,
 }
 
 #[derive(Debug, Args)]
@@ -390,6 +381,10 @@ const IMPORT_HELP: &str = r#"Example: `import events.jsonl`, or `zcat events.jso
   {"name": "BandCreated", "aggregate_id": "5f0e8a34-7f0a-4b8e-9f3f-2a61c1f4b902", "data": {"name": "Torvaldzons"}}
 and where known: id, aggregate_name, sequence_no, version, recorded_at, metadata."#;
 
+const DEAD_LETTERS_HELP: &str = "\
+Example: `dead-letters`, and after a look at the reasons `dead-letters --requeue 01939c1e-6f0a-7000-8000-5d0c4c559a43`, or \
+`dead-letters --json | jq -r .id | xargs .. dead-letters --requeue`.";
+
 const RESET_HELP: &str = "\
 Example: `reset band`. Readers see empty tables that fill up again; `rebuild` does the same unseen.";
 
@@ -418,6 +413,10 @@ Example: `accept band`, after a change of a handler that makes the same rows, wh
 
 const RETRY_HELP: &str = "Example: `retry dancehall`, after the handler, or the table, was mended.";
 
+const ASYNCAPI_HELP: &str = "\
+Example: `asyncapi >asyncapi.json`, and compare it with the committed one to see what changes for consumers. A running \
+process answers it at `/api/asyncapi.json`.";
+
 const COMPLETIONS_HELP: &str = "\
 Example: `source <(dancefinder-projections completions bash)`, or into a file where the shell looks for them.";
 
@@ -429,12 +428,8 @@ enum Command {
         /// Stay up at the end, and say how to connect
         #[arg(long)]
         keep: bool,
-        /// Show it through the RabbitMQ at this URL, in an exchange of its own
-        #[arg(long, value_name = "URL")]
-        amqp_url: Option<String>,
-        /// Certificates (PEM) to trust for `amqps://`, beside the system's
-        #[arg(long, value_name = "FILE", requires = "amqp_url")]
-        amqp_ca: Option<PathBuf>,
+        #[command(flatten)]
+        broker: DemoBroker,
     },
     /// Make or update the schema
     #[command(after_help = MIGRATE_HELP)]
@@ -500,6 +495,27 @@ enum Command {
         /// Append also payloads that this program cannot read, and events under another aggregate type than their own
         #[arg(long)]
         unchecked: bool,
+        /// The result for a program
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show, requeue or drop the messages that `run --ingest` could not take
+    #[command(after_help = DEAD_LETTERS_HELP)]
+    DeadLetters {
+        #[command(flatten)]
+        names: Names,
+        /// List them, from the oldest; done if nothing else is asked for
+        #[arg(long)]
+        list: bool,
+        /// Publish these to the service's queue again
+        #[arg(long, value_name = "ID", num_args = 1.., conflicts_with_all = ["list", "drop"])]
+        requeue: Vec<String>,
+        /// Remove these for good
+        #[arg(long, value_name = "ID", num_args = 1.., conflicts_with_all = ["list", "requeue"])]
+        drop: Vec<String>,
+        /// Drop without asking
+        #[arg(long, requires = "drop")]
+        yes: bool,
         /// The result for a program
         #[arg(long)]
         json: bool,
@@ -602,6 +618,13 @@ enum Command {
         /// The projections
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
+    },
+    /// Print the AsyncAPI document, JSON: the messages that this service publishes and ingests, with their schemas
+    #[command(after_help = ASYNCAPI_HELP)]
+    Asyncapi {
+        /// The topic exchange
+        #[arg(long, env = "AMQP_EXCHANGE", value_name = "NAME", default_value = crate::EXCHANGE)]
+        amqp_exchange: String,
     },
     /// Print completions for a shell
     #[command(after_help = COMPLETIONS_HELP)]

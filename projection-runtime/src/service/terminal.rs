@@ -32,6 +32,12 @@ pub(super) fn json(value: &(impl serde::Serialize + ?Sized)) -> Result<(), serde
     Ok(())
 }
 
+/// Prints one of many values for a program: a line of JSON.
+pub(super) fn json_line(value: &impl serde::Serialize) -> Result<(), crate::BoxError> {
+    print_raw(&serde_json::to_string(value)?);
+    Ok(())
+}
+
 /// Prints text unescaped: output for a program, or coloured lines whose other parts are [`shown`]. A closed pipe, as
 /// with `| head`, is not an error.
 pub(super) fn print_raw(text: &str) {
@@ -210,9 +216,11 @@ fn rabbitmq(process: &RabbitMqProcess) -> String {
     let [broker, exchange] = [broker, exchange].map(shown);
     let time = |at: &DateTime<Utc>| at.format("%Y-%m-%d %H:%M:%S UTC").to_string();
     let line = |part: &str, connection: &ConnectionStatus, counts: String| {
+        // A process of an older version names no host.
+        let to = connection.host.as_ref().map(|host| format!(" to {}", shown(host))).unwrap_or_default();
         let since = match &connection.connected_since {
-            Some(since) if connection.blocked => format!("blocked by the broker, connected since {}", time(since)),
-            Some(since) => format!("connected since {}", time(since)),
+            Some(since) if connection.blocked => format!("blocked by the broker, connected{to} since {}", time(since)),
+            Some(since) => format!("connected{to} since {}", time(since)),
             None => "not connected".to_owned(),
         };
         let trouble = connection.last_trouble.as_ref();
@@ -226,9 +234,21 @@ fn rabbitmq(process: &RabbitMqProcess) -> String {
         let counts = format!("{published} published, {confirmed} confirmed, {returned} wanted by no queue");
         text += &line("relay", &relay.connection, counts);
     }
-    let [consumed, ingested, dead] = [consumer.consumed, consumer.ingested, consumer.dead_lettered].map(count);
-    let counts = format!("{consumed} consumed, {ingested} ingested, {dead} dead-lettered");
-    text + &line("consumer", &consumer.connection, counts)
+    let [consumed, ingested, duplicates, dead, waiting] =
+        [consumer.consumed, consumer.ingested, consumer.duplicates, consumer.dead_lettered, consumer.dead_letters]
+            .map(count);
+    let counts = format!("{consumed} consumed, {ingested} ingested, {duplicates} duplicates, {dead} dead-lettered");
+    text += &line("consumer", &consumer.connection, counts);
+    if consumer.standby {
+        text += "\n    another process consumes, and this one stands by";
+    }
+    if consumer.dead_letters > 0 {
+        let newest = consumer.newest_dead_letter.as_ref();
+        let newest = newest.map(|Trouble { at, error }| format!("; the newest {}: {}", time(at), shown(error)));
+        let newest = newest.unwrap_or_default();
+        text = format!("{text}\n    {waiting} dead letters wait for a decision (`dead-letters`){newest}");
+    }
+    text
 }
 
 /// What was done to how many rows.

@@ -49,6 +49,7 @@ pub mod shadowed {
     #[event(aggregate = OrderEvents, routing_key = "Order.Placed")]
     pub struct OrderPlaced {
         /// How many.
+        #[serde(alias = "Count")]
         pub count: u32,
     }
 

@@ -243,13 +243,13 @@ async fn each_is_told_with_its_cure() {
 #[tokio::test]
 async fn the_tables_of_rabbitmq() {
     let db = TestDatabase::new().await;
-    sqlx::raw_sql("DROP TABLE rabbitmq_bindings, rabbitmq_processes").execute(&db.pool).await.unwrap();
+    sqlx::raw_sql("DROP TABLE rabbitmq_bindings, rabbitmq_processes, rabbitmq_ingest").execute(&db.pool).await.unwrap();
     assert_eq!(problems(&db).await, []);
     let manager = ProjectionManager::new(db.pool.clone(), dancefinder_projections::projections()).unwrap();
     let options = projection_runtime::RabbitMqOptions::new("amqp://localhost", "test").unwrap();
     let problems = manager.with_rabbitmq(options).check().await.unwrap().problems;
     let tables: Vec<&str> = problems.iter().map(|problem| problem.table.as_str()).collect();
-    assert_eq!(tables, ["rabbitmq_bindings", "rabbitmq_processes"], "{problems:?}");
+    assert_eq!(tables, ["rabbitmq_bindings", "rabbitmq_processes", "rabbitmq_ingest"], "{problems:?}");
 }
 
 #[tokio::test]

@@ -316,7 +316,8 @@ async fn acted_with_the_token() {
     assert_eq!((acts[0]["act"].as_str(), failed), (Some("reset"), 3), "{acts}");
 
     // The OpenAPI file tells of nothing else that can be done.
-    for path in ["/", "/health/live", "/health/ready", "/metrics", "/api/openapi.json", "/api/history", "/api/wait"] {
+    let paths = ["/", "/health/live", "/health/ready", "/metrics", "/api/openapi.json", "/api/asyncapi.json"];
+    for path in paths.into_iter().chain(["/api/history", "/api/wait"]) {
         assert_eq!(service.get(path).await.0, 200, "{path}");
     }
     let missing: Vec<String> = openapi::operations().difference(&openapi::seen()).cloned().collect();

@@ -2,6 +2,7 @@
 
 mod append;
 mod astray;
+mod asyncapi;
 mod check;
 mod check_read_models;
 mod checkpoint_holder;
@@ -23,8 +24,8 @@ mod hostile;
 mod http;
 mod import;
 mod import_refusals;
-mod lag;
 mod interrupted_rebuild;
+mod lag;
 mod lock_holder;
 mod locked_tables;
 mod lookups;

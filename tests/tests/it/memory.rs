@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use tests::history::History;
-use tests::{TestDatabase, eventually};
+use tests::{TestDatabase, eventually, peak_memory_mib};
 
 const BOUND_MIB: u64 = 150;
 
@@ -14,14 +14,6 @@ fn service(url: &str, arguments: &[&str]) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_dancefinder"));
     command.args(["--database-url", url]).args(arguments).stdout(Stdio::null()).stderr(Stdio::null());
     command.stdin(Stdio::piped()).spawn().unwrap()
-}
-
-/// The most that the process ever had resident, in MiB. Linux tells it in /proc; elsewhere this test cannot say
-/// anything, and fails rather than pass unseen.
-fn peak(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("/proc (this test needs Linux)");
-    let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -41,7 +33,7 @@ async fn memory_does_not_grow_with_the_stream() {
         lines.flush().unwrap();
         drop(lines);
         // While the pipe is open the process lives, and has read nearly all of it.
-        peak(pid)
+        peak_memory_mib(pid)
     })
     .await
     .unwrap();
@@ -55,7 +47,7 @@ async fn memory_does_not_grow_with_the_stream() {
         sqlx::query_scalar::<_, bool>(passed).fetch_one(&db.pool).await.unwrap()
     })
     .await;
-    let peak_of_run = peak(run.id());
+    let peak_of_run = peak_memory_mib(run.id());
     run.kill().unwrap();
     run.wait().unwrap();
     println!("{events} events: import {peak_of_import} MiB, projections {peak_of_run} MiB");

@@ -405,25 +405,31 @@ function renderBroker({ relays, rabbitmq }) {
   }), "p");
   setChildren(byId("processes"), rabbitmq, ({ id }) => id, template("process"), (card, process) => {
     const { broker, exchange, id, seen_at, relay, consumer } = process;
-    const gone = isHeardOf(process) ? "" : "; it may be gone, and is forgotten after an hour";
+    const gone = isHeardOf(process) ? "" : "; it may be gone, and is forgotten soon";
     setTexts(card, { title: `${broker}, exchange ${exchange}`, said: `as process ${id} said ${ago(seen_at)}${gone}` });
     card.classList.toggle("old", gone !== "");
-    const parts = [["consumer", consumer, ["consumed", "ingested", "dead_lettered"]]];
+    const parts = [["consumer", consumer, ["consumed", "ingested", "duplicates", "dead_lettered", "dead_letters"]]];
     if (relay) parts.unshift(["relay", relay, ["published", "confirmed", "returned"]]);
     setChildren(card.querySelector("dl"), parts, ([name]) => name, template("connection"), renderConnection);
   });
 }
 
 function renderConnection(node, [name, status, counts]) {
-  const { connected_since, blocked, last_trouble } = status.connection;
-  const since = connected_since ? `connected since ${utc(connected_since)}` : "not connected";
-  const called = { dead_lettered: "dead-lettered", returned: "wanted by no queue" };
-  setLevel(node, connected_since && !blocked ? "ok" : "warn");
+  const { host, connected_since, blocked, last_trouble } = status.connection;
+  const newest = status.newest_dead_letter;
+  const to = host ? ` to ${host}` : "";
+  const since = connected_since ? `connected${to} since ${utc(connected_since)}` : "not connected";
+  const called = { dead_lettered: "dead-lettered", dead_letters: "dead letters now", returned: "wanted by no queue" };
+  setLevel(node, connected_since && !blocked && !(status.dead_letters > 0) ? "ok" : "warn");
   setTexts(node, {
     part: name,
     connection: connected_since && blocked ? `blocked by the broker, ${since}` : since,
     counts: counts.map((what) => `${count(status[what])} ${called[what] ?? what}`).join(", "),
-    trouble: last_trouble ? `last trouble ${utc(last_trouble.at)}: ${last_trouble.error}` : "",
+    trouble: [
+      status.standby ? "another process consumes, and this one stands by" : "",
+      last_trouble ? `last trouble ${utc(last_trouble.at)}: ${last_trouble.error}` : "",
+      newest ? `newest dead letter ${utc(newest.at)}: ${newest.error}` : "",
+    ].filter(Boolean).join("; "),
   });
 }
 

@@ -29,8 +29,8 @@ async fn bindings_follow_the_registration() {
     let start = |set| Running::start(&db, set, ManagerOptions::default(), exchange.not_relayed());
     let message = |key: &str| (key.to_owned(), b"{}".to_vec(), BasicProperties::default());
     for (set, keys, consumed) in [
-        (dancefinder_projections::projections(), ["Band.Created", "Happened"], 1),
-        (projections![Journal], ["Happened", "Band.Created"], 1),
+        (dancefinder_projections::projections(), ["Band.Created", "Thing.Happened"], 1),
+        (projections![Journal], ["Thing.Happened", "Band.Created"], 1),
         (dancefinder_projections::projections(), ["Band.Created", "Origin.Added"], 2),
     ] {
         let running = start(set);
@@ -41,7 +41,7 @@ async fn bindings_follow_the_registration() {
         })
         .await;
         eventually("those of before are gone", LONG, || async {
-            let other = if keys[0] == "Happened" { "Band.Created" } else { "Happened" };
+            let other = if keys[0] == "Thing.Happened" { "Band.Created" } else { "Happened" };
             let key = "SELECT COUNT(*) = 0 FROM rabbitmq_bindings WHERE routing_key = $1";
             sqlx::query_scalar::<_, bool>(key).bind(other).fetch_one(&db.pool).await.unwrap()
         })
@@ -69,7 +69,7 @@ async fn a_message_before_its_event() {
         EventStore::append_in(&mut tx, Uuid::new_v4(), ExpectedVersion::Any, &[event.with_id(id)]).await.unwrap();
         let properties = BasicProperties::default();
         let properties = if named { properties.with_message_id(id.to_string().into()) } else { properties };
-        exchange.publish([("Happened".to_owned(), b"{}".to_vec(), properties)]).await;
+        exchange.publish([("Thing.Happened".to_owned(), b"{}".to_vec(), properties)]).await;
         eventually("the message is consumed", LONG, || async {
             running.status().consumer.consumed == u64::try_from(n).unwrap()
         })
@@ -99,7 +99,7 @@ async fn messages_that_come_together_wake_once() {
     let relayed = |n: i64| {
         let mut headers = FieldTable::default();
         headers.insert("tstamp".into(), AMQPValue::LongLongInt(n));
-        ("Happened".to_owned(), b"{}".to_vec(), BasicProperties::default().with_headers(headers))
+        ("Thing.Happened".to_owned(), b"{}".to_vec(), BasicProperties::default().with_headers(headers))
     };
     exchange.publish((0..10_000).map(relayed)).await;
     assert_eq!(exchange.messages_ready().await, 10_000);
@@ -146,7 +146,8 @@ async fn an_idle_service_hardly_asks_the_database() {
         processes.iter().any(|process| {
             process["relay"]["connection"]["connected_since"].is_string()
                 && process["relay"]["confirmed"] == 100
-                && process["consumer"]["consumed"] == 100
+                // The first ones may have been published before the queue was there.
+                && process["consumer"]["consumed"].as_u64().unwrap() + process["relay"]["returned"].as_u64().unwrap() == 100
         })
     })
     .await;

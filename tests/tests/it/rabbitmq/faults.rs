@@ -134,6 +134,7 @@ async fn messages_doubled_and_reversed() {
     exchange.audit().await;
     let set = dancefinder_projections::projections;
     let running = Running::start(&db, set(), ManagerOptions::default(), exchange.options.clone());
+    connected(&running).await;
     let mut history = History::new(rand::random());
     for _ in 0..1000 {
         let (aggregate, event) = history.next_event();

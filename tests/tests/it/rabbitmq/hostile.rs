@@ -49,6 +49,7 @@ async fn hostile_messages() {
     let exchange = Exchange::new().await;
     let mut options = exchange.options.clone();
     options.ingest = true;
+    options.gaps = true; // an aggregate whose numbers end
     let running = Running::start(&db, dancefinder_projections::projections(), only_rabbitmq(), options);
     connected(&running).await;
 
@@ -68,11 +69,11 @@ async fn hostile_messages() {
     }
     let full = Uuid::new_v4();
     let full = ("aggregate_id", text(&full.to_string()));
-    let last = AMQPValue::LongLongInt(i64::MAX);
-    good.push(message(r#"{"name": "full"}"#, &[full.clone(), ("sequence_no", last)]));
+    let last = ("sequence_no", AMQPValue::LongLongInt(i64::MAX));
+    good.push(message(r#"{"name": "full"}"#, &[full.clone(), last]));
     good.push(message(r#"{"name": "late"}"#, &[("recorded_at", text("+262142-12-31T23:59:59Z"))]));
     let (key, body, properties) = message(r#"{"name": "no time"}"#, &[]);
-    good.push((key, body, properties.with_timestamp(u64::MAX)));
+    bad.push((key, body, properties.with_timestamp(u64::MAX)));
     let not_text = || AMQPValue::LongString(LongString::from(&b"\xff\xfe"[..]));
     let other = [("aggregate_name", text("x"))];
     bad.extend([
@@ -115,20 +116,21 @@ async fn hostile_messages() {
     for expected in [
         "the aggregate's id is no UUID",
         "the time is not of RFC 3339",
-        "the header `version` is no whole number",
-        "the header `sequence_no` is no whole number",
+        "the header `version` is text, not a whole number",
+        "the header `sequence_no` is text, not a whole number",
         "the header `metadata` is no JSON object",
         "the body is no JSON object",
         "the body is not UTF-8",
         "the body: a text in it holds a NUL character",
         "bigint out of range",
         "timestamp out of range",
-        "neither a header nor the body says which aggregate it is of",
+        "the header `aggregate_id` is not UTF-8",
+        "the timestamp 18446744073709551615 is not in seconds",
         "invalid byte sequence for encoding \"UTF8\": 0x00",
         "\\u0000 cannot be converted to text",
         "recursion limit exceeded",
         "stack depth limit exceeded",
-        "more than 16 MiB",
+        "more than --max-message",
     ] {
         assert!(reasons.iter().any(|reason| reason.contains(expected)), "{expected}: {reasons:#?}");
     }
@@ -137,7 +139,7 @@ async fn hostile_messages() {
     let mut texts = TEXTS.to_vec();
     texts.sort_unstable();
     for sql in [
-        "SELECT name FROM band WHERE name NOT IN ('full', 'late', 'no time')",
+        "SELECT name FROM band WHERE name NOT IN ('full', 'late')",
         "SELECT substr(name, 2) FROM events WHERE name LIKE '?%' AND name = aggregate_name",
         "SELECT data->>'text' FROM events WHERE name LIKE '?%'",
         "SELECT metadata->>'text' FROM events WHERE name LIKE '?%' AND metadata ? (metadata->>'text')",

@@ -11,7 +11,7 @@ use projection_runtime::{EventStore, ExpectedVersion, ManagerOptions, Projection
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use tests::history::History;
-use tests::{KilledWhenDropped, TestDatabase, eventually, fold};
+use tests::{KilledWhenDropped, TestDatabase, eventually, fold, peak_memory_mib};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -210,9 +210,7 @@ async fn garbage_among_good_messages() {
     };
     eventually("all the garbage is dead-lettered", LONG, || async { depth().await as usize == GARBAGE }).await;
     assert!(service.0.try_wait().unwrap().is_none(), "the service lives");
-    let status = std::fs::read_to_string(format!("/proc/{}/status", service.0.id())).expect("/proc (needs Linux)");
-    let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
-    let peak = peak.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024;
+    let peak = peak_memory_mib(service.0.id());
 
     let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
     let none = FieldTable::default();

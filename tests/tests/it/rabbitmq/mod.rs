@@ -1,13 +1,23 @@
 //! RabbitMQ, real: whatever the broker does, the read models end up right and the service stays up.
 
+mod asyncapi;
+mod broker_url;
 mod consumer;
+mod dead_letters;
 mod faults;
 mod hostile;
+mod hosts;
 mod ingest;
+mod ingest_identity;
+mod ingest_memory;
+mod ingest_order;
 mod ingest_refusals;
+mod interop;
 mod relay;
 mod secrets;
+mod topology;
 mod two_databases;
+mod unreadable;
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -122,18 +132,55 @@ impl Exchange {
         }
     }
 
+    /// Binds the service's queue by one more key.
+    async fn bind(&self, key: &str) {
+        let (_connection, channel) = self.channel().await;
+        let (queue, exchange) = (self.options.queue().into(), self.options.exchange.as_str().into());
+        let (options, none) = (QueueBindOptions::default(), FieldTable::default());
+        channel.queue_bind(queue, exchange, key.into(), options, none).await.unwrap();
+    }
+
     async fn messages_ready(&self) -> u32 {
+        self.messages(&self.options.queue()).await.expect("the queue")
+    }
+
+    /// The messages that are ready in a queue; `None`: there is no such queue.
+    async fn messages(&self, queue: &str) -> Option<u32> {
+        self.look_at(queue).await.map(|queue| queue.message_count())
+    }
+
+    /// The consumers of the service's queue.
+    async fn consumers(&self) -> Option<u32> {
+        self.look_at(&self.options.queue()).await.map(|queue| queue.consumer_count())
+    }
+
+    async fn look_at(&self, queue: &str) -> Option<lapin::Queue> {
         let (_connection, channel) = self.channel().await;
         let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        let queue = self.options.queue().into();
-        channel.queue_declare(queue, passive, FieldTable::default()).await.unwrap().message_count()
+        channel.queue_declare(queue.into(), passive, FieldTable::default()).await.ok()
     }
+}
+
+/// What is in the queue for dead letters, which is empty then.
+async fn dead_letters(exchange: &Exchange) -> Vec<Delivery> {
+    exchange.drain(exchange.options.dead_letter_queue().into()).await
+}
+
+/// The header of a dead letter with this name.
+fn text_header(dead: &Delivery, name: &str) -> Option<String> {
+    let headers = dead.properties.headers().as_ref()?.inner();
+    Some(headers.get(name)?.as_long_string()?.to_string())
+}
+
+fn reason_of(dead: &Delivery) -> String {
+    text_header(dead, "x-dead-letter-reason").expect("the reason")
 }
 
 impl Drop for Exchange {
     fn drop(&mut self) {
         let (url, exchange, queue) = (self.url.clone(), self.options.exchange.clone(), self.options.queue());
-        let queues = [queue.clone(), format!("{queue}.dead-letter"), self.audit_queue().to_string()];
+        let more = ["", ".dead-letter", ".owner"].map(|end| format!("{queue}{end}"));
+        let queues = more.into_iter().chain([self.audit_queue().to_string()]);
         let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let delete = async move {
             // A test that killed its broker has nothing to delete.

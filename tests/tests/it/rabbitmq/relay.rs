@@ -47,7 +47,7 @@ async fn events_go_out_and_wake_the_projections() {
     let messages = exchange.audited().await;
     assert_all_in_order_but_for_repeats(&db, &messages).await;
     let (message, properties) = (&messages[0], &messages[0].properties);
-    assert_eq!(message.routing_key.as_str(), "Happened");
+    assert_eq!(message.routing_key.as_str(), "Thing.Happened");
     let stored = "SELECT data::text FROM events ORDER BY tstamp LIMIT 1";
     let stored: String = sqlx::query_scalar(stored).fetch_one(&db.pool).await.unwrap();
     assert_eq!(message.data, stored.as_bytes());

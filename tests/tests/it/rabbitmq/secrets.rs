@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::process::{Command, Stdio};
 
-use projection_runtime::{ManagerOptions, RabbitMqOptions, projections};
+use projection_runtime::{ManagerOptions, RabbitMqOptions, Trouble, projections};
 use serde_json::Value;
 use tests::journal::Journal;
 use tests::rabbitmq_server::RabbitMqServer;
@@ -18,7 +18,8 @@ async fn the_password_never_shows() {
     let db = TestDatabase::new().await;
     let exchange = Exchange::new().await;
     let (_, place) = exchange.url.rsplit_once('@').unwrap();
-    let wrong = format!("amqp://guest:sesame@{place}");
+    // An `@` that is not escaped, and hosts that are tried before.
+    let wrong = format!("amqp://guest:sesame@simsim@127.0.0.1:1,[::1]:1,{place}");
     let mut service = Command::new(env!("CARGO_BIN_EXE_dancefinder"));
     service.args(["--database-url", &db.url, "run", "--amqp-url", &wrong]).env("RUST_LOG", "trace");
     service.args(["--amqp-exchange", &exchange.options.exchange]);
@@ -42,7 +43,15 @@ async fn the_password_never_shows() {
     let log = err.join().unwrap();
     assert!(log.contains("trying again until it goes on") && log.contains("DEBUG"), "{log}");
     all += &log;
-    for wrong in ["amqp://guest:sesame@[::1]:5672", "http://guest:sesame@host", "amqp://guest:sesame@host:port/%2f"] {
+    for wrong in [
+        "http://guest:sesame@host",
+        "amqp://guest:sesame@host:port/%2f",
+        "amqp://guest:simsim@x/sesame@host/%2f",
+        "amqp://guest:simsim@x/sesame@a,b:5672/v",
+        "amqp://guest:simsim#sesame@a,b:5672/v",
+        "amqp://guest:simsim?sesame=@a,b:5672/v",
+        "amqp://guest:simsim@a,b:5672/v?sesame=1",
+    ] {
         let mut run = Command::new(env!("CARGO_BIN_EXE_dancefinder"));
         let output = run.args(["--database-url", &db.url, "run"]).env("AMQP_URL", wrong).output().unwrap();
         let error = String::from_utf8(output.stderr).unwrap();
@@ -52,7 +61,8 @@ async fn the_password_never_shows() {
     }
     let options = RabbitMqOptions::new(&wrong, "tests").unwrap();
     all += &format!("{options:?}");
-    assert!(!all.contains("sesame"), "{}", all.lines().find(|line| line.contains("sesame")).unwrap());
+    let shows = |line: &&str| line.contains("sesame") || line.contains("simsim");
+    assert_eq!(all.lines().find(shows), None);
 }
 
 fn read_all(mut from: impl Read + Send + 'static) -> std::thread::JoinHandle<String> {
@@ -99,5 +109,61 @@ async fn amqps_with_a_certificate_of_ones_own() {
     let error = options().with_ca_file(&key).unwrap_err().to_string();
     assert!(error.contains("AMQP_CA (or --amqp-ca)") && error.contains("there is no certificate in it"), "{error}");
     drop(server);
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// A broker that asks for the client's certificate gets it, from the files that are named, and else the client is refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_certificate() {
+    let folder = std::env::temp_dir().join(format!("amqps-{}", Uuid::new_v4().simple()));
+    std::fs::create_dir(&folder).unwrap();
+    let file = |name: &str, pem: String| {
+        std::fs::write(folder.join(name), pem).unwrap();
+        folder.join(name)
+    };
+    let mut authority = rcgen::CertificateParams::new([]).unwrap();
+    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let ca = file("ca.pem", authority.self_signed(&key).unwrap().pem());
+    let issuer = rcgen::Issuer::new(authority, key);
+    let [server, client] = ["server", "client"].map(|name| {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        let cert = file(&format!("{name}.pem"), params.signed_by(&key, &issuer).unwrap().pem());
+        (cert, file(&format!("{name}.key"), key.serialize_pem()))
+    });
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let configuration = format!(
+        "listeners.ssl.default = 127.0.0.1:{port}\nssl_options.cacertfile = {}\nssl_options.certfile = {}\n\
+         ssl_options.keyfile = {}\nssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = true",
+        ca.display(),
+        server.0.display(),
+        server.1.display(),
+    );
+    let broker = tokio::task::spawn_blocking(move || RabbitMqServer::start_with(&configuration)).await.unwrap();
+    let db = TestDatabase::new().await;
+    journal::create(&db.pool).await;
+    let url = format!("amqps://guest:guest@localhost:{port}/");
+    let options = || RabbitMqOptions::new(&url, "tests").unwrap().with_ca_file(&ca).unwrap();
+
+    let of_another = options().with_client_certificate(&client.0, &server.1).unwrap();
+    for (options, reason) in [(options(), "alert"), (of_another, "key")] {
+        let running = Running::start(&db, projections![Journal], ManagerOptions::default(), options);
+        eventually(&format!("the trouble is the {reason}"), LONG, || async {
+            let trouble = running.status().consumer.connection.last_trouble;
+            trouble.is_some_and(|Trouble { error, .. }| {
+                error.starts_with(&format!("localhost:{port}: ")) && error.to_lowercase().contains(reason)
+            })
+        })
+        .await;
+        running.stop().await;
+    }
+    let known = options().with_client_certificate(&client.0, &client.1).unwrap();
+    let running = Running::start(&db, projections![Journal], ManagerOptions::default(), known);
+    append_many(&db.pool, 0..100).await;
+    at_the_end(&db, 2).await;
+    assert_eq!(running.stop().await.relay.unwrap().confirmed, 100);
+    drop(broker);
     std::fs::remove_dir_all(folder).unwrap();
 }

@@ -66,7 +66,7 @@ async fn ingested() {
         let id = uuid::Uuid::new_v4().to_string();
         headers.insert("aggregate_id".into(), lapin::types::AMQPValue::LongString(id.into()));
         let properties = lapin::BasicProperties::default().with_type("Happened".into()).with_headers(headers);
-        ("Happened".to_owned(), format!(r#"{{"n":{n}}}"#).into_bytes(), properties)
+        ("Thing.Happened".to_owned(), format!(r#"{{"n":{n}}}"#).into_bytes(), properties)
     };
     exchange.publish((0..50).map(message)).await;
     eventually("all are applied", LONG, || async { journal::entries(&rows.pool).await.len() == 50 }).await;

@@ -1,0 +1,231 @@
+//! Appends the events of messages, as the only consumer of the queue that may.
+//!
+//! What must hold: the events of a queue's messages are stored in the order of the queue. The broker has one consumer at a
+//! time. But a process that was frozen, or whose connection is lost, may hold messages of which the next consumer has
+//! stored the later ones. So each consumer notes itself in `rabbitmq_ingest` when its first message comes, and appends
+//! only while it is noted there. What is before a consumer's first message in the queue was acknowledged, so each consumer
+//! goes on where the store ends.
+//!
+//! A message with neither an id nor a time may be the same as an earlier one and still be another event. If it comes again
+//! because its acknowledgement was lost, it must not be stored again: so `rabbitmq_ingest.unconfirmed` has the content of
+//! such messages from their commit until the broker is known to have got the acknowledgement.
+
+use std::collections::HashMap;
+
+use sqlx::{Acquire, PgConnection, PgPool, Postgres, Transaction};
+use uuid::Uuid;
+
+use super::message::Message;
+use super::order::{Known, Order, Outcome};
+use crate::classification::{ErrorClass, classify};
+use crate::error::BoxError;
+use crate::event::StoredEvent;
+use crate::incoming::{self, Incoming};
+use crate::transaction;
+
+/// One consumer of the queue, from its first message to the end of its connection.
+#[derive(Debug)]
+pub(super) struct Consumer {
+    queue: String,
+    id: Uuid,
+    is_noted: bool,
+    /// `rabbitmq_ingest.unconfirmed` as it was committed last.
+    unconfirmed: Vec<Uuid>,
+    /// What of it may come again, as the consumer before stored it.
+    inherited: Vec<Uuid>,
+}
+
+/// What became of each message, and an event that is stored by now; all of the transaction are durable if this one is.
+#[derive(Debug, Default)]
+pub(super) struct Stored {
+    pub(super) outcomes: Vec<Outcome>,
+    pub(super) event: Option<Uuid>,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "another process consumes the queue {0} now; the broker delivers to that one what this one has not acknowledged"
+)]
+struct Replaced(String);
+
+impl Consumer {
+    pub(super) fn new(queue: &str) -> Self {
+        let (queue, id) = (queue.to_owned(), Uuid::new_v4());
+        Consumer { queue, id, is_noted: false, unconfirmed: Vec::new(), inherited: Vec::new() }
+    }
+
+    /// Notes this consumer as the one that may append. To be called when its first message has come: the broker sends none
+    /// before each message of the consumer before is acknowledged, or in the queue again.
+    pub(super) async fn note(&mut self, pool: &PgPool) -> sqlx::Result<()> {
+        if self.is_noted {
+            return Ok(());
+        }
+        let sql = "INSERT INTO rabbitmq_ingest (queue, consumer) VALUES ($1, $2)
+                   ON CONFLICT (queue) DO UPDATE SET consumer = EXCLUDED.consumer, since = clock_timestamp()
+                   RETURNING unconfirmed";
+        self.unconfirmed = sqlx::query_scalar(sql).bind(&self.queue).bind(self.id).fetch_one(pool).await?;
+        self.inherited.clone_from(&self.unconfirmed);
+        self.is_noted = true;
+        Ok(())
+    }
+
+    /// Returns whether a message without an identity, by its content, is stored already: it came before, and its
+    /// acknowledgement was lost. To be asked for each such message, once and in the order of the queue.
+    pub(super) fn is_stored(&mut self, content: Uuid, redelivered: bool) -> bool {
+        if !redelivered {
+            // Those that come again come first.
+            self.inherited.clear();
+            return false;
+        }
+        match self.inherited.iter().position(|inherited| *inherited == content) {
+            Some(place) => {
+                self.inherited.remove(place);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Appends the events in one transaction. An error that is not of an event is returned, and then nothing is appended.
+    ///
+    /// Nobody may be told that an event is stored before [`Durable::flush`](crate::durable::Durable::flush).
+    pub(super) async fn append(
+        &mut self,
+        pool: &PgPool,
+        messages: &[Message<'_>],
+        gaps: bool,
+    ) -> Result<Stored, BoxError> {
+        match self.append_together(pool, messages, gaps).await? {
+            Some(stored) => Ok(stored),
+            None => self.append_one_by_one(pool, messages, gaps).await,
+        }
+    }
+
+    /// By one statement; `None` if the database refuses one of the events.
+    async fn append_together(
+        &mut self,
+        pool: &PgPool,
+        messages: &[Message<'_>],
+        gaps: bool,
+    ) -> Result<Option<Stored>, BoxError> {
+        let mut tx = self.begin(pool).await?;
+        let events: Vec<&Incoming<'_>> = messages.iter().map(|message| &message.event).collect();
+        let mut order = Order::new(&events, known(&mut tx, &events).await?, gaps);
+        let mut new = Vec::new();
+        while let Some(index) = order.next() {
+            new.push(events[index]);
+            order.appended(index);
+        }
+        let outcomes = order.outcomes();
+        match incoming::insert(&mut tx, &new).await {
+            Ok(_) => self.commit(tx, messages, &outcomes).await?,
+            Err(error) if classify(&error) == ErrorClass::Event => {
+                tx.rollback().await?;
+                return Ok(None);
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(Some(Stored { outcomes, event: new.last().map(|event| event.id) }))
+    }
+
+    async fn append_one_by_one(
+        &mut self,
+        pool: &PgPool,
+        messages: &[Message<'_>],
+        gaps: bool,
+    ) -> Result<Stored, BoxError> {
+        let mut tx = self.begin(pool).await?;
+        let events: Vec<&Incoming<'_>> = messages.iter().map(|message| &message.event).collect();
+        let mut order = Order::new(&events, known(&mut tx, &events).await?, gaps);
+        let mut last = None;
+        while let Some(index) = order.next() {
+            let event = events[index];
+            let mut savepoint = tx.begin().await?;
+            match incoming::insert(&mut savepoint, &[event]).await {
+                Ok(_) => {
+                    savepoint.commit().await?;
+                    last = Some(event.id);
+                    order.appended(index);
+                }
+                Err(error) if classify(&error) == ErrorClass::Event => {
+                    savepoint.rollback().await?;
+                    order.refused(index, incoming::refusal(&error, event));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let outcomes = order.outcomes();
+        self.commit(tx, messages, &outcomes).await?;
+        Ok(Stored { outcomes, event: last })
+    }
+
+    /// Begins a transaction that keeps others from being noted as the consumer, or returns an error if one is.
+    async fn begin(&self, pool: &PgPool) -> Result<Transaction<'static, Postgres>, BoxError> {
+        let mut tx = transaction::begin_with(pool, incoming::BEGIN).await?;
+        let sql = "SELECT FROM rabbitmq_ingest WHERE queue = $1 AND consumer = $2 FOR UPDATE";
+        match sqlx::query(sql).bind(&self.queue).bind(self.id).fetch_optional(&mut *tx).await? {
+            Some(_) => Ok(tx),
+            None => Err(Replaced(self.queue.clone()).into()),
+        }
+    }
+
+    async fn commit(
+        &mut self,
+        mut tx: Transaction<'static, Postgres>,
+        messages: &[Message<'_>],
+        outcomes: &[Outcome],
+    ) -> sqlx::Result<()> {
+        let stored = messages.iter().zip(outcomes).filter(|(_, outcome)| **outcome == Outcome::Appended);
+        let stored = stored.filter_map(|(message, _)| message.content);
+        let unconfirmed: Vec<Uuid> = self.inherited.iter().copied().chain(stored).collect();
+        if unconfirmed != self.unconfirmed {
+            self.write(&mut tx, &unconfirmed).await?;
+        }
+        tx.commit().await?;
+        self.unconfirmed = unconfirmed;
+        Ok(())
+    }
+
+    /// Returns whether it must be known, after the acknowledgement of what was appended, that the broker has got it.
+    pub(super) fn must_confirm(&self) -> bool {
+        self.unconfirmed != self.inherited
+    }
+
+    /// Notes that the broker has got the acknowledgements of all that this consumer has appended.
+    pub(super) async fn confirm(&mut self, pool: &PgPool) -> sqlx::Result<()> {
+        self.write(&mut *pool.acquire().await?, &self.inherited).await?;
+        self.unconfirmed.clone_from(&self.inherited);
+        Ok(())
+    }
+
+    async fn write(&self, connection: &mut PgConnection, unconfirmed: &[Uuid]) -> sqlx::Result<()> {
+        let sql = "UPDATE rabbitmq_ingest SET unconfirmed = $3 WHERE queue = $1 AND consumer = $2";
+        sqlx::query(sql).bind(&self.queue).bind(self.id).bind(unconfirmed).execute(connection).await.map(drop)
+    }
+}
+
+/// Reads what the store has of the events, and of their aggregates.
+async fn known(tx: &mut PgConnection, events: &[&Incoming<'_>]) -> sqlx::Result<Known> {
+    let ids: Vec<Uuid> = events.iter().map(|event| event.id).collect();
+    let sql = sqlx::AssertSqlSafe(format!("SELECT {} FROM events WHERE id = ANY($1)", StoredEvent::COLUMNS));
+    let stored: Vec<StoredEvent> = sqlx::query_as(sql).bind(&ids).fetch_all(&mut *tx).await?;
+    let stored: HashMap<Uuid, StoredEvent> = stored.into_iter().map(|event| (event.id, event)).collect();
+    let same_id =
+        |(index, event): (usize, &&Incoming<'_>)| Some((index, event.difference_to_stored(stored.get(&event.id)?)));
+    let stored = events.iter().enumerate().filter_map(same_id).collect();
+
+    let mut numbered: Vec<Uuid> =
+        events.iter().filter(|event| event.sequence_no.is_some()).map(|event| event.aggregate_id).collect();
+    numbered.sort_unstable();
+    numbered.dedup();
+    if numbered.is_empty() {
+        return Ok(Known { stored, last: HashMap::new() });
+    }
+    let sql = "SELECT aggregate_id, COALESCE((
+                   SELECT sequence_no FROM events e WHERE e.aggregate_id = new.aggregate_id
+                   ORDER BY sequence_no DESC LIMIT 1
+               ), 0)
+               FROM UNNEST($1::uuid[]) AS new (aggregate_id)";
+    let last: Vec<(Uuid, i64)> = sqlx::query_as(sql).bind(numbered).fetch_all(tx).await?;
+    Ok(Known { stored, last: last.into_iter().collect() })
+}

@@ -1,0 +1,211 @@
+//! Ingest takes the same message for one event, however often it comes, and two messages for two.
+
+use std::time::Duration;
+
+use lapin::BasicProperties;
+use lapin::types::AMQPValue;
+use projection_runtime::testing::TcpRelay;
+use projection_runtime::{ConsumerStatus, RabbitMqOptions};
+use serde_json::json;
+use tests::{TestDatabase, eventually};
+use uuid::Uuid;
+
+use super::ingest_order::city;
+use super::{Exchange, LONG, Running, at_the_end, connected, dead_letters, only_rabbitmq, reason_of};
+
+type Message = (String, Vec<u8>, BasicProperties);
+
+fn ingesting(options: &RabbitMqOptions) -> RabbitMqOptions {
+    let mut options = options.clone();
+    options.ingest = true;
+    options
+}
+
+async fn start(db: &TestDatabase, options: &RabbitMqOptions) -> Running {
+    let running = Running::start(db, dancefinder_projections::projections(), only_rabbitmq(), ingesting(options));
+    connected(&running).await;
+    running
+}
+
+fn text(text: &str) -> AMQPValue {
+    AMQPValue::LongString(text.into())
+}
+
+fn with(message: Message, change: impl FnOnce(BasicProperties) -> BasicProperties) -> Message {
+    (message.0, message.1, change(message.2))
+}
+
+/// Publishes the messages one by one to a new process; returns what it counted.
+async fn ingested(db: &TestDatabase, exchange: &Exchange, messages: Vec<Message>) -> ConsumerStatus {
+    let running = start(db, &exchange.options).await;
+    let count = messages.len() as u64;
+    for message in messages {
+        exchange.publish([message]).await;
+    }
+    eventually("all are dealt with", LONG, || async { running.status().consumer.consumed == count }).await;
+    at_the_end(db, 4).await;
+    running.stop().await.consumer
+}
+
+fn counts(status: &ConsumerStatus) -> (u64, u64, u64) {
+    (status.ingested, status.duplicates, status.dead_lettered)
+}
+
+/// A number that one publisher counts says nothing of another one's; used twice by one publisher, it is a mistake that is
+/// told.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_id_is_its_publishers() {
+    let (db, exchange) = (TestDatabase::new().await, Exchange::new().await);
+    let user = Uuid::new_v4();
+    let of_service = |service, name| {
+        with(city("Ignored", user, name, &[("service", text(service))]), |of| of.with_message_id("1".into()))
+    };
+    let of_app = |name| with(of_service("shared", name), |of| of.with_app_id("app".into()));
+    let messages = vec![
+        of_service("one", "Mora"),
+        of_service("two", "Leksand"),
+        of_app("Rättvik"),
+        of_service("one", "Mora"),
+        // After a restart of its publisher.
+        of_service("one", "Falun"),
+    ];
+    let status = ingested(&db, &exchange, messages).await;
+    assert_eq!(counts(&status), (3, 1, 1));
+    let dead = dead_letters(&exchange).await;
+    let reason = reason_of(&dead[0]);
+    assert!(reason.contains("its payload is another one") && reason.contains("must each be of one event"), "{reason}");
+}
+
+/// The reasons name what differs.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_that_was_used_before() {
+    let (db, exchange) = (TestDatabase::new().await, Exchange::new().await);
+    let (user, other, id) = (Uuid::new_v4(), Uuid::new_v4(), Uuid::new_v4().to_string());
+    let message = |what, user, headers: &[(&str, AMQPValue)]| {
+        with(city(what, user, "Mora", headers), |of| of.with_message_id(id.as_str().into()))
+    };
+    let time = |time: &str| ("recorded_at", text(time));
+    let headers = [time("2026-06-19T18:00:00.1234567Z"), ("metadata", text(r#"{"a": 1, "b": [2]}"#))];
+    let (key, body, properties) = message("Ignored", user, &headers);
+    let spaced = String::from_utf8(body.clone()).unwrap().replace(':', " : ").into_bytes();
+    let messages = vec![
+        (key.clone(), body, properties.clone()),
+        (key, spaced, properties),
+        message("Ignored", user, &[]),
+        message("Ignored", user, &[("metadata", text(r#"{"b":[2],"a":1}"#))]),
+        message("Unignored", user, &[]),
+        message("Ignored", other, &[]),
+        message("Ignored", user, &[time("2026-06-19T18:00:00.123Z")]),
+        message("Ignored", user, &[("metadata", text("{}"))]),
+        message("Ignored", user, &[("sequence_no", AMQPValue::LongInt(2))]),
+    ];
+    let status = ingested(&db, &exchange, messages).await;
+    assert_eq!(counts(&status), (1, 3, 5));
+    let reasons: Vec<String> = dead_letters(&exchange).await.iter().map(reason_of).collect();
+    for (reason, says) in reasons.iter().zip([
+        "its name is CityIgnored, not CityUnignored".to_owned(),
+        format!("its aggregate is {user}, not {other}"),
+        "its time is 2026-06-19T18:00:00.123456+00:00, not 2026-06-19T18:00:00.123+00:00".to_owned(),
+        "its metadata is another one".to_owned(),
+        "its sequence_no is 1, not 2".to_owned(),
+    ]) {
+        assert!(reason.contains(&id) && reason.contains(&says), "{reason}");
+    }
+}
+
+/// The same body again is another event if nothing says that it is the same: ignored, unignored, ignored.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_body_again() {
+    let (db, exchange) = (TestDatabase::new().await, Exchange::new().await);
+    let user = Uuid::new_v4();
+    let toggles = ["Ignored", "Unignored", "Ignored"].map(|what| city(what, user, "Mora", &[]));
+    assert_eq!(counts(&ingested(&db, &exchange, toggles.to_vec()).await), (3, 0, 0));
+    // An hour later, to another process.
+    let toggles = ["Unignored", "Ignored"].map(|what| city(what, user, "Mora", &[]));
+    assert_eq!(counts(&ingested(&db, &exchange, toggles.to_vec()).await), (2, 0, 0));
+    let ignored: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM ignored_city").fetch_one(&db.pool).await.unwrap();
+    assert_eq!(ignored, 1);
+
+    // What differs in a header alone.
+    let deleted = |aggregate: Uuid, number: Option<i64>| {
+        let (_, _, properties) = city("Ignored", aggregate, "Mora", &[]);
+        let mut headers = properties.headers().clone().unwrap();
+        if let Some(number) = number {
+            headers.insert("sequence_no".into(), AMQPValue::LongLongInt(number));
+        }
+        ("Event.Deleted".to_owned(), json!({}).to_string().into_bytes(), properties.with_headers(headers))
+    };
+    let [one, two, three] = [(); 3].map(|()| Uuid::new_v4());
+    let messages = vec![deleted(one, None), deleted(two, None), deleted(three, Some(1)), deleted(three, Some(2))];
+    assert_eq!(counts(&ingested(&db, &exchange, messages).await), (4, 0, 0));
+
+    // One that says which it is, by its time or by its number.
+    let timed = |second: u64| with(city("Ignored", user, "Falun", &[]), |of| of.with_timestamp(1_700_000_000 + second));
+    let messages = vec![timed(0), timed(1), timed(1), timed(0), deleted(three, Some(2))];
+    assert_eq!(counts(&ingested(&db, &exchange, messages).await), (2, 3, 0));
+}
+
+/// Messages without an id and a time, whose acknowledgement is lost after the commit, are stored once; those that come
+/// again without having been stored are stored, though there is an equal one from before.
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_that_come_again() {
+    let (db, exchange) = (TestDatabase::new().await, Exchange::new().await);
+    let tcp = TcpRelay::to(exchange.port()).await;
+    let running = start(&db, &exchange.through(&tcp)).await;
+    let user = Uuid::new_v4();
+    let ignored = |count: usize| (0..count).map(|_| city("Ignored", user, "Mora", &[]));
+    let consumed = async |count| {
+        let done = || async { running.status().consumer.consumed == count };
+        let what = format!("{count} are dealt with");
+        if tokio::time::timeout(LONG, eventually(&what, 2 * LONG, done)).await.is_err() {
+            panic!("{what}: {:?}", running.status().consumer);
+        }
+    };
+    exchange.publish(ignored(1)).await;
+    consumed(1).await;
+
+    // Committed, and the acknowledgement is lost.
+    let mut lock = db.pool.begin().await.unwrap();
+    sqlx::raw_sql("LOCK TABLE events IN SHARE MODE").execute(&mut *lock).await.unwrap();
+    exchange.publish(ignored(5)).await;
+    waits_for_the_lock(&db).await;
+    tcp.stall(true);
+    lock.commit().await.unwrap();
+    eventually("some are stored", LONG, || async { stored(&db).await > 1 }).await;
+    // All that came as one burst; the process waits for the broker before it goes on.
+    let again = stored(&db).await as u64 - 1;
+    tcp.cut();
+    tcp.stall(false);
+    consumed(6).await;
+    let status = running.status().consumer;
+    assert_eq!(
+        counts(&status),
+        (6 - again, again, 0),
+        "what was stored and not acknowledged was counted when it came again"
+    );
+    assert_eq!(stored(&db).await, 6);
+
+    // Not committed.
+    let mut lock = db.pool.begin().await.unwrap();
+    sqlx::raw_sql("LOCK TABLE events IN SHARE MODE").execute(&mut *lock).await.unwrap();
+    exchange.publish(ignored(3)).await;
+    waits_for_the_lock(&db).await;
+    tcp.cut();
+    tokio::time::sleep(Duration::from_millis(500)).await; // the connection is given up, and the transaction with it
+    lock.commit().await.unwrap();
+    consumed(9).await;
+    assert_eq!(counts(&running.stop().await.consumer), (9 - again, again, 0));
+    assert_eq!(stored(&db).await, 9);
+}
+
+async fn stored(db: &TestDatabase) -> i64 {
+    sqlx::query_scalar("SELECT COUNT(*) FROM events").fetch_one(&db.pool).await.unwrap()
+}
+
+async fn waits_for_the_lock(db: &TestDatabase) {
+    eventually("the append waits for the lock", LONG, || async {
+        let waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'events'::regclass AND NOT granted)";
+        sqlx::query_scalar::<_, bool>(waits).fetch_one(&db.pool).await.unwrap()
+    })
+    .await;
+}

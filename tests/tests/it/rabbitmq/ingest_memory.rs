@@ -1,0 +1,56 @@
+//! Ingest keeps to its memory, however large the messages are.
+
+use std::process::Command;
+use std::time::Duration;
+
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable};
+use serde_json::json;
+use tests::{KilledWhenDropped, TestDatabase, eventually, peak_memory_mib};
+use uuid::Uuid;
+
+use super::{Exchange, LONG};
+
+/// What the process may take, in MiB.
+const BOUND_MIB: u64 = 128;
+
+/// Messages of 1 MB each: all are stored, by a process that never has more than 128 MiB. `MESSAGES=10000` makes more.
+#[tokio::test(flavor = "multi_thread")]
+async fn large_messages() {
+    let count: usize = std::env::var("MESSAGES").map_or(150, |messages| messages.parse().expect("MESSAGES"));
+    let (db, mut exchange) = (TestDatabase::new().await, Exchange::new().await);
+    exchange.options.service = "dancefinder-projections".to_owned();
+    let start = || {
+        let mut service = Command::new(env!("CARGO_BIN_EXE_dancefinder"));
+        service.args(["--database-url", &db.url, "run", "--no-http", "--no-relay", "--ingest"]);
+        service.args(["--amqp-url", &exchange.url, "--amqp-exchange", &exchange.options.exchange]);
+        // As the unit and the Containerfile run it.
+        service.env("MALLOC_ARENA_MAX", "2").env("RUST_LOG", "warn");
+        KilledWhenDropped(service.spawn().unwrap())
+    };
+    let first = start();
+    eventually("the queue is there", LONG, || async { exchange.consumers().await == Some(1) }).await;
+    drop(first);
+    // While no process consumes, so that they come as fast as they can.
+    let body = json!({ "name": "Band", "more": "x".repeat(1_000_000) }).to_string().into_bytes();
+    for chunk in 0..count.div_ceil(50) {
+        let messages = (chunk * 50..count.min((chunk + 1) * 50)).map(|_| {
+            let mut headers = FieldTable::default();
+            headers.insert("aggregate_id".into(), AMQPValue::LongString(Uuid::new_v4().to_string().into()));
+            let properties = BasicProperties::default().with_delivery_mode(2).with_headers(headers);
+            ("Band.Created".to_owned(), body.clone(), properties.with_message_id(Uuid::new_v4().to_string().into()))
+        });
+        exchange.publish(messages).await;
+    }
+    let service = start();
+    let patience = LONG + Duration::from_millis(200 * count as u64);
+    eventually("all are stored", patience, || async {
+        let stored = sqlx::query_scalar::<_, i64>("SELECT COUNT(*) FROM events").fetch_one(&db.pool).await.unwrap();
+        stored as usize == count
+    })
+    .await;
+    // Of a process that ended there is none.
+    let peak = peak_memory_mib(service.0.id());
+    println!("{count} messages of 1 MB, {peak} MiB");
+    assert!(peak <= BOUND_MIB, "{peak} MiB");
+}
