@@ -217,7 +217,7 @@ impl AsyncApi {
                 },
                 "x-truncated": {
                     "type": "string",
-                    "description": "What had no room and is left out or cut, separated by commas: `metadata`, `type`, `routing_key`.",
+                    "description": "What had no room and is left out or cut, separated by commas: `metadata`, `recorded_at`, `type`, `routing_key`.",
                 },
             },
         })

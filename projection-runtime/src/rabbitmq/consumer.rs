@@ -125,6 +125,8 @@ impl Intake {
     ) -> Result<Option<Consumer>, BoxError> {
         let exclusive = BasicConsumeOptions { exclusive: self.ingest.is_some(), ..BasicConsumeOptions::default() };
         if exclusive.exclusive {
+            // Of an earlier connection.
+            self.rabbitmq.status.send_modify(|all| all.consumer.standby = false);
             let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
             // Asked first: to consume and be refused would be an error in the broker's log, each time.
             while channel.queue_declare(queue.clone(), passive, FieldTable::default()).await?.consumer_count() > 0 {
@@ -232,13 +234,18 @@ impl Intake {
     }
 
     fn standby(&self, status: &Status, standby: bool) {
-        self.rabbitmq.status.send_if_modified(|all| {
+        let changed = self.rabbitmq.status.send_if_modified(|all| {
             let changed = all.consumer.standby != standby;
             all.consumer.standby = standby;
             changed
         });
-        if standby {
-            status.connected();
+        match (changed, standby) {
+            (true, true) => {
+                tracing::info!("another process consumes; standing by until it is gone");
+                status.connected();
+            }
+            (true, false) => tracing::info!("no other process consumes any longer; consuming"),
+            _ => {}
         }
     }
 

@@ -275,9 +275,7 @@ fn properties(service: &str, event: &StoredEvent, routing_key: &str) -> BasicPro
     text("service", Some(service.to_owned()));
     text("aggregate_id", Some(event.aggregate_id.to_string()));
     text("aggregate_name", Some(event.aggregate_name.to_string()));
-    if let Some(recorded_at) = event.recorded_at {
-        text("recorded_at", Some(recorded_at.to_rfc3339()));
-    }
+    text("recorded_at", event.recorded_at.map(|time| time.to_rfc3339()));
     text("metadata", event.metadata().ok().map(|metadata| metadata.to_string()));
     if event.name.len() > LONGEST_NAME {
         text(NAME, Some(event.name.to_string()));

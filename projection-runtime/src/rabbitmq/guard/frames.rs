@@ -35,8 +35,9 @@ pub(super) struct Frames {
     taken: usize,
     /// How many bytes of the current frame follow, which go through unread.
     passing: usize,
-    /// Channels on which the next message was announced with names that lapin cannot read, and those names.
-    unreadable: BTreeMap<u16, String>,
+    /// Channels on which a delivery was announced whose header follows, each with its names if lapin cannot read them. A
+    /// message that the broker returns is announced by another method, and is not in flight: nobody settles it.
+    announced: BTreeMap<u16, Option<String>>,
 }
 
 impl Frames {
@@ -67,7 +68,11 @@ impl Frames {
         let rest = &self.input[self.used..];
         match kind {
             HEADER if length <= LARGEST => match rest.get(..length).and_then(readable::body_size) {
-                Some(size) => return Step::Message(size),
+                Some(size) if self.announced.contains_key(&channel(rest)) => return Step::Message(size),
+                Some(_) => {
+                    self.admit();
+                    return Step::Output;
+                }
                 None if rest.len() < length => return Step::NeedsInput,
                 None => {}
             },
@@ -92,7 +97,7 @@ impl Frames {
     pub(super) fn admit(&mut self) {
         if let Some((HEADER, length)) = self.frame() {
             let frame = &self.input[self.used..self.used + length];
-            let names = self.unreadable.remove(&channel(frame));
+            let names = self.announced.remove(&channel(frame)).flatten();
             self.output.extend(readable::header(frame, names));
             self.used += length;
         }
@@ -123,10 +128,11 @@ impl Frames {
     fn announced(&mut self, length: usize) {
         let mut frame = self.input[self.used..self.used + length].to_vec();
         self.used += length;
-        match readable::names(&mut frame) {
-            Names::Readable => self.unreadable.remove(&channel(&frame)),
-            Names::Replaced(names) => self.unreadable.insert(channel(&frame), names),
+        let names = match readable::names(&mut frame) {
+            Names::Readable => None,
+            Names::Replaced(names) => Some(names),
         };
+        self.announced.insert(channel(&frame), names);
         self.output.extend(frame);
     }
 }

@@ -212,13 +212,13 @@ async fn what_ingest_takes_is_described() {
     }
     let body = json!({"homeTown": "Leksand", "year": 1999, "at": {"latitude": 60.73, "longitude": 15.0}});
     let aliases = [("homeTown".to_owned(), "Ort".to_owned()), ("year".to_owned(), "Year".to_owned())].into();
-    for mut attempt in attempts("HomeMoved", "HomeMoved", body.as_object().unwrap(), &aliases) {
+    for mut attempt in attempts("HomeMoved", "Home.Moved", body.as_object().unwrap(), &aliases) {
         attempt.message.headers.entry("version").or_insert(json!(4));
         all.push(attempt);
     }
-    all.push(Attempt::new("HomeMoved without headers", "HomeMoved", body.as_object().unwrap(), []));
+    all.push(Attempt::new("HomeMoved without headers", "Home.Moved", body.as_object().unwrap(), []));
     let older = json!({"text": "Borlänge"});
-    all.extend(attempts("HomeMoved v1", "HomeMoved", older.as_object().unwrap(), &BTreeMap::new()));
+    all.extend(attempts("HomeMoved v1", "Home.Moved", older.as_object().unwrap(), &BTreeMap::new()));
 
     exchange
         .publish(all.iter().map(|Attempt { message, .. }| {

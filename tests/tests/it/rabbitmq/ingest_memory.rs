@@ -23,7 +23,14 @@ async fn large_messages() {
     let start = || {
         let mut service = Command::new(env!("CARGO_BIN_EXE_dancefinder"));
         service.args(["--database-url", &db.url, "run", "--no-http", "--no-relay", "--ingest"]);
-        service.args(["--amqp-url", &exchange.url, "--amqp-exchange", &exchange.options.exchange]);
+        service.args([
+            "--amqp-max-bytes",
+            "8MiB",
+            "--amqp-url",
+            &exchange.url,
+            "--amqp-exchange",
+            &exchange.options.exchange,
+        ]);
         // As the unit and the Containerfile run it.
         service.env("MALLOC_ARENA_MAX", "2").env("RUST_LOG", "warn");
         KilledWhenDropped(service.spawn().unwrap())

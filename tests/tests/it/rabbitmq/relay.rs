@@ -262,3 +262,26 @@ async fn unroutable_events_are_counted() {
     let relay = running.stop().await.relay.unwrap();
     assert_eq!((relay.confirmed, relay.returned), (4, 2));
 }
+
+/// Messages that no queue wants come back, and take no room of those that are in flight to the consumer.
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_that_come_back() {
+    let db = TestDatabase::new().await;
+    journal::create(&db.pool).await;
+    let exchange = Exchange::new().await;
+    let mut options = exchange.options.clone();
+    options.max_bytes = 1000;
+    let running = Running::start(&db, projections![Journal], ManagerOptions::default(), options);
+    connected(&running).await;
+    sqlx::query(
+        "INSERT INTO events (aggregate_id, aggregate_name, name, data)
+         SELECT gen_random_uuid(), 'test.Thing', 'Unknown', json_build_object('n', repeat('x', 500))
+         FROM generate_series(1, 100)",
+    )
+    .execute(&db.pool)
+    .await
+    .unwrap();
+    at_the_end(&db, 2).await;
+    let relay = running.stop().await.relay.unwrap();
+    assert_eq!((relay.confirmed, relay.returned), (100, 100));
+}
