@@ -204,7 +204,10 @@ async fn stored(db: &TestDatabase) -> i64 {
 
 async fn waits_for_the_lock(db: &TestDatabase) {
     eventually("the append waits for the lock", LONG, || async {
-        let waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'events'::regclass AND NOT granted)";
+        // Tables of other databases may have the same number.
+        let waits = "SELECT EXISTS (SELECT FROM pg_locks l JOIN pg_database d ON d.oid = l.database
+                                    WHERE d.datname = current_database() AND l.relation = 'events'::regclass
+                                      AND NOT l.granted)";
         sqlx::query_scalar::<_, bool>(waits).fetch_one(&db.pool).await.unwrap()
     })
     .await;
