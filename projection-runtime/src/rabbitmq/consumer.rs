@@ -199,9 +199,9 @@ impl Intake {
                     channel.basic_ack(tag, BasicAckOptions { multiple }).await?;
                 }
                 link.in_flight.release(settled.messages.iter().map(|message| message.bytes).sum());
-                ingest.acknowledged(channel, self.rabbitmq.options.prefetch.max(1)).await?;
-                self.count(settled.messages.len(), &settled);
-                Ok(())
+                let acknowledged = ingest.acknowledged(channel, self.rabbitmq.options.prefetch.max(1));
+                count(&self.rabbitmq, settled.messages.len(), &settled);
+                acknowledged.await
             }
         }
     }
@@ -212,25 +212,11 @@ impl Intake {
             channel.basic_ack(last.delivery_tag, BasicAckOptions { multiple: true }).await?;
         }
         link.in_flight.release(burst.iter().map(|delivery| delivery.data.len() as u64).sum());
-        self.count(burst.len(), &Settled::default());
+        count(&self.rabbitmq, burst.len(), &Settled::default());
         if !burst.iter().all(is_relayed) {
             self.look = Some((0, Instant::now() + LOOKS[0]));
         }
         Ok(())
-    }
-
-    fn count(&self, consumed: usize, settled: &Settled) {
-        self.rabbitmq.status.send_modify(|all| {
-            all.consumer.consumed += consumed as u64;
-            all.consumer.wake_ups += 1;
-            all.consumer.ingested += settled.appended;
-            all.consumer.duplicates += settled.duplicates;
-            all.consumer.dead_lettered += settled.dead_lettered;
-            all.consumer.dead_letters += settled.dead_lettered;
-            if let Some(reason) = &settled.newest_reason {
-                all.consumer.newest_dead_letter = Some(Trouble { at: chrono::Utc::now(), error: reason.clone() });
-            }
-        });
     }
 
     fn standby(&self, status: &Status, standby: bool) {
@@ -260,6 +246,21 @@ impl Intake {
             Some((next, Instant::now() + *LOOKS.get(next)?))
         });
     }
+}
+
+/// Counts messages that were acknowledged.
+fn count(rabbitmq: &RabbitMq, consumed: usize, settled: &Settled) {
+    rabbitmq.status.send_modify(|all| {
+        all.consumer.consumed += consumed as u64;
+        all.consumer.wake_ups += 1;
+        all.consumer.ingested += settled.appended;
+        all.consumer.duplicates += settled.duplicates;
+        all.consumer.dead_lettered += settled.dead_lettered;
+        all.consumer.dead_letters += settled.dead_lettered;
+        if let Some(reason) = &settled.newest_reason {
+            all.consumer.newest_dead_letter = Some(Trouble { at: chrono::Utc::now(), error: reason.clone() });
+        }
+    });
 }
 
 /// The relay's messages say where in the stream their event is: it read it there.
