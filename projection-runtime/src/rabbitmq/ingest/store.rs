@@ -72,18 +72,15 @@ impl Consumer {
     /// Returns whether a message without an identity, by its content, is stored already: it came before, and its
     /// acknowledgement was lost. To be asked for each such message, once and in the order of the queue.
     pub(super) fn is_stored(&mut self, content: Uuid, redelivered: bool) -> bool {
-        if !redelivered {
-            // Those that come again come first.
+        // What was stored and not acknowledged comes first, and in its order. At the first other message, the rest was
+        // acknowledged.
+        let is_stored = redelivered && self.inherited.first() == Some(&content);
+        if is_stored {
+            self.inherited.remove(0);
+        } else {
             self.inherited.clear();
-            return false;
         }
-        match self.inherited.iter().position(|inherited| *inherited == content) {
-            Some(place) => {
-                self.inherited.remove(place);
-                true
-            }
-            None => false,
-        }
+        is_stored
     }
 
     /// Appends the events in one transaction. An error that is not of an event is returned, and then nothing is appended.
