@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 struct BandCreated {}
 
 #[derive(Serialize, Deserialize, DomainEvent)]
-#[event(name = "BandRenamed", aggregate = "domain.Band", version = 3, upcast(2 => from_v2, 1 => from_v1), routing_key = "Band.Renamed", message(recorded_at = "EventTime", aggregate_id = "EventAggregateId"))]
+#[event(name = "BandRenamed", aggregate = "domain.Band", version = 3, upcast(2 => from_v2, 1 => from_v1), routing_key = "Band.OtherName", message(recorded_at = "EventTime", aggregate_id = "EventAggregateId"))]
 enum Renamed {
     Before(String),
 }
@@ -24,11 +24,11 @@ fn from_v2(old: Option<String>) -> Result<Renamed, &'static str> {
 fn the_event_is_what_the_keys_say() {
     assert_eq!(
         (BandCreated::NAME, BandCreated::AGGREGATE, BandCreated::VERSION, BandCreated::ROUTING_KEY),
-        ("BandCreated", "domain.Band", 1, "BandCreated")
+        ("BandCreated", "domain.Band", 1, "Band.Created")
     );
     assert_eq!(
         (Renamed::NAME, Renamed::AGGREGATE, Renamed::VERSION, Renamed::ROUTING_KEY),
-        ("BandRenamed", "domain.Band", 3, "Band.Renamed")
+        ("BandRenamed", "domain.Band", 3, "Band.OtherName")
     );
     assert_eq!(BandCreated::MESSAGE.aggregate_id, None);
     assert_eq!(
