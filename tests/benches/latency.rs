@@ -279,7 +279,7 @@ async fn main() {
     tell("RabbitMQ, a bare loop and a bare relay", &bare_relay, None);
 
     let db = database().await;
-    let running = run([manager(&db, false, NEVER).with_rabbitmq(broker("bench", &exchange))]).await;
+    let running = run([manager(&db, false, NEVER).with_rabbitmq(broker("woken", &exchange))]).await;
     let took = measure(&db.pool, async |id| publish(&publishing, &exchange, id).await).await;
     tell("RabbitMQ, published by the write side", &took, Some(&bare_rabbitmq));
     drop(running);
@@ -288,7 +288,7 @@ async fn main() {
     let mut relay = broker("relay", &exchange);
     relay.relay = true;
     let relay = ProjectionManager::new(db.pool.clone(), ProjectionSet::new()).unwrap().with_rabbitmq(relay);
-    let reader = manager(&db, false, NEVER).with_rabbitmq(broker("bench", &exchange));
+    let reader = manager(&db, false, NEVER).with_rabbitmq(broker("reader", &exchange));
     let running = run([reader, relay]).await;
     let took = measure(&db.pool, nothing).await;
     tell("RabbitMQ, published by another process's relay", &took, Some(&bare_relay));
@@ -299,9 +299,12 @@ async fn main() {
     tell("polling every 100 ms", &measure(&db.pool, nothing).await, None);
     drop(running);
 
-    for service in ["bench", "relay"] {
-        let queue = format!("{exchange}.queue.{service}");
-        publishing.queue_delete(queue.into(), QueueDeleteOptions::default()).await.unwrap();
+    // Each store has queues of its own.
+    for service in ["woken", "reader", "relay"] {
+        for end in ["", ".owner"] {
+            let queue = format!("{exchange}.queue.{service}{end}");
+            publishing.queue_delete(queue.into(), QueueDeleteOptions::default()).await.unwrap();
+        }
     }
     publishing.exchange_delete(exchange.into(), ExchangeDeleteOptions::default()).await.unwrap();
 }
