@@ -23,6 +23,8 @@ test:
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo doc --workspace --no-deps
 	cargo test --workspace
+	# What only the fuzz targets call.
+	cargo rustc --package projection-runtime --lib -- --cfg fuzzing --emit=metadata
 	# Small and once, so that they keep working.
 	cargo test --package tests --benches
 

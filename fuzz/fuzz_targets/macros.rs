@@ -4,6 +4,8 @@
 //! derives. `__none(..)` stands for the invisible brackets that a `$value` of a `macro_rules!` comes in.
 #![no_main]
 
+#[path = "../../projection-macros/src/aliases.rs"]
+mod aliases;
 #[path = "../../projection-macros/src/event.rs"]
 mod event;
 #[path = "../../projection-macros/src/event_set.rs"]

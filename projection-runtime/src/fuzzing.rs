@@ -14,7 +14,7 @@ use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::event::StoredEvent;
+use crate::event::{Recorded, StoredEvent};
 use crate::http::{self, About, App, Token};
 use crate::import::{Lines, parse};
 use crate::manager::ProjectionManager;

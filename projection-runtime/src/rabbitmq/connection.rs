@@ -243,11 +243,6 @@ pub(super) trait Work: Send {
     fn work(&mut self, link: &Link, status: &Status) -> impl Future<Output = Result<(), BoxError>> + Send;
 }
 
-/// Whether the database, and not the broker, ended the work.
-fn is_of_database(error: &(dyn std::error::Error + 'static)) -> bool {
-    error.is::<sqlx::Error>() || error.is::<NotTaken>()
-}
-
 /// Has the work done on a connection until `stop`, and on another one whenever that is lost. After `stop` it may go on
 /// for `grace` to end what it has begun.
 #[tracing::instrument(name = "rabbitmq", skip_all, fields(part = W::PURPOSE))]
@@ -269,20 +264,12 @@ pub(super) async fn keep<W: Work>(
         let outcome = match reached {
             Ok(reached) => {
                 status.reached(&reached);
-                let Reached { link, place, host, failed } = reached;
-                if let Some(failed) = failed.filter(|_| is_told(&backoff)) {
+                if let Some(failed) = reached.failed.as_ref().filter(|_| is_told(&backoff)) {
+                    let host = &reached.host;
                     tracing::warn!(host, failed, "connected to one host of the broker, but not to others");
                 }
-                let since = Instant::now();
-                let outcome = tokio::select! {
-                    outcome = work.work(&link, &status) => outcome.map_err(|error| of_broker(&host, error)),
-                    () = link.ended() => Err(at(&host, &"the connection was lost".into())),
-                    // Some of the grace is for the good-bye.
-                    () = async { stop.cancelled().await; tokio::time::sleep(grace.saturating_sub(CLOSE)).await } => Ok(()),
-                };
-                if stop.is_cancelled() && !link.is_blocked() {
-                    link.close().await;
-                }
+                let (place, since) = (reached.place, Instant::now());
+                let outcome = use_link(&mut work, reached, &status, &stop, grace).await;
                 if since.elapsed() >= LASTING {
                     backoff.reset();
                     first = place;
@@ -295,32 +282,51 @@ pub(super) async fn keep<W: Work>(
             Err(error) => Err(error),
         };
         let error = outcome.err();
-        let is_of_database = error.as_ref().is_some_and(|error| is_of_database(error.as_ref()));
-        let error = error.map(|error| crate::error::chain(error.as_ref()));
-        status.ended(error.as_deref());
+        status.ended(error.as_ref().map(|error| crate::error::chain(error.as_ref())).as_deref());
         if let Some(error) = error.filter(|_| !stop.is_cancelled()) {
             if is_told(&backoff) {
-                let (broker, tries) = (options.url.to_string(), backoff.tries() + 1);
-                if is_of_database {
-                    tracing::warn!(
-                        error,
-                        tries,
-                        "the database does not take what comes from RabbitMQ; trying again until it does"
-                    );
-                } else {
-                    tracing::warn!(
-                        broker,
-                        error,
-                        tries,
-                        "the work with RabbitMQ was interrupted; trying again until it goes on"
-                    );
-                }
+                log(&error, &options, backoff.tries() + 1);
             }
             tokio::select! {
                 () = tokio::time::sleep(backoff.next()) => {}
                 () = stop.cancelled() => {}
             }
         }
+    }
+}
+
+/// Has the work done on one connection until that is lost, or until the grace after `stop` ends.
+async fn use_link<W: Work>(
+    work: &mut W,
+    Reached { link, host, .. }: Reached,
+    status: &Status,
+    stop: &CancellationToken,
+    grace: Duration,
+) -> Result<(), BoxError> {
+    // The rest of the grace is for closing the connection.
+    let stopped = async {
+        stop.cancelled().await;
+        tokio::time::sleep(grace.saturating_sub(CLOSE)).await;
+    };
+    let outcome = tokio::select! {
+        outcome = work.work(&link, status) => outcome.map_err(|error| of_broker(&host, error)),
+        () = link.ended() => Err(at(&host, &"the connection was lost".into())),
+        () = stopped => Ok(()),
+    };
+    if stop.is_cancelled() && !link.is_blocked() {
+        link.close().await;
+    }
+    outcome
+}
+
+/// Logs why the work ended. The cause is the database, not the broker, if ingest cannot append.
+fn log(error: &BoxError, options: &RabbitMqOptions, tries: u32) {
+    let is_of_database = error.is::<sqlx::Error>() || error.is::<NotTaken>();
+    let (broker, error) = (options.url.to_string(), crate::error::chain(error.as_ref()));
+    if is_of_database {
+        tracing::warn!(error, tries, "the database does not take what comes from RabbitMQ; trying again until it does");
+    } else {
+        tracing::warn!(broker, error, tries, "the work with RabbitMQ was interrupted; trying again until it goes on");
     }
 }
 

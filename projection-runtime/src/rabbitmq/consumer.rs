@@ -16,8 +16,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{self, Link, Status, Work};
+use super::deployment::Deployment;
 use super::ingest::{Ingest, Settled};
-use super::topology::{self, Bindings, Deployment};
+use super::topology::{self, Bindings};
 use super::{RabbitMq, RabbitMqOptions, RabbitMqStatus, Trouble};
 use crate::error::BoxError;
 use crate::events_at::EventsAt;
@@ -29,9 +30,9 @@ use crate::wake::Wake;
 
 /// Messages that follow a wake-up within this time wait for the rest of it and make one wake-up more.
 const GATHER: Duration = Duration::from_millis(5);
-/// A burst takes no more messages when it has so many bytes: what is appended is in memory several times.
+/// Number of bytes at which a burst is full: what is appended is in memory several times.
 const BURST: usize = 2 << 20;
-/// How often a process that may not consume looks whether it may now.
+/// How often a process that stands by looks whether another one still consumes.
 const STANDBY: Duration = Duration::from_secs(1);
 /// After messages that may have come before their events could be seen, it is asked so often whether there is something
 /// to do.
@@ -107,7 +108,7 @@ impl Work for Intake {
     }
 }
 
-/// Ready at that time; never if there is none.
+/// Waits until that time, or for ever if there is none.
 async fn until(time: Option<Instant>) {
     match time {
         Some(time) => tokio::time::sleep_until(time).await,
@@ -116,7 +117,7 @@ async fn until(time: Option<Instant>) {
 }
 
 impl Intake {
-    /// Begins to consume. With ingest, one process at a time may: waits until no other one does. `None`: stopped meanwhile.
+    /// Starts to consume. With ingest, waits until no other process consumes; returns `None` if it is stopped meanwhile.
     async fn consume(
         &mut self,
         channel: &Channel,
@@ -128,7 +129,7 @@ impl Intake {
             // Of an earlier connection.
             self.rabbitmq.status.send_modify(|all| all.consumer.standby = false);
             let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-            // Asked first: to consume and be refused would be an error in the broker's log, each time.
+            // A consumer that the broker refuses is an error in the broker's log, so the queue is asked first.
             while channel.queue_declare(queue.clone(), passive, FieldTable::default()).await?.consumer_count() > 0 {
                 self.standby(status, true);
                 tokio::select! {

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::RabbitMqOptions;
 use super::connection::Link;
-use super::ingest::{AT, Outgoing, REASON, original, ours, published_to};
+use super::ingest::{AT, Outgoing, REASON, original, published_to, text_header};
 use crate::error::BoxError;
 
 /// Number of characters of a body that are shown.
@@ -171,8 +171,8 @@ fn dead_letter(found: &BasicGetMessage) -> DeadLetter {
     let start = &message.data[..message.data.len().min(4 * SHOWN)];
     DeadLetter {
         id: id(found),
-        reason: ours(message, REASON),
-        at: ours(message, AT),
+        reason: text_header(message, REASON),
+        at: text_header(message, AT),
         exchange,
         routing_key,
         message_id: text(message.properties.message_id()),
@@ -185,5 +185,5 @@ fn dead_letter(found: &BasicGetMessage) -> DeadLetter {
 /// The id that it got, or one made of its content if it comes from another program.
 fn id(found: &BasicGetMessage) -> String {
     let made = || Uuid::new_v5(&Uuid::NAMESPACE_OID, &found.delivery.data).to_string();
-    ours(&found.delivery, super::ingest::ID).unwrap_or_else(made)
+    text_header(&found.delivery, super::ingest::ID).unwrap_or_else(made)
 }

@@ -11,13 +11,14 @@
 //! published at least once. The broker may be away at any time, also at the start and at the end.
 //!
 //! `broker_url` parses the broker's URL, `tls` reads certificates, `connection` keeps a connection through `guard`,
-//! `topology` makes exchange and queues, `relay` publishes, `consumer` wakes, `ingest` feeds a store that has no other
+//! `topology` makes exchange and queues, `deployment` keeps other stores from them, `relay` publishes, `consumer` wakes, `ingest` feeds a store that has no other
 //! source, `headers` reads those of its messages, `dead_letters` is for an operator, `status` is what of it can be seen.
 
 mod broker_url;
 mod connection;
 mod consumer;
 mod dead_letters;
+mod deployment;
 mod faults;
 pub(crate) mod guard;
 mod headers;
@@ -38,8 +39,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use broker_url::BrokerUrl;
-pub(crate) use dead_letters::DeadLetter;
-pub(crate) use dead_letters::{Act, Acted, DeadLetters};
+pub(crate) use dead_letters::{Act, Acted, DeadLetter, DeadLetters};
 pub(crate) use faults::{drop_messages, repeat_messages};
 pub(crate) use status::processes;
 pub use status::{ConnectionStatus, ConsumerStatus, RabbitMqProcess, RabbitMqStatus, RelayStatus, Trouble};

@@ -1,20 +1,16 @@
 //! Exchange, queues and bindings: makes them, or finds those of an operator, and keeps them.
 //!
 //! What must hold: in passive mode nothing is made, changed or bound. A binding that is lost, because somebody deleted the
-//! exchange, is made again within [`LOOK`]. Two deployments never share a queue, where each would get some of the
-//! messages: the first to come writes its name into a queue beside it, which has room for one message.
+//! exchange, is made again within [`LOOK`].
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use lapin::message::BasicGetMessage;
 use lapin::options::{
-    BasicGetOptions, BasicNackOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions,
-    ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+    ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
-use lapin::{BasicProperties, Channel, ExchangeKind};
-use serde::{Deserialize, Serialize};
+use lapin::{Channel, ExchangeKind};
 use sqlx::PgPool;
 
 use super::RabbitMqOptions;
@@ -85,7 +81,7 @@ impl RabbitMqOptions {
         }
     }
 
-    /// The queue with the name of the deployment that has the service's queue.
+    /// The name of the queue that holds the name of the deployment that uses the service's queue.
     pub(super) fn owner_queue(&self) -> String {
         format!("{}.owner", self.queue())
     }
@@ -115,7 +111,7 @@ pub(super) async fn queue(
     Ok(queue)
 }
 
-/// The error, with what helps.
+/// Returns the error with its remedy.
 fn refused(what: &str, name: &str, options: &RabbitMqOptions, error: lapin::Error) -> BoxError {
     let text = crate::error::chain(&error);
     let remedy = match options.topology {
@@ -226,93 +222,6 @@ impl Bindings {
     }
 }
 
-/// A deployment: the store that it works on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Deployment {
-    /// The database cluster, the database and the schema, by numbers that a copy of the database does not have.
-    store: String,
-    /// The same, for a person.
-    name: String,
-}
-
-impl Deployment {
-    pub(super) async fn of(pool: &PgPool, service: &str) -> sqlx::Result<Self> {
-        let sql =
-            "SELECT concat_ws('/', system_identifier, (SELECT oid FROM pg_database WHERE datname = current_database()),
-                                    current_schema()),
-                          current_database()::text
-                   FROM pg_control_system()";
-        let (store, database): (String, String) = sqlx::query_as(sql).fetch_one(pool).await?;
-        let connect = pool.connect_options();
-        let name = format!("{service} on database {database} at {}:{}", connect.get_host(), connect.get_port());
-        Ok(Deployment { store, name })
-    }
-
-    /// Notes this deployment as the one that has the service's queue, or returns an error if another one is.
-    pub(super) async fn claim(&self, link: &Link, options: &RabbitMqOptions) -> Result<(), BoxError> {
-        let name = options.owner_queue();
-        let channel = link.channel().await?;
-        channel.confirm_select(ConfirmSelectOptions::default()).await?;
-        let mut arguments = FieldTable::default();
-        arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(1));
-        match queue(&channel, options, &name, arguments).await {
-            Ok(_) => {}
-            // An operator who makes no such queue has seen to it that there is one deployment.
-            Err(_) if options.topology == Topology::Passive => return Ok(()),
-            Err(error) => return Err(error),
-        }
-        let owner = match owner(&channel, &name).await? {
-            Some(owner) => owner,
-            None => self.write(&channel, &name).await?,
-        };
-        channel.close(200, ShortString::from("OK")).await?;
-        if owner.store == self.store {
-            return Ok(());
-        }
-        Err(format!(
-            "the queue `{}` is that of another deployment, {}; this one is {}. Two on one queue would each get some of the \
-             messages. Remedy: give this one a queue of its own (--amqp-queue), or, if the other one is gone, delete the \
-             queue `{name}`",
-            options.queue(),
-            owner.name,
-            self.name,
-        )
-        .into())
-    }
-
-    /// Writes this deployment's name into the queue, and returns the one that is there then: of two that do so at once, the
-    /// last one stays.
-    async fn write(&self, channel: &Channel, queue: &str) -> Result<Self, BoxError> {
-        let body = serde_json::to_vec(self)?;
-        let properties = BasicProperties::default().with_delivery_mode(2);
-        let (exchange, key, publish) = (ShortString::default(), short(queue)?, BasicPublishOptions::default());
-        channel.basic_publish(exchange, key, publish, &body, properties).await?.await?;
-        tokio::time::sleep(TURN).await;
-        Ok(owner(channel, queue).await?.unwrap_or_else(|| self.clone()))
-    }
-}
-
-/// How long another process may look at who has the queue, or claim it.
-const TURN: Duration = Duration::from_millis(100);
-
-/// Reads which deployment has the queue; `None`: none has claimed it. The message is away while another process reads it.
-async fn owner(channel: &Channel, queue: &str) -> Result<Option<Deployment>, BoxError> {
-    for _ in 0..5 {
-        if let Some(found) = channel.basic_get(short(queue)?, BasicGetOptions::default()).await? {
-            return read(channel, found).await.map(Some);
-        }
-        tokio::time::sleep(TURN).await;
-    }
-    Ok(None)
-}
-
-async fn read(channel: &Channel, found: BasicGetMessage) -> Result<Deployment, BoxError> {
-    let nack = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
-    channel.basic_nack(found.delivery.delivery_tag, nack).await?;
-    serde_json::from_slice(&found.delivery.data)
-        .map_err(|_| "the queue for the deployment's name has something else".into())
-}
-
 /// Takes the queues and the exchange away, with all that is in them.
 pub(crate) async fn remove(options: &RabbitMqOptions) -> Result<(), BoxError> {
     let link = Link::connect(options, "remove").await?;
@@ -325,7 +234,7 @@ pub(crate) async fn remove(options: &RabbitMqOptions) -> Result<(), BoxError> {
     Ok(())
 }
 
-fn short(name: &str) -> Result<ShortString, BoxError> {
+pub(super) fn short(name: &str) -> Result<ShortString, BoxError> {
     ShortString::try_new(name)
         .map_err(|_| format!("the name `{name}` has more than 255 bytes, which AMQP allows").into())
 }

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use super::readable::{self, Names};
 
-/// Bytes before a frame's payload, and after it.
-const BEFORE: usize = 7;
-const AFTER: usize = 1;
+/// Number of bytes before a frame's payload: type, channel, size.
+pub(super) const BEFORE: usize = 7;
+/// Number of bytes after it: the end.
+pub(super) const AFTER: usize = 1;
 /// Types of frames.
 const METHOD: u8 = 1;
 const HEADER: u8 = 2;
@@ -28,12 +29,12 @@ pub(super) enum Step {
 #[derive(Debug, Default)]
 pub(super) struct Frames {
     input: Vec<u8>,
-    /// How many bytes of `input` are dealt with.
+    /// Number of bytes at the start of `input` that are done.
     used: usize,
     output: Vec<u8>,
-    /// How many bytes of `output` were taken.
+    /// Number of bytes at the start of `output` that were taken.
     taken: usize,
-    /// How many bytes of the current frame follow, which go through unread.
+    /// Number of bytes of the current frame that still go through unread.
     passing: usize,
     /// Channels on which a delivery was announced whose header follows, each with its names if lapin cannot read them. A
     /// message that the broker returns is announced by another method, and is not in flight: nobody settles it.
@@ -59,7 +60,7 @@ impl Frames {
         length
     }
 
-    /// Deals with the next frame, or with a part of one that goes through unread.
+    /// Processes the next frame, or a part of one that goes through unread.
     pub(super) fn step(&mut self) -> Step {
         if self.passing > 0 {
             return self.pass();
@@ -93,7 +94,7 @@ impl Frames {
         self.pass()
     }
 
-    /// Lets the message of [`Step::Message`] through.
+    /// Passes the header of a message on, the one of [`Step::Message`] when there is room for its body.
     pub(super) fn admit(&mut self) {
         if let Some((HEADER, length)) = self.frame() {
             let frame = &self.input[self.used..self.used + length];
@@ -124,7 +125,7 @@ impl Frames {
         Step::Output
     }
 
-    /// Deals with a method that announces a message: its names are made readable, and kept for the message's header.
+    /// Processes a method that announces a message: replaces unreadable names, and keeps them for the message's header.
     fn announced(&mut self, length: usize) {
         let mut frame = self.input[self.used..self.used + length].to_vec();
         self.used += length;

@@ -2,6 +2,8 @@
 
 use amq_protocol::frame::parse_frame;
 
+use super::frames::{AFTER, BEFORE};
+
 /// A header of a message whose properties could not be read: why.
 pub(in crate::rabbitmq) const UNREADABLE: &str = "x-unreadable";
 /// A header beside it: the properties, as they came.
@@ -9,9 +11,6 @@ const UNREADABLE_PROPERTIES: &str = "x-unreadable-properties";
 
 /// Most levels of tables and arrays in a header. lapin's parser needs about 1 KiB of stack for each.
 const MOST_LEVELS: usize = 64;
-/// Bytes before a frame's payload, and after it.
-const BEFORE: usize = 7;
-const AFTER: usize = 1;
 /// The payload of a header frame: class, weight and size of the body; then the flags of the properties.
 const BEFORE_FLAGS: usize = 12;
 const END: u8 = 0xce;
@@ -170,7 +169,7 @@ fn replacement(frame: &[u8], reason: &str) -> Vec<u8> {
     let payload = frame.get(BEFORE..frame.len() - AFTER).unwrap_or_default();
     let (before, properties) = payload.split_at(BEFORE_FLAGS.min(payload.len()));
     let largest = frame.len().max(FRAME);
-    let (reason, room) = (&reason.as_bytes()[..reason.len().min(4096)], largest.saturating_sub(reason.len() + 256));
+    let (reason, room) = (reason.as_bytes(), largest.saturating_sub(reason.len() + 256));
     let properties = &properties[..properties.len().min(room)];
 
     let mut table = Vec::with_capacity(properties.len() + reason.len() + 64);

@@ -16,7 +16,7 @@ use lapin::message::Delivery;
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use uuid::Uuid;
 
-use super::message::{exchange, ours, routing_key};
+use super::message::{exchange, routing_key, text_header};
 use crate::rabbitmq::guard::UNREADABLE;
 use crate::rabbitmq::headers::Headers;
 
@@ -30,7 +30,8 @@ const EXPIRATION: &str = "x-dead-letter-expiration";
 const USER_ID: &str = "x-dead-letter-user-id";
 /// Number of bytes before the body that are the original headers, as AMQP encodes a table.
 const HEADERS_IN_BODY: &str = "x-dead-letter-headers-in-body";
-const OURS: [&str; 8] = [ID, REASON, AT, ORIGINAL_EXCHANGE, ORIGINAL_ROUTING_KEY, EXPIRATION, USER_ID, HEADERS_IN_BODY];
+const ADDED: [&str; 8] =
+    [ID, REASON, AT, ORIGINAL_EXCHANGE, ORIGINAL_ROUTING_KEY, EXPIRATION, USER_ID, HEADERS_IN_BODY];
 
 const CLASS_BASIC: u16 = 60;
 const PERSISTENT: u8 = 2;
@@ -48,18 +49,18 @@ pub(crate) struct Outgoing<'a> {
 /// the most, if that of the message has.
 pub(crate) fn dead_letter<'a>(message: &'a Delivery, reason: &str, queue: &str, frame_max: u32) -> Outgoing<'a> {
     let original = message.properties.headers().clone().unwrap_or_default();
-    let ours = headers(message, reason);
+    let added = added_headers(message, reason);
     let mut all = original.clone();
-    for (name, value) in ours.inner() {
+    for (name, value) in added.inner() {
         all.insert(name.clone(), value.clone());
     }
     let mut properties = copied(&message.properties, all);
     let mut body = Cow::Borrowed(&*message.data);
     if header_frame(&properties) > frame_max as usize {
         let mut encoded = encoded(&original);
-        let mut ours = ours;
-        ours.insert(HEADERS_IN_BODY.into(), AMQPValue::LongUInt(u32::try_from(encoded.len()).unwrap_or(u32::MAX)));
-        properties = copied(&message.properties, ours);
+        let mut added = added;
+        added.insert(HEADERS_IN_BODY.into(), AMQPValue::LongUInt(u32::try_from(encoded.len()).unwrap_or(u32::MAX)));
+        properties = copied(&message.properties, added);
         encoded.extend_from_slice(&message.data);
         body = Cow::Owned(encoded);
     }
@@ -69,11 +70,13 @@ pub(crate) fn dead_letter<'a>(message: &'a Delivery, reason: &str, queue: &str, 
 /// Returns the message that a dead letter was, to be published to the service's queue as it was, or why that cannot be. Past
 /// the exchange, because other queues that are bound to it have had the message.
 pub(crate) fn original<'a>(dead: &'a Delivery, queue: &str) -> Result<Outgoing<'a>, String> {
-    if ours(dead, UNREADABLE).is_some() {
+    if text_header(dead, UNREADABLE).is_some() {
         return Err("its properties could not be read, so it cannot be published with them again".to_owned());
     }
-    let exchange = ours(dead, ORIGINAL_EXCHANGE).ok_or("it has no header that says which exchange it came from")?;
-    let routing_key = ours(dead, ORIGINAL_ROUTING_KEY).ok_or("it has no header that says which routing key it had")?;
+    let exchange =
+        text_header(dead, ORIGINAL_EXCHANGE).ok_or("it has no header that says which exchange it came from")?;
+    let routing_key =
+        text_header(dead, ORIGINAL_ROUTING_KEY).ok_or("it has no header that says which routing key it had")?;
     let (mut table, mut body) = (dead.properties.headers().clone().unwrap_or_default(), &*dead.data);
     if let Some(length) = Headers(dead.properties.headers().as_ref()).number(HEADERS_IN_BODY)? {
         let broken = || format!("the header {HEADERS_IN_BODY} does not fit the body");
@@ -81,22 +84,22 @@ pub(crate) fn original<'a>(dead: &'a Delivery, queue: &str) -> Result<Outgoing<'
         let (encoded, rest) = body.split_at_checked(length).ok_or_else(broken)?;
         (table, body) = (parse_field_table(encoded).map_err(|_| broken())?.1, rest);
     }
-    let kept = table.inner().iter().filter(|(name, _)| !OURS.contains(&name.as_str()));
+    let kept = table.inner().iter().filter(|(name, _)| !ADDED.contains(&name.as_str()));
     let mut kept: BTreeMap<ShortString, AMQPValue> = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
     // By these two, ingest knows the exchange and the key.
     for (name, value) in [(ORIGINAL_EXCHANGE, exchange), (ORIGINAL_ROUTING_KEY, routing_key)] {
         kept.insert(name.into(), AMQPValue::LongString(LongString::from(value)));
     }
     let mut properties = copied(&dead.properties, kept.into());
-    if let Some(expiration) = ours(dead, EXPIRATION) {
+    if let Some(expiration) = text_header(dead, EXPIRATION) {
         properties = properties.with_expiration(ShortString::try_new(expiration).map_err(|error| error.to_string())?);
     }
     let (exchange, routing_key) = (String::new(), queue.to_owned());
     Ok(Outgoing { exchange, routing_key, properties, body: Cow::Borrowed(body) })
 }
 
-/// What we say of a message.
-fn headers(message: &Delivery, reason: &str) -> FieldTable {
+/// Returns the headers that a dead letter has in addition to those of the message.
+fn added_headers(message: &Delivery, reason: &str) -> FieldTable {
     let mut table = FieldTable::default();
     let mut header = |name: &str, text: &str| {
         table.insert(name.into(), AMQPValue::LongString(LongString::from(text)));

@@ -1,4 +1,4 @@
-//! The event of a message, or why it is none.
+//! Reads the event of a message, or returns why the message is not an event.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -15,13 +15,13 @@ use crate::projection::EventType;
 use crate::rabbitmq::guard::UNREADABLE;
 use crate::rabbitmq::headers::{Headers, from_seconds, from_text};
 
-/// A header with the event's whole name, which has more bytes than the property `type` may have.
+/// Header with the event's name, if it is longer than the property `type` may be.
 pub(crate) const NAME: &str = "event_name";
-/// A header with the names of what a relay left out or cut, because AMQP has no room for it.
+/// Header with the names of the parts that the relay left out or cut because AMQP has no room for them.
 pub(crate) const TRUNCATED: &str = "x-truncated";
 
-/// Whether an event is another one without it. The whole name stands in a header of its own, and the routing key is not
-/// stored.
+/// Returns whether the event would be another one without the named part. The name has a header of its own, and the
+/// routing key is not stored.
 fn is_needed(truncated: &str) -> bool {
     !["type", "routing_key"].contains(&truncated)
 }
@@ -29,8 +29,7 @@ fn is_needed(truncated: &str) -> bool {
 /// A message that is an event.
 pub(crate) struct Message<'a> {
     pub(crate) event: Incoming<'a>,
-    /// What the message says, as a number, if it says neither which event it is nor when it happened: the same content again
-    /// may be another event.
+    /// A number made of the content, if the message has neither an id nor a time: the same content may be another event.
     pub(crate) content: Option<Uuid>,
 }
 
@@ -46,48 +45,23 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
-    /// Reads a message. What the headers leave out, the mapped fields of the body say.
+    /// Reads a message. Values that the headers lack come from the body, by the event type's mapped fields.
     pub(crate) fn read<'a>(&self, message: &'a Delivery) -> Result<Message<'a>, String> {
-        let properties = &message.properties;
-        let headers = Headers(properties.headers().as_ref());
-        if let Some(reason) = ours(message, UNREADABLE) {
-            return Err(format!("the properties cannot be read: {reason}"));
-        }
-        let size = message.data.len() as u64;
-        if size > self.max_message {
-            return Err(format!("the body has {size} bytes, more than --max-message ({})", self.max_message));
-        }
-        let key = routing_key(message);
-        if let Some(missing) = ours(message, TRUNCATED).filter(|missing| missing.split(", ").any(is_needed)) {
-            return Err(format!("its publisher had to leave out or to cut: {missing}"));
-        }
-        let full = ours(message, NAME);
-        let kind = full.as_deref().or(properties.kind().as_ref().map(ShortString::as_str));
-        let kind = kind.filter(|kind| !kind.is_empty());
-        let known = match kind {
-            Some(kind) => self.events.iter().find(|event| event.name == kind),
-            None => self.events.iter().find(|event| event.routing_key == key),
-        };
-        let name = kind
-            .or(known.map(|event| event.name))
-            .ok_or_else(|| format!("it has no `type`, and no projection handles events of the routing key `{key}`"))?;
-
+        self.refuse(message)?;
+        let (name, known) = self.event_type(message)?;
         let text = std::str::from_utf8(&message.data).map_err(|_| "the body is not UTF-8".to_owned())?;
         let body: BTreeMap<String, &RawValue> =
             serde_json::from_str(text).map_err(|error| format!("the body is no JSON object: {error}"))?;
         if has_nul(text) {
             return Err(format!("the body: {NUL}"));
         }
-        // The text of a mapped field, if the attribute names one and the body has it.
-        let field = |name: Option<&str>| -> Result<Option<String>, String> {
-            let Some((name, value)) = name.and_then(|name| body.get_key_value(name)) else { return Ok(None) };
-            serde_json::from_str(value.get()).map_err(|_| format!("the body's field `{name}` is not text"))
-        };
         let fields = known.map(|event| event.message);
+        let mapped = |field: Option<&str>| text_field(&body, field);
 
+        let headers = Headers(message.properties.headers().as_ref());
         let aggregate_id = match headers.text("aggregate_id")? {
             Some(id) => Some(id),
-            None => field(fields.and_then(|fields| fields.aggregate_id))?,
+            None => mapped(fields.and_then(|fields| fields.aggregate_id))?,
         };
         let aggregate_id = aggregate_id.ok_or("neither a header nor the body says which aggregate it is of")?;
         let aggregate_id: Uuid = aggregate_id.parse().map_err(|_| "the aggregate's id is no UUID")?;
@@ -100,9 +74,9 @@ impl Reader {
         })?;
         let recorded_at = match headers.time("recorded_at")? {
             Some(time) => Some(time),
-            None => match field(fields.and_then(|fields| fields.recorded_at))? {
+            None => match mapped(fields.and_then(|fields| fields.recorded_at))? {
                 Some(text) => Some(from_text(&text)?),
-                None => properties.timestamp().map(from_seconds).transpose()?,
+                None => message.properties.timestamp().map(from_seconds).transpose()?,
             },
         };
         let version = headers.number("version")?.map(i32::try_from).transpose();
@@ -111,7 +85,7 @@ impl Reader {
             aggregate_id,
             aggregate_name,
             sequence_no: headers.number("sequence_no")?,
-            name: name.to_owned(),
+            name,
             version: version.map_err(|_| "the header `version` is too large")?,
             recorded_at,
             data: Cow::Borrowed(serde_json::from_str(text).map_err(|error| error.to_string())?),
@@ -123,21 +97,57 @@ impl Reader {
         let content = identify(&mut event, message);
         Ok(Message { event, content })
     }
+
+    /// Returns an error if the message cannot be an event, whatever it says.
+    fn refuse(&self, message: &Delivery) -> Result<(), String> {
+        if let Some(reason) = text_header(message, UNREADABLE) {
+            return Err(format!("the properties cannot be read: {reason}"));
+        }
+        let size = message.data.len() as u64;
+        if size > self.max_message {
+            return Err(format!("the body has {size} bytes, more than --max-message ({})", self.max_message));
+        }
+        match text_header(message, TRUNCATED).filter(|missing| missing.split(", ").any(is_needed)) {
+            Some(missing) => Err(format!("its publisher had to leave out or to cut: {missing}")),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns the event's name, and its type if a projection knows it: by the message's type, or else by the routing key.
+    fn event_type(&self, message: &Delivery) -> Result<(String, Option<&'static EventType>), String> {
+        let full = text_header(message, NAME);
+        let kind = full.or_else(|| message.properties.kind().as_ref().map(ShortString::to_string));
+        if let Some(kind) = kind.filter(|kind| !kind.is_empty()) {
+            let known = self.events.iter().copied().find(|event| event.name == kind);
+            return Ok((kind, known));
+        }
+        let key = routing_key(message);
+        let known = self.events.iter().copied().find(|event| event.routing_key == key);
+        let known = known
+            .ok_or_else(|| format!("it has no `type`, and no projection handles events of the routing key `{key}`"))?;
+        Ok((known.name.to_owned(), Some(known)))
+    }
 }
 
-/// Gives the event its id, so that it has the same one when its message comes again:
+/// Returns the text of a field of the body, if there is a name and the body has the field.
+fn text_field(body: &BTreeMap<String, &RawValue>, name: Option<&str>) -> Result<Option<String>, String> {
+    let Some((name, value)) = name.and_then(|name| body.get_key_value(name)) else { return Ok(None) };
+    serde_json::from_str(value.get()).map_err(|_| format!("the body's field `{name}` is not text"))
+}
+
+/// Assigns the event's id, which is the same if the message is delivered or published again:
 ///
 /// 1. the message's own id: as it is if it is a UUID; otherwise together with its publisher, because a number that one
 ///    publisher counts says nothing of another one's;
 /// 2. the aggregate and its `sequence_no`, which no other event has;
 /// 3. all that the message says, if it says when the event happened.
 ///
-/// Otherwise the event gets an id of its own, and its content is returned.
+/// Otherwise the event gets a random id, and a number made of its content is returned.
 fn identify(event: &mut Incoming<'_>, message: &Delivery) -> Option<Uuid> {
     let properties = &message.properties;
     let text = |property: &Option<ShortString>| property.as_ref().map(ShortString::to_string).unwrap_or_default();
     let app_id = text(properties.app_id());
-    let publisher = if app_id.is_empty() { ours(message, "service").unwrap_or_default() } else { app_id };
+    let publisher = if app_id.is_empty() { text_header(message, "service").unwrap_or_default() } else { app_id };
     let message_id = text(properties.message_id());
     if !message_id.is_empty() {
         event.id = message_id.parse().unwrap_or_else(|_| made_of(&[publisher.as_bytes(), message_id.as_bytes()]));
@@ -173,15 +183,15 @@ fn made_of(parts: &[&[u8]]) -> Uuid {
     Uuid::new_v5(&Uuid::NAMESPACE_OID, &bytes)
 }
 
-/// A text header that is ours, if there is one.
-pub(crate) fn ours(message: &Delivery, name: &str) -> Option<String> {
+/// Returns a header that is text; `None` if there is none, or one of another type.
+pub(crate) fn text_header(message: &Delivery, name: &str) -> Option<String> {
     Headers(message.properties.headers().as_ref()).text(name).ok().flatten()
 }
 
 /// The key that the message was published with. A dead letter that was moved back to the queue, by hand or by a shovel, came
 /// through the default exchange, by the queue's name.
 pub(super) fn routing_key(message: &Delivery) -> String {
-    let original = if message.exchange.as_str().is_empty() { ours(message, ORIGINAL_ROUTING_KEY) } else { None };
+    let original = if message.exchange.as_str().is_empty() { text_header(message, ORIGINAL_ROUTING_KEY) } else { None };
     original.unwrap_or_else(|| message.routing_key.to_string())
 }
 
@@ -192,6 +202,6 @@ pub(crate) fn published_to(dead: &Delivery) -> (String, String) {
 
 /// The exchange that the message was published to.
 pub(super) fn exchange(message: &Delivery) -> String {
-    let original = if message.exchange.as_str().is_empty() { ours(message, ORIGINAL_EXCHANGE) } else { None };
+    let original = if message.exchange.as_str().is_empty() { text_header(message, ORIGINAL_EXCHANGE) } else { None };
     original.unwrap_or_else(|| message.exchange.to_string())
 }

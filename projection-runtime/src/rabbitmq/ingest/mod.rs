@@ -26,7 +26,7 @@ use sqlx::PgPool;
 use tokio::time::Instant;
 
 pub(crate) use dead_letter::{AT, ID, Outgoing, REASON, dead_letter, original};
-pub(crate) use message::{Message, NAME, Reader, TRUNCATED, ours, published_to};
+pub(crate) use message::{Message, NAME, Reader, TRUNCATED, published_to, text_header};
 use order::{Gap, Outcome};
 use store::Consumer;
 
@@ -90,7 +90,7 @@ impl Ingest {
         }
     }
 
-    /// Begins anew with another connection: what waited comes again.
+    /// Starts on a new connection. Messages that waited are delivered again.
     pub(super) async fn prepare(&mut self, channel: &Channel, options: &RabbitMqOptions) -> Result<(), BoxError> {
         self.consumer = Consumer::new(&options.queue());
         self.waiting.clear();
@@ -99,17 +99,17 @@ impl Ingest {
         Ok(())
     }
 
-    /// When the first of those that wait has waited long enough.
+    /// Returns when the patience with the first waiting message ends.
     pub(super) fn due(&self) -> Option<Instant> {
         self.waiting.iter().map(|waiting| waiting.since + PATIENCE).min()
     }
 
-    /// Whether messages with smaller tags than the last settled one are not settled.
+    /// Returns whether a message before the last settled one may be unsettled.
     pub(super) fn has_waiting(&self) -> bool {
         !self.waiting.is_empty()
     }
 
-    /// Settles the messages of a burst, which may be empty, and those that have waited for them or for long enough.
+    /// Settles the messages of a burst, which may be empty, and waiting messages whose predecessor came or whose time is up.
     pub(super) async fn take(
         &mut self,
         link: &Link,
@@ -118,7 +118,7 @@ impl Ingest {
     ) -> Result<Settled, BoxError> {
         let mut settled = Settled::default();
         if !burst.is_empty() {
-            self.consumer.note(&self.pool).await.map_err(not_taken)?;
+            self.consumer.register(&self.pool).await.map_err(not_taken)?;
         }
         let mut taken = std::mem::take(&mut self.waiting);
         taken.extend(burst.into_iter().map(|delivery| Waiting { delivery, since: Instant::now() }));
@@ -143,7 +143,7 @@ impl Ingest {
             }
             settled.message(&waiting.delivery);
         }
-        self.bury(link, channel, &dead).await?;
+        self.publish_dead_letters(link, channel, &dead).await?;
         settled.dead_lettered = dead.len() as u64;
         settled.newest_reason = dead.last().map(|(_, reason)| shortened(reason.clone()));
         for (delivery, _) in &dead {
@@ -152,7 +152,7 @@ impl Ingest {
         Ok(settled)
     }
 
-    /// Called after the acknowledgement of what was settled.
+    /// Records that the broker has the acknowledgements, if that matters. Called after they were sent.
     pub(super) async fn acknowledged(&mut self, channel: &Channel, prefetch: u16) -> Result<(), BoxError> {
         if self.consumer.must_confirm() {
             // Answered by the broker after it has dealt with what was sent before.
@@ -162,7 +162,7 @@ impl Ingest {
         Ok(())
     }
 
-    /// Whether a message has waited for long enough, or too many wait.
+    /// Returns whether a message has waited for long enough, or too many messages wait.
     fn is_due(&self, waiting: &Waiting, gap: Gap) -> bool {
         let (most, most_bytes) = self.most_waiting;
         let bytes: u64 = self.waiting.iter().map(|waiting| waiting.delivery.data.len() as u64).sum();
@@ -213,7 +213,12 @@ impl Ingest {
     }
 
     /// Publishes dead letters to their queue, and waits for the confirms.
-    async fn bury(&self, link: &Link, channel: &Channel, dead: &[(Delivery, String)]) -> Result<(), BoxError> {
+    async fn publish_dead_letters(
+        &self,
+        link: &Link,
+        channel: &Channel,
+        dead: &[(Delivery, String)],
+    ) -> Result<(), BoxError> {
         let mut confirms = Vec::new();
         for (message, reason) in dead {
             let reason = shortened(reason.clone());

@@ -1,14 +1,14 @@
 //! Appends the events of messages, as the only consumer of the queue that may.
 //!
 //! What must hold: the events of a queue's messages are stored in the order of the queue. The broker has one consumer at a
-//! time. But a process that was frozen, or whose connection is lost, may hold messages of which the next consumer has
-//! stored the later ones. So each consumer notes itself in `rabbitmq_ingest` when its first message comes, and appends
-//! only while it is noted there. What is before a consumer's first message in the queue was acknowledged, so each consumer
-//! goes on where the store ends.
+//! time. But a process that was frozen, or whose connection is lost, may hold messages that the next consumer has stored
+//! since. So each consumer registers itself in `rabbitmq_ingest` when its first message comes, and appends only while it is
+//! registered. All messages before a consumer's first one were acknowledged, so each consumer continues where the store
+//! ends.
 //!
 //! A message with neither an id nor a time may be the same as an earlier one and still be another event. If it comes again
-//! because its acknowledgement was lost, it must not be stored again: so `rabbitmq_ingest.unconfirmed` has the content of
-//! such messages from their commit until the broker is known to have got the acknowledgement.
+//! because its acknowledgement was lost, it must not be stored again: so `rabbitmq_ingest.unconfirmed` holds the content of
+//! such messages from their commit until the broker is known to have the acknowledgement.
 
 use std::collections::HashMap;
 
@@ -28,14 +28,14 @@ use crate::transaction;
 pub(super) struct Consumer {
     queue: String,
     id: Uuid,
-    is_noted: bool,
+    is_registered: bool,
     /// `rabbitmq_ingest.unconfirmed` as it was committed last.
     unconfirmed: Vec<Uuid>,
-    /// What of it may come again, as the consumer before stored it.
+    /// The part of it that a previous consumer stored and that may be delivered again, in order.
     inherited: Vec<Uuid>,
 }
 
-/// What became of each message, and an event that is stored by now; all of the transaction are durable if this one is.
+/// The outcome of each message, and the last event that was stored: if it is durable, so is the whole transaction.
 #[derive(Debug, Default)]
 pub(super) struct Stored {
     pub(super) outcomes: Vec<Outcome>,
@@ -51,13 +51,13 @@ struct Replaced(String);
 impl Consumer {
     pub(super) fn new(queue: &str) -> Self {
         let (queue, id) = (queue.to_owned(), Uuid::new_v4());
-        Consumer { queue, id, is_noted: false, unconfirmed: Vec::new(), inherited: Vec::new() }
+        Consumer { queue, id, is_registered: false, unconfirmed: Vec::new(), inherited: Vec::new() }
     }
 
-    /// Notes this consumer as the one that may append. To be called when its first message has come: the broker sends none
-    /// before each message of the consumer before is acknowledged, or in the queue again.
-    pub(super) async fn note(&mut self, pool: &PgPool) -> sqlx::Result<()> {
-        if self.is_noted {
+    /// Registers this consumer as the one that may append. Call it when the first message has come: by then, each message
+    /// of the previous consumer is acknowledged or back in the queue.
+    pub(super) async fn register(&mut self, pool: &PgPool) -> sqlx::Result<()> {
+        if self.is_registered {
             return Ok(());
         }
         let sql = "INSERT INTO rabbitmq_ingest (queue, consumer) VALUES ($1, $2)
@@ -65,14 +65,14 @@ impl Consumer {
                    RETURNING unconfirmed";
         self.unconfirmed = sqlx::query_scalar(sql).bind(&self.queue).bind(self.id).fetch_one(pool).await?;
         self.inherited.clone_from(&self.unconfirmed);
-        self.is_noted = true;
+        self.is_registered = true;
         Ok(())
     }
 
-    /// Returns whether a message without an identity, by its content, is stored already: it came before, and its
-    /// acknowledgement was lost. To be asked for each such message, once and in the order of the queue.
+    /// Returns whether a message without an id and a time is stored already, because its acknowledgement was lost. Call it
+    /// once for each such message, in the order of the queue.
     pub(super) fn is_stored(&mut self, content: Uuid, redelivered: bool) -> bool {
-        // What was stored and not acknowledged comes first, and in its order. At the first other message, the rest was
+        // Messages that were stored and not acknowledged come first, in their order. If another one comes, the rest was
         // acknowledged.
         let is_stored = redelivered && self.inherited.first() == Some(&content);
         if is_stored {
@@ -85,7 +85,7 @@ impl Consumer {
 
     /// Appends the events in one transaction. An error that is not of an event is returned, and then nothing is appended.
     ///
-    /// Nobody may be told that an event is stored before [`Durable::flush`](crate::durable::Durable::flush).
+    /// Before an event is reported as stored, call [`Durable::flush`](crate::durable::Durable::flush).
     pub(super) async fn append(
         &mut self,
         pool: &PgPool,
@@ -156,7 +156,7 @@ impl Consumer {
         Ok(Stored { outcomes, event: last })
     }
 
-    /// Begins a transaction that keeps others from being noted as the consumer, or returns an error if one is.
+    /// Begins a transaction during which no other consumer can register, or returns an error if one has.
     async fn begin(&self, pool: &PgPool) -> Result<Transaction<'static, Postgres>, BoxError> {
         let mut tx = transaction::begin_with(pool, incoming::BEGIN).await?;
         let sql = "SELECT FROM rabbitmq_ingest WHERE queue = $1 AND consumer = $2 FOR UPDATE";
@@ -183,12 +183,12 @@ impl Consumer {
         Ok(())
     }
 
-    /// Returns whether it must be known, after the acknowledgement of what was appended, that the broker has got it.
+    /// Returns whether [`confirm`](Self::confirm) is needed when the broker has the acknowledgements.
     pub(super) fn must_confirm(&self) -> bool {
         self.unconfirmed != self.inherited
     }
 
-    /// Notes that the broker has got the acknowledgements of all that this consumer has appended.
+    /// Records that the broker has the acknowledgements of all events that this consumer appended.
     pub(super) async fn confirm(&mut self, pool: &PgPool) -> sqlx::Result<()> {
         self.write(&mut *pool.acquire().await?, &self.inherited).await?;
         self.unconfirmed.clone_from(&self.inherited);

@@ -6,26 +6,12 @@ use lapin::BasicProperties;
 use lapin::message::Delivery;
 use lapin::options::BasicPublishOptions;
 use lapin::types::{AMQPValue, FieldTable};
-use projection_runtime::RabbitMqOptions;
 use serde_json::Value;
 use tests::{TestDatabase, eventually};
 use uuid::Uuid;
 
 use super::ingest_order::city;
-use super::{Exchange, LONG, Running, connected, dead_letters, only_rabbitmq, reason_of, text_header};
-
-fn ingesting(exchange: &Exchange) -> RabbitMqOptions {
-    let mut options = exchange.options.clone();
-    options.ingest = true;
-    options
-}
-
-async fn start(db: &TestDatabase, exchange: &Exchange) -> Running {
-    let set = dancefinder_projections::projections();
-    let running = Running::start(db, set, only_rabbitmq(), ingesting(exchange));
-    connected(&running).await;
-    running
-}
+use super::{Exchange, LONG, dead_letters, ingest, reason_of, text_header};
 
 /// The command, as an operator calls it for this queue.
 fn command(exchange: &Exchange, arguments: &[&str]) -> Output {
@@ -86,7 +72,7 @@ fn assert_full(dead: &Delivery, exchange: &Exchange) {
 #[tokio::test(flavor = "multi_thread")]
 async fn requeued_when_the_cause_is_gone() {
     let (db, exchange) = (TestDatabase::new().await, Exchange::new().await);
-    let running = start(&db, &exchange).await;
+    let running = ingest(&db, &exchange.options).await;
     let user = Uuid::new_v4();
     exchange.publish([full(user, 2, &[]), full(user, 3, &[])]).await;
     eventually("both are dead letters", LONG, || async { running.status().consumer.dead_lettered == 2 }).await;
@@ -128,7 +114,7 @@ async fn requeued_when_the_cause_is_gone() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_property_is_kept() {
     let (db, exchange) = (TestDatabase::new().await, Exchange::new().await);
-    let running = start(&db, &exchange).await;
+    let running = ingest(&db, &exchange.options).await;
     let user = Uuid::new_v4();
     // Of so many bytes that our headers do not fit beside it into a frame.
     let huge = || ("huge", AMQPValue::LongString("x".repeat(130_500).into()));
@@ -171,7 +157,7 @@ async fn every_property_is_kept() {
 #[tokio::test(flavor = "multi_thread")]
 async fn dropped() {
     let (db, exchange) = (TestDatabase::new().await, Exchange::new().await);
-    let running = start(&db, &exchange).await;
+    let running = ingest(&db, &exchange.options).await;
     let wrong = |n: i64| {
         let (key, _, properties) = city("Ignored", Uuid::new_v4(), "Mora", &[("n", AMQPValue::LongLongInt(n))]);
         (key, format!("wrong {n}").into_bytes(), properties)
@@ -201,7 +187,7 @@ async fn dropped() {
 #[tokio::test(flavor = "multi_thread")]
 async fn unreadable_ones_stay() {
     let (db, exchange) = (TestDatabase::new().await, Exchange::new().await);
-    let running = start(&db, &exchange).await;
+    let running = ingest(&db, &exchange.options).await;
     let mut table = FieldTable::default();
     table.insert("x-unreadable".into(), AMQPValue::LongString("not UTF-8".into()));
     let message = ("City.Ignored".to_owned(), b"{}".to_vec(), BasicProperties::default().with_headers(table));

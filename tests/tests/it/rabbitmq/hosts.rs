@@ -62,7 +62,7 @@ async fn connected_to(running: &Running, host: &str) {
     .await;
 }
 
-/// Hosts that refuse or do not answer are passed by, at the cost of a time-out each, and named.
+/// Hosts that refuse or do not answer are skipped, at the cost of a time-out each, and named.
 #[tokio::test(flavor = "multi_thread")]
 async fn hosts_that_are_away() {
     let db = TestDatabase::new().await;

@@ -15,14 +15,7 @@ use tests::{KilledWhenDropped, TestDatabase, eventually, fold, peak_memory_mib};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Exchange, LONG, Running, at_the_end, connected, database_port, database_through, only_rabbitmq};
-
-/// Ingest without a LISTEN: the options, and what runs them.
-fn ingesting(db: &TestDatabase, exchange: &Exchange) -> Running {
-    let mut options = exchange.options.clone();
-    options.ingest = true;
-    Running::start(db, dancefinder_projections::projections(), only_rabbitmq(), options)
-}
+use super::{Exchange, LONG, Running, at_the_end, database_port, database_through, ingest};
 
 /// A message as a Go service publishes it: no id, no type, the header `service`, the base event's fields in the body.
 fn from_go(key: &str, aggregate: Uuid, at: &str, fields: Value) -> (String, Vec<u8>, BasicProperties) {
@@ -40,8 +33,7 @@ fn from_go(key: &str, aggregate: Uuid, at: &str, fields: Value) -> (String, Vec<
 async fn messages_of_a_go_service_are_ingested() {
     let db = TestDatabase::new().await;
     let exchange = Exchange::new().await;
-    let running = ingesting(&db, &exchange);
-    connected(&running).await;
+    let running = ingest(&db, &exchange.options).await;
     let [band, hall, dance, user] = [(); 4].map(|()| Uuid::new_v4());
     let at = |minute: u32| format!("2026-06-19T18:{minute:02}:00.123456789+02:00");
     let place = json!({"Name": "Dansbanan", "City": "Rättvik", "Municipality": "Rättvik", "State": "Dalarnas län"});
@@ -92,8 +84,7 @@ async fn messages_of_a_go_service_are_ingested() {
 async fn a_store_fed_by_another_ones_relay() {
     let (there, here) = (TestDatabase::new().await, TestDatabase::new().await);
     let exchange = Exchange::new().await;
-    let ingest = ingesting(&here, &exchange);
-    connected(&ingest).await;
+    let ingest = ingest(&here, &exchange.options).await;
     let mut options = exchange.options.clone();
     options.service = "source".into();
     let set = dancefinder_projections::projections();

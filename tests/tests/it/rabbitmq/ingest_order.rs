@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
-use projection_runtime::RabbitMqOptions;
 use projection_runtime::testing::TcpRelay;
 use rand::RngExt;
 use serde_json::json;
@@ -14,7 +13,8 @@ use tests::{KilledWhenDropped, TestDatabase, eventually};
 use uuid::Uuid;
 
 use super::{
-    Exchange, LONG, Running, connected, database_port, database_through, dead_letters, only_rabbitmq, reason_of,
+    Exchange, LONG, Running, connected, database_port, database_through, dead_letters, ingesting, only_rabbitmq,
+    reason_of, start,
 };
 
 type Message = (String, Vec<u8>, BasicProperties);
@@ -32,16 +32,6 @@ pub fn city(what: &str, user: Uuid, city: &str, headers: &[(&str, AMQPValue)]) -
 
 fn numbered(what: &str, user: Uuid, name: &str, number: i64) -> Message {
     city(what, user, name, &[("sequence_no", AMQPValue::LongLongInt(number))])
-}
-
-fn ingesting(options: &RabbitMqOptions) -> RabbitMqOptions {
-    let mut options = options.clone();
-    options.ingest = true;
-    options
-}
-
-fn start(db: &TestDatabase, options: RabbitMqOptions) -> Running {
-    Running::start(db, dancefinder_projections::projections(), only_rabbitmq(), options)
 }
 
 async fn count(pool: &PgPool, sql: &'static str) -> i64 {
@@ -137,7 +127,8 @@ async fn a_process_that_was_replaced_stores_nothing() {
 
     database.stall(true);
     exchange.publish((0..20).map(|_| city("Ignored", user, "Mora", &[]))).await;
-    tokio::time::sleep(Duration::from_secs(1)).await; // it has got them, which nobody can see
+    eventually("the broker has delivered them", LONG, || async { exchange.messages_ready().await == 0 }).await;
+    tokio::time::sleep(Duration::from_millis(200)).await; // for the way to the process, which nothing shows
     broker.stall(true);
     let second = start(&db, ingesting(&exchange.options));
     eventually("the second stores them", LONG, || async { second.status().consumer.ingested == 20 }).await;

@@ -5,24 +5,13 @@ use futures_util::StreamExt;
 use lapin::BasicProperties;
 use lapin::options::BasicConsumeOptions;
 use lapin::types::{AMQPValue, FieldTable};
-use projection_runtime::RabbitMqOptions;
 use serde_json::{Value, json};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, PgPool};
 use tests::{TestDatabase, eventually};
 use uuid::Uuid;
 
-use super::{Exchange, LONG, Running, connected, only_rabbitmq};
-
-fn ingesting(exchange: &Exchange) -> RabbitMqOptions {
-    let mut options = exchange.options.clone();
-    options.ingest = true;
-    options
-}
-
-fn start(db: &TestDatabase, options: RabbitMqOptions) -> Running {
-    Running::start(db, dancefinder_projections::projections(), only_rabbitmq(), options)
-}
+use super::{Exchange, LONG, Running, connected, ingesting, only_rabbitmq, start};
 
 fn message(fields: Value, headers: &[(&str, AMQPValue)]) -> (String, Vec<u8>, BasicProperties) {
     let mut table = FieldTable::default();
@@ -74,7 +63,7 @@ async fn a_role_that_may_not_insert() {
     let url: PgConnectOptions = db.url.parse().unwrap();
     let pool = PgPool::connect_with(url.options([("role", &role)])).await.unwrap();
     let set = dancefinder_projections::projections();
-    let running = Running::over(pool.clone(), set, only_rabbitmq(), ingesting(&exchange));
+    let running = Running::over(pool.clone(), set, only_rabbitmq(), ingesting(&exchange.options));
     let cure = format!("GRANT INSERT ON events TO {role}");
     they_wait(&db, running, &exchange, cure, &["42501", "wait in the queue", "grant the privilege"]).await;
     pool.close().await;
@@ -91,7 +80,7 @@ async fn a_missing_function() {
     .execute(&db.pool)
     .await
     .unwrap();
-    let running = start(&db, ingesting(&exchange));
+    let running = start(&db, ingesting(&exchange.options));
     they_wait(&db, running, &exchange, "DROP TRIGGER calls ON events".into(), &["42883", "create what is missing"])
         .await;
 }
@@ -109,7 +98,7 @@ async fn a_statement_timeout() {
     let url: PgConnectOptions = db.url.parse().unwrap();
     let pool = PgPool::connect_with(url.options([("statement_timeout", "2s")])).await.unwrap();
     let set = dancefinder_projections::projections();
-    let running = Running::over(pool, set, only_rabbitmq(), ingesting(&exchange));
+    let running = Running::over(pool, set, only_rabbitmq(), ingesting(&exchange.options));
     they_wait(&db, running, &exchange, "DROP TRIGGER slow ON events".into(), &["57014", "raise the time-out"]).await;
 }
 
@@ -123,7 +112,7 @@ async fn events_that_the_database_drops() {
     .execute(&db.pool)
     .await
     .unwrap();
-    let running = start(&db, ingesting(&exchange));
+    let running = start(&db, ingesting(&exchange.options));
     they_wait(&db, running, &exchange, "DROP TRIGGER drops ON events".into(), &["drops events", "`check` names"]).await;
 }
 
@@ -142,7 +131,7 @@ async fn a_payload_that_the_program_cannot_read() {
         ]
     };
     let (db, exchange) = (TestDatabase::new().await, Exchange::new().await);
-    let running = start(&db, ingesting(&exchange));
+    let running = start(&db, ingesting(&exchange.options));
     connected(&running).await;
     exchange.publish(wrong().map(|(message, _)| message)).await;
     exchange.publish([message(json!({ "title": "x" }), &[("version", AMQPValue::LongInt(9))])]).await;
@@ -164,7 +153,7 @@ async fn a_payload_that_the_program_cannot_read() {
 
     // With `unchecked`, all of them are appended.
     let (db, exchange) = (TestDatabase::new().await, Exchange::new().await);
-    let mut options = ingesting(&exchange);
+    let mut options = ingesting(&exchange.options);
     options.unchecked = true;
     let running = start(&db, options);
     connected(&running).await;

@@ -238,6 +238,25 @@ fn only_rabbitmq() -> ManagerOptions {
     options
 }
 
+/// The options, with ingest.
+fn ingesting(options: &RabbitMqOptions) -> RabbitMqOptions {
+    let mut options = options.clone();
+    options.ingest = true;
+    options
+}
+
+/// Runs DanceFinder's projections, woken by the broker alone.
+fn start(db: &TestDatabase, options: RabbitMqOptions) -> Running {
+    Running::start(db, dancefinder_projections::projections(), only_rabbitmq(), options)
+}
+
+/// Ingests what comes to DanceFinder's queue.
+async fn ingest(db: &TestDatabase, options: &RabbitMqOptions) -> Running {
+    let running = start(db, ingesting(options));
+    connected(&running).await;
+    running
+}
+
 /// A manager that runs until it is stopped.
 struct Running {
     manager: ProjectionManager,

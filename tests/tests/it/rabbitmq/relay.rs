@@ -85,10 +85,11 @@ async fn the_broker_may_come_late() {
         relay.last_trouble.is_some() && relay.connected_since.is_none() && consumer.last_trouble.is_some()
     })
     .await;
+    exchange.audit().await;
     tcp.refuse(false);
     at_the_end(&db, 2).await;
-    eventually("the messages come back", LONG, || async { running.status().consumer.consumed == 100 }).await;
     running.stop().await;
+    assert_all_in_order_but_for_repeats(&db, &exchange.audited().await).await;
 }
 
 /// A broker that takes the connection and says nothing blocks neither the projections nor the shutdown.

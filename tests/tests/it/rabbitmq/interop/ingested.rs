@@ -5,14 +5,14 @@ use tests::interop::{Client, Program};
 use tests::{TestDatabase, eventually};
 use uuid::Uuid;
 
-use super::super::{Exchange, LONG, at_the_end};
-use super::{ingesting, json_of, stored};
+use super::super::{Exchange, LONG, at_the_end, ingest};
+use super::{json_of, stored};
 
 /// Publishes the messages, all of which the broker takes, and returns the events that the store has then.
 async fn published(client: Client, messages: &[Value]) -> Vec<Value> {
     let db = TestDatabase::new().await;
     let exchange = Exchange::new().await;
-    let running = ingesting(&db, &exchange).await;
+    let running = ingest(&db, &exchange.options).await;
     let mut publisher = Program::publish(client, exchange.place()).await;
     for message in messages {
         assert_eq!(publisher.outcome(message).await, "confirmed", "{client:?}: {message}");
@@ -174,7 +174,7 @@ async fn confirms_and_returns() {
     for client in Client::ALL {
         let db = TestDatabase::new().await;
         let exchange = Exchange::new().await;
-        let running = ingesting(&db, &exchange).await;
+        let running = ingest(&db, &exchange.options).await;
         let mut publisher = Program::publish(client, exchange.place()).await;
         let message = |key: &str, mandatory: bool| {
             let headers = json!({"aggregate_id": Uuid::new_v4(), "service": "booking"});

@@ -4,27 +4,17 @@ mod ingested;
 mod refused;
 mod relayed;
 
-use projection_runtime::ManagerOptions;
 use serde_json::{Value, json};
 use tests::TestDatabase;
 use tests::interop::Client;
 
-use super::{Exchange, Running, connected};
+use super::Exchange;
 
 impl Exchange {
-    /// What a client is told to connect to.
+    /// Arguments of a client: URL and exchange.
     fn place(&self) -> (&str, &str) {
         (&self.url, &self.options.exchange)
     }
-}
-
-/// Runs DanceFinder with a store that the broker feeds.
-async fn ingesting(db: &TestDatabase, exchange: &Exchange) -> Running {
-    let mut options = exchange.options.clone();
-    options.ingest = true;
-    let running = Running::start(db, dancefinder_projections::projections(), ManagerOptions::default(), options);
-    connected(&running).await;
-    running
 }
 
 /// Text in letters of ASCII only, as Python's `json.dumps` writes it, or as it is, as JavaScript's `JSON.stringify` does.

@@ -5,8 +5,8 @@ use tests::interop::{Client, Program};
 use tests::{TestDatabase, eventually};
 use uuid::Uuid;
 
-use super::super::{Exchange, LONG};
-use super::{ingesting, stored};
+use super::super::{Exchange, LONG, ingest};
+use super::stored;
 
 const BODY: &str = r#"{"name": "x"}"#;
 
@@ -76,7 +76,7 @@ async fn what_is_no_event_is_dead_lettered_with_the_reason() {
     for client in Client::ALL {
         let db = TestDatabase::new().await;
         let exchange = Exchange::new().await;
-        let running = ingesting(&db, &exchange).await;
+        let running = ingest(&db, &exchange.options).await;
         let mut publisher = Program::publish(client, exchange.place()).await;
         let refused = refused(client);
         for (message, _) in &refused {
