@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 
 use crate::payload_schema;
 use crate::projection::{EventType, ProjectionSet};
-use crate::rabbitmq::EXCHANGE;
+use crate::rabbitmq::{EXCHANGE, MessageFormat, cloud_events};
 
 const BINDING_VERSION: &str = "0.3.0";
 
@@ -40,6 +40,8 @@ pub struct AsyncApi {
     pub version: String,
     /// The topic exchange; [`EXCHANGE`] unless a deployment has another.
     pub exchange: String,
+    /// The form of the messages.
+    pub format: MessageFormat,
 }
 
 /// Which way a message goes.
@@ -60,7 +62,12 @@ struct Parts {
 impl AsyncApi {
     /// A service on the exchange [`EXCHANGE`].
     pub fn new(service: impl Into<String>, version: impl Into<String>) -> Self {
-        AsyncApi { service: service.into(), version: version.into(), exchange: EXCHANGE.to_owned() }
+        AsyncApi {
+            service: service.into(),
+            version: version.into(),
+            exchange: EXCHANGE.to_owned(),
+            format: MessageFormat::default(),
+        }
     }
 
     /// The document of a service with these projections.
@@ -84,10 +91,10 @@ impl AsyncApi {
             }
         }
         let mut schemas = generator.take_definitions(true);
-        schemas.insert("relayed-headers".to_owned(), self.relayed_headers());
+        schemas.insert("relayed-headers".to_owned(), self.headers(self.relayed_headers()));
         schemas.insert("relayed-properties".to_owned(), relayed_properties());
-        schemas.insert("ingested-headers".to_owned(), ingested_headers());
-        schemas.insert("ingested-properties".to_owned(), ingested_properties());
+        schemas.insert("ingested-headers".to_owned(), self.headers(ingested_headers()));
+        schemas.insert("ingested-properties".to_owned(), self.ingested_properties());
         json!({
             "asyncapi": "3.0.0",
             "info": {
@@ -103,7 +110,7 @@ impl AsyncApi {
                 "schemas": schemas,
                 "correlationIds": { "aggregate": {
                     "description": "The aggregate. Its events are ordered by the header `sequence_no`.",
-                    "location": "$message.header#/aggregate_id",
+                    "location": self.aggregate(),
                 } },
             },
         })
@@ -130,9 +137,17 @@ impl AsyncApi {
              of a message whose `version` is newer than described, whose `type` is not described, or, with `--unchecked`, of \
              any message. A schema has the further names (aliases) of the payload's own fields in the newest version; \
              those of nested objects are accepted as well, but not described.\n\n\
-             A process relays or ingests, never both. A process that does not ingest is only woken by messages, and reads \
+             {format} A process relays or ingests, never both. A process that does not ingest is only woken by messages, and reads \
              no body.",
-            self.service, self.exchange
+            self.service,
+            self.exchange,
+            format = match self.format {
+                MessageFormat::Plain => "Ingest also takes CloudEvents 1.0 in binary mode.",
+                MessageFormat::CloudEvents => {
+                    "The messages are CloudEvents 1.0 in the binary mode of the AMQP binding: each attribute is a header. Ingest \
+                     also takes the plain form, whose headers are called like the columns of the store."
+                }
+            },
         )
     }
 
@@ -152,7 +167,8 @@ impl AsyncApi {
             for (version, payload) in (1..).zip(event.payloads.schemas()) {
                 let message = format!("{}.v{version}{suffix}", identifier(event.name));
                 let payload = payload.map(|schema| payload_schema::generate(schema, generator));
-                parts.messages.insert(message.clone(), direction.message(event, version, payload));
+                let described = direction.message(event, version, payload, self.format);
+                parts.messages.insert(message.clone(), described);
                 operated.push(json!({ "$ref": format!("#/channels/{channel}/messages/{message}") }));
                 listed.insert(message.clone(), json!({ "$ref": format!("#/components/messages/{message}") }));
             }
@@ -180,6 +196,33 @@ impl AsyncApi {
                 "bindings": { "amqp": { "is": "routingKey", "exchange": exchange, "bindingVersion": BINDING_VERSION } },
             }),
         );
+    }
+
+    /// Returns the schema of the headers that all messages have, in the format's form.
+    fn headers(&self, plain: Value) -> Value {
+        match self.format {
+            MessageFormat::Plain => plain,
+            MessageFormat::CloudEvents => cloud_events::described_common(&plain),
+        }
+    }
+
+    /// Returns the location of the aggregate's id.
+    fn aggregate(&self) -> &'static str {
+        match self.format {
+            MessageFormat::Plain => "$message.header#/aggregate_id",
+            MessageFormat::CloudEvents => "$message.header#/cloudEvents:subject",
+        }
+    }
+
+    /// Returns the schema of the properties of ingested messages. A CloudEvent has its attributes in their place.
+    fn ingested_properties(&self) -> Value {
+        let mut properties = ingested_properties();
+        if let (MessageFormat::CloudEvents, Some(Value::Object(named))) =
+            (self.format, properties.get_mut("properties"))
+        {
+            named.retain(|name, _| name == "timestamp");
+        }
+        properties
     }
 
     fn relayed_headers(&self) -> Value {
@@ -240,7 +283,13 @@ impl Direction {
     }
 
     /// The message of an event in one version.
-    fn message(self, event: &EventType, version: i32, payload: Option<Map<String, Value>>) -> Value {
+    fn message(
+        self,
+        event: &EventType,
+        version: i32,
+        payload: Option<Map<String, Value>>,
+        format: MessageFormat,
+    ) -> Value {
         let summary = payload.as_ref().and_then(|schema| schema.get("description")?.as_str()?.lines().next());
         let summary = summary.unwrap_or("An event.").to_owned();
         let (shared, own) = match self {
@@ -261,6 +310,9 @@ impl Direction {
             if !required.is_empty() {
                 headers["required"] = json!(required);
             }
+        }
+        if format == MessageFormat::CloudEvents {
+            headers = cloud_events::described(&headers, event.name, version);
         }
         let payload = match self {
             Direction::Relayed => payload.unwrap_or_else(payload_schema::open),

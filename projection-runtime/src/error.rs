@@ -15,12 +15,12 @@ use crate::store::ExpectedVersion;
 pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
 
 /// What was meant, where that is plain, or else what there is.
-fn meant(name: &str, known: &[&'static str]) -> String {
+pub(crate) fn meant(name: &str, known: &[&'static str], what: &str) -> String {
     // As clap does for its commands.
     let alike = known.iter().map(|known| (strsim::jaro(name, known), known)).filter(|(alike, _)| *alike > 0.8);
     match alike.max_by(|(a, _), (b, _)| a.total_cmp(b)) {
         Some((_, known)) => format!("did you mean `{known}`?"),
-        None => format!("the projections are {}", known.join(", ")),
+        None => format!("the {what} are {}", known.join(", ")),
     }
 }
 
@@ -38,7 +38,7 @@ pub enum Error {
         source: sqlx::Error,
     },
     /// There is no projection of that name.
-    #[error("there is no projection `{name}`; {}", meant(name, known))]
+    #[error("there is no projection `{name}`; {}", meant(name, known, "projections"))]
     UnknownProjection {
         /// The name that was given.
         name: String,

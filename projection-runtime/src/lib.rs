@@ -331,8 +331,8 @@ pub use projection_macros::projection;
 pub use projection_macros::projections;
 pub use projection_macros::{DomainEvent, ReadModel};
 pub use rabbitmq::{
-    ConnectionStatus, ConsumerStatus, EXCHANGE, QueueType, RabbitMqOptions, RabbitMqProcess, RabbitMqStatus,
-    RelayStatus, Topology, Trouble,
+    ConnectionStatus, ConsumerStatus, EXCHANGE, MessageFormat, QueueType, RabbitMqOptions, RabbitMqProcess,
+    RabbitMqStatus, RelayStatus, Topology, Trouble,
 };
 pub use read_model::{FieldType, ReadModel, RowTable};
 pub use rebuild::{

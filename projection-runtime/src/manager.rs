@@ -250,12 +250,9 @@ impl ProjectionManager {
             rabbitmq.spawn(&mut loops, (&self.pool, &self.events_at), &self.projections, self.options, &wake, &stop);
         }
         let mut beside = JoinSet::new(); // aborted when it is dropped
-        let relay = self.rabbitmq.as_ref().filter(|rabbitmq| rabbitmq.options.relay);
-        let asked = position::Asked::of(
-            &self.projections,
-            relay.map(|rabbitmq| rabbitmq.options.relay_row()),
-            self.share.group(),
-        );
+        let relays = self.rabbitmq.iter().flat_map(|rabbitmq| rabbitmq.options.relays());
+        let relays = relays.map(|target| target.row()).collect();
+        let asked = position::Asked::of(&self.projections, relays, self.share.group());
         let (events_at, share) = (self.events_at.clone(), self.share.clone());
         beside.spawn(wake::poll(self.pool.clone(), events_at.clone(), wake.clone(), asked, share, self.options.poll));
         if self.options.listen {

@@ -387,14 +387,14 @@ pub(crate) struct Asked {
     pub(crate) after: (Vec<&'static str>, Vec<&'static str>),
     /// The handled events, as three columns: projection, event name and the highest known schema version.
     pub(crate) events: (Vec<&'static str>, Vec<&'static str>, Vec<i32>),
-    /// The row of the relay, where this process has one.
-    pub(crate) relay: Option<String>,
+    /// The rows of the relays of this process.
+    pub(crate) relays: Vec<String>,
     /// What the processes that share the projections have in common.
     pub(crate) group: i32,
 }
 
 impl Asked {
-    pub(crate) fn of(set: &ProjectionSet, relay: Option<String>, group: i32) -> Self {
+    pub(crate) fn of(set: &ProjectionSet, relays: Vec<String>, group: i32) -> Self {
         let (mut projections, mut after): (Vec<_>, Vec<_>) = Default::default();
         for definition in set.definitions() {
             projections.extend(definition.places());
@@ -418,7 +418,7 @@ impl Asked {
                 events.2.push(event.version);
             }
         }
-        Asked { projections, after, events, relay, group }
+        Asked { projections, after, events, relays, group }
     }
 }
 
@@ -440,7 +440,7 @@ pub(crate) async fn pending(pool: &PgPool, events_at: &EventsAt, asked: &Asked) 
                       WHERE locktype = 'advisory' AND objsubid = 2 AND granted AND classid::int8::bit(32)::int4 = $5
                         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) AS processes
          FROM (SELECT name, false AS is_relay FROM UNNEST($1::text[]) AS known (name)
-               UNION ALL SELECT $4, true WHERE $4 IS NOT NULL) known
+               UNION ALL SELECT name, true FROM UNNEST($4::text[]) AS relay (name)) known
          LEFT JOIN readviews r USING (name)
          LEFT JOIN readview_failures f USING (name)
          WHERE COALESCE(r.position, 0) < LEAST(
@@ -462,7 +462,7 @@ pub(crate) async fn pending(pool: &PgPool, events_at: &EventsAt, asked: &Asked) 
         .bind(&asked.projections)
         .bind(&asked.after.0)
         .bind(&asked.after.1)
-        .bind(&asked.relay)
+        .bind(&asked.relays)
         .bind(asked.group)
         .bind(&asked.events.0)
         .bind(&asked.events.1)

@@ -61,11 +61,11 @@ impl Rebuilding {
     }
 }
 
-/// The relay to one exchange.
+/// The relay to the exchange, or to a stream.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RelayProgress {
-    /// The exchange.
-    pub exchange: String,
+    /// The exchange, or `stream:` and the stream.
+    pub target: String,
     /// The `tstamp` of the last event that the broker has confirmed; 0: none.
     pub position: i64,
     /// Events that it has not: counted up to 10,000.
@@ -224,7 +224,7 @@ pub(crate) fn status(
     let position = |name: &str| rows.iter().find(|row| row.name == name).map_or(0, |row| row.position);
     let relays = rows.iter().filter_map(|row| {
         Some(RelayProgress {
-            exchange: relayed_to(&row.name)?.to_owned(),
+            target: relayed_to(&row.name)?.to_owned(),
             position: row.position,
             events_behind: row.events_behind.min(10_000),
             events_behind_capped: row.events_behind > 10_000,

@@ -6,6 +6,7 @@ import sys
 
 import pika
 import pika.data
+from cloudevents.core.bindings import amqp
 
 
 def main():
@@ -42,13 +43,25 @@ def keep_types():
 
 def seen(method, properties, body):
     named = {name: value for name, value in vars(properties).items() if value is not None}
-    return {
+    event = cloud_event(properties, body)
+    return event | {
         "exchange": method.exchange,
         "routing_key": method.routing_key,
         "headers": named.pop("headers", {}),
         "properties": named,
         "body": base64.b64encode(body).decode(),
     }
+
+
+def cloud_event(properties, body):
+    """The message as the package reads it, if it is a CloudEvent."""
+    headers = {name: header["value"] for name, header in (properties.headers or {}).items()}
+    if not any(name.startswith(("cloudEvents:", "cloudEvents_")) for name in headers):
+        return {}
+    message = amqp.AMQPMessage({"content-type": properties.content_type}, headers, body)
+    event = amqp.from_amqp_event(message)
+    attributes = {name: getattr(value, "isoformat", lambda: value)() for name, value in event.get_attributes().items()}
+    return {"cloud_event": {"attributes": attributes, "data": event.get_data()}}
 
 
 def say(what):

@@ -7,6 +7,8 @@ from datetime import datetime
 from decimal import Decimal
 
 import pika
+from cloudevents.core.bindings import amqp, rabbitmq
+from cloudevents.core.v1.event import CloudEvent
 from pika.exceptions import NackError, UnroutableError
 
 
@@ -17,6 +19,8 @@ def main():
     channel.confirm_delivery()
     for line in sys.stdin:
         message = json.loads(line, object_hook=typed, parse_float=Decimal)
+        if "cloud_event" in message:
+            message |= of_cloud_event(**message["cloud_event"])
         outcome = publish(channel, message.get("exchange", order["exchange"]), message)
         print(json.dumps({"outcome": outcome}), flush=True)
     connection.close()
@@ -29,6 +33,17 @@ def typed(value):
     if "$bytes" in value:
         return base64.b64decode(value["$bytes"])
     return value
+
+
+def of_cloud_event(attributes, data, binding="amqp", mode="binary"):
+    """Properties and body as the package makes them."""
+    event = CloudEvent(attributes, data)
+    if binding == "rabbitmq":
+        message = getattr(rabbitmq, f"to_{mode}_event")(event)
+        return {"properties": {"headers": message.headers, "content_type": message.content_type}, "body": message.body}
+    message = getattr(amqp, f"to_{mode}_event")(event)
+    properties = {"headers": message.application_properties, "content_type": message.properties.get("content-type")}
+    return {"properties": properties, "body": message.application_data}
 
 
 def publish(channel, exchange, message):

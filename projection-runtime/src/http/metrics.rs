@@ -151,7 +151,7 @@ fn of_projections(now: &Now, app: &App, status: &Status) {
 }
 
 fn of_relays(now: &Now, status: &Status) {
-    let gauges = |name, help| now.gauges(name, help, &["exchange"]);
+    let gauges = |name, help| now.gauges(name, help, &["target"]);
     let position = gauges(
         "projection_relay_position_timestamp_seconds",
         "The time, by its tstamp, of the last event that the broker has confirmed.",
@@ -163,10 +163,10 @@ fn of_relays(now: &Now, status: &Status) {
         "How long the oldest event that the broker has not confirmed has been waiting.",
     );
     for relay in &status.relays {
-        let exchange = &[&*relay.exchange];
-        position.with_label_values(exchange).set(seconds(relay.position));
-        events.with_label_values(exchange).set(number(relay.events_behind));
-        lag.with_label_values(exchange).set(relay.seconds_behind);
+        let target = &[&*relay.target];
+        position.with_label_values(target).set(seconds(relay.position));
+        events.with_label_values(target).set(number(relay.events_behind));
+        lag.with_label_values(target).set(relay.seconds_behind);
     }
 }
 
@@ -196,11 +196,14 @@ fn of_rabbitmq(now: &Now, app: &App) {
         .with_label_values::<&str>(&[])
         .set(number(consumer.dead_letters.try_into().unwrap_or(i64::MAX)));
     now.counter("projection_consumer_dead_lettered_total", "Messages that are no events.", consumer.dead_lettered);
+    if let Some(stream) = &status.stream {
+        connection("stream", &stream.connection);
+    }
     if let Some(relay) = &status.relay {
         connection("relay", &relay.connection);
         now.counter(
             "projection_relay_published_total",
-            "Messages sent to the broker, repeats included.",
+            "Messages sent to the exchange, repeats included.",
             relay.published,
         );
         now.counter("projection_relay_confirmed_total", "Messages that the broker took on.", relay.confirmed);

@@ -243,6 +243,7 @@ async fn asyncapi(State(app): State<Arc<App>>) -> Response {
     if let Some(rabbitmq) = app.manager.rabbitmq_options() {
         api.service.clone_from(&rabbitmq.service);
         api.exchange.clone_from(&rabbitmq.exchange);
+        api.format = rabbitmq.format;
     }
     Json(api.document(app.manager.projections())).into_response()
 }

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::broker_url::Host;
 use super::guard::{self, Guarded, InFlight};
 use super::ingest::NotTaken;
+use super::status::Part;
 use super::{ConnectionStatus, RabbitMqOptions, RabbitMqStatus, Trouble};
 use crate::backoff::Backoff;
 use crate::error::BoxError;
@@ -173,13 +174,13 @@ fn at(host: &str, error: &BoxError) -> BoxError {
 /// Where the status of one connection is kept.
 pub(super) struct Status {
     pub(super) all: watch::Sender<RabbitMqStatus>,
-    pub(super) of: fn(&mut RabbitMqStatus) -> Option<&mut ConnectionStatus>,
+    pub(super) part: Part,
 }
 
 impl Status {
     fn change(&self, change: impl FnOnce(&mut ConnectionStatus)) {
         self.all.send_modify(|all| {
-            if let Some(connection) = (self.of)(all) {
+            if let Some(connection) = all.connection(self.part) {
                 change(connection);
             }
         });
@@ -206,7 +207,7 @@ impl Status {
     }
 
     fn blocked(&self, blocked: bool) {
-        let changed = self.all.send_if_modified(|all| match (self.of)(all) {
+        let changed = self.all.send_if_modified(|all| match all.connection(self.part) {
             Some(connection) if connection.blocked != blocked => {
                 connection.blocked = blocked;
                 true
@@ -236,16 +237,13 @@ impl Status {
 
 /// What is done on a connection.
 pub(super) trait Work: Send {
-    /// What is done, in a word.
-    const PURPOSE: &'static str;
-
     /// Works until it is told to stop, or an error shows that there must be another connection.
     fn work(&mut self, link: &Link, status: &Status) -> impl Future<Output = Result<(), BoxError>> + Send;
 }
 
 /// Has the work done on a connection until `stop`, and on another one whenever that is lost. After `stop` it may go on
 /// for `grace` to end what it has begun.
-#[tracing::instrument(name = "rabbitmq", skip_all, fields(part = W::PURPOSE))]
+#[tracing::instrument(name = "rabbitmq", skip_all, fields(part = status.part.name()))]
 pub(super) async fn keep<W: Work>(
     mut work: W,
     options: Arc<RabbitMqOptions>,
@@ -258,7 +256,7 @@ pub(super) async fn keep<W: Work>(
     let mut first = 0;
     while !stop.is_cancelled() {
         let reached = tokio::select! {
-            reached = reach(&options, W::PURPOSE, first) => reached,
+            reached = reach(&options, status.part.name(), first) => reached,
             () = stop.cancelled() => return,
         };
         let outcome = match reached {

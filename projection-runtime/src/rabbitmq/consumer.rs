@@ -9,17 +9,19 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
-use lapin::types::{FieldTable, ShortString};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, Consumer};
 use sqlx::PgPool;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::cloud_events;
 use super::connection::{self, Link, Status, Work};
 use super::deployment::Deployment;
 use super::ingest::{Ingest, Settled};
+use super::status::Part;
 use super::topology::{self, Bindings};
-use super::{RabbitMq, RabbitMqOptions, RabbitMqStatus, Trouble};
+use super::{QueueType, RabbitMq, RabbitMqOptions, Trouble};
 use crate::error::BoxError;
 use crate::events_at::EventsAt;
 use crate::manager::ManagerOptions;
@@ -32,6 +34,8 @@ use crate::wake::Wake;
 const GATHER: Duration = Duration::from_millis(5);
 /// Number of bytes at which a burst is full: what is appended is in memory several times.
 const BURST: usize = 2 << 20;
+/// Number of reasons of dead letters that are shown.
+const REASONS: usize = 5;
 /// How often a process that stands by looks whether another one still consumes.
 const STANDBY: Duration = Duration::from_secs(1);
 /// After messages that may have come before their events could be seen, it is asked so often whether there is something
@@ -47,8 +51,7 @@ pub(super) async fn run(
     asked: Asked,
     stop: CancellationToken,
 ) {
-    let status =
-        Status { all: rabbitmq.status.clone(), of: |all: &mut RabbitMqStatus| Some(&mut all.consumer.connection) };
+    let status = Status { all: rabbitmq.status.clone(), part: Part::Consumer };
     let broker = rabbitmq.options.clone();
     let bindings = Bindings::new(broker.bindings(&events));
     let ingest = broker.ingest.then(|| Ingest::new(&broker, events_at.pool(&pool).clone(), events));
@@ -71,8 +74,6 @@ struct Intake {
 }
 
 impl Work for Intake {
-    const PURPOSE: &'static str = "consumer";
-
     async fn work(&mut self, link: &Link, status: &Status) -> Result<(), BoxError> {
         let channel = link.channel().await?;
         let options = self.rabbitmq.options.clone();
@@ -139,8 +140,12 @@ impl Intake {
             }
             self.standby(status, false);
         }
-        let (tag, arguments) = (ShortString::default(), FieldTable::default());
-        Ok(Some(channel.basic_consume(queue, tag, exclusive, arguments).await?))
+        let mut arguments = FieldTable::default();
+        if self.rabbitmq.options.queue_type == QueueType::Stream {
+            // What came before is found in the store.
+            arguments.insert("x-stream-offset".into(), AMQPValue::LongString("next".into()));
+        }
+        Ok(Some(channel.basic_consume(queue, ShortString::default(), exclusive, arguments).await?))
     }
 
     /// Makes the bindings again that somebody may have removed, and counts the dead letters.
@@ -258,13 +263,18 @@ fn count(rabbitmq: &RabbitMq, consumed: usize, settled: &Settled) {
         all.consumer.duplicates += settled.duplicates;
         all.consumer.dead_lettered += settled.dead_lettered;
         all.consumer.dead_letters += settled.dead_lettered;
-        if let Some(reason) = &settled.newest_reason {
-            all.consumer.newest_dead_letter = Some(Trouble { at: chrono::Utc::now(), error: reason.clone() });
+        for reason in &settled.reasons {
+            all.consumer.newest_dead_letters.insert(0, Trouble { at: chrono::Utc::now(), error: reason.clone() });
         }
+        all.consumer.newest_dead_letters.truncate(REASONS);
     });
 }
 
 /// The relay's messages say where in the stream their event is: it read it there.
 fn is_relayed(delivery: &Delivery) -> bool {
-    delivery.properties.headers().as_ref().is_some_and(|headers| headers.contains_key("tstamp"))
+    delivery
+        .properties
+        .headers()
+        .as_ref()
+        .is_some_and(|headers| ["tstamp", cloud_events::POSITION].iter().any(|name| headers.contains_key(name)))
 }

@@ -11,10 +11,12 @@
 //! published at least once. The broker may be away at any time, also at the start and at the end.
 //!
 //! `broker_url` parses the broker's URL, `tls` reads certificates, `connection` keeps a connection through `guard`,
-//! `topology` makes exchange and queues, `deployment` keeps other stores from them, `relay` publishes, `consumer` wakes, `ingest` feeds a store that has no other
-//! source, `headers` reads those of its messages, `dead_letters` is for an operator, `status` is what of it can be seen.
+//! `topology` makes exchange and queues, `deployment` keeps other stores from them. `relay` publishes the events as they come, `replay` once more; `publish` makes
+//! the messages, `cloud_events` in another form. `consumer` wakes, `ingest` feeds a store that has no other source, `headers`
+//! reads those of its messages, `dead_letters` is for an operator, `status` is what of it can be seen.
 
 mod broker_url;
+pub(crate) mod cloud_events;
 mod connection;
 mod consumer;
 mod dead_letters;
@@ -23,7 +25,9 @@ mod faults;
 pub(crate) mod guard;
 mod headers;
 pub(crate) mod ingest;
+mod publish;
 mod relay;
+mod replay;
 mod status;
 mod tls;
 mod topology;
@@ -41,6 +45,9 @@ use tokio_util::sync::CancellationToken;
 use broker_url::BrokerUrl;
 pub(crate) use dead_letters::{Act, Acted, DeadLetter, DeadLetters};
 pub(crate) use faults::{drop_messages, repeat_messages};
+pub use publish::MessageFormat;
+pub(crate) use publish::{Target, relayed_to};
+pub(crate) use replay::{Replay, Replayed};
 pub(crate) use status::processes;
 pub use status::{ConnectionStatus, ConsumerStatus, RabbitMqProcess, RabbitMqStatus, RelayStatus, Trouble};
 pub(crate) use topology::remove;
@@ -92,6 +99,11 @@ pub struct RabbitMqOptions {
     pub bind: Vec<String>,
     /// Publish the events of the store. Off, where the write side publishes them by itself.
     pub relay: bool,
+    /// A stream (a queue of RabbitMQ's type `stream`) to which each event of the store is published as well, from the first:
+    /// what reads the stream later can begin there.
+    pub stream: Option<String>,
+    /// The form of the messages that are published. Ingest takes both.
+    pub format: MessageFormat,
     /// Append the messages to the store, which has no other source. Then nothing is relayed: events would go round and
     /// round.
     pub ingest: bool,
@@ -121,6 +133,8 @@ impl std::fmt::Debug for RabbitMqOptions {
             .field("topology", &self.topology)
             .field("queue", &self.queue())
             .field("relay", &self.relay)
+            .field("stream", &self.stream)
+            .field("format", &self.format)
             .field("ingest", &self.ingest)
             .field("unchecked", &self.unchecked)
             .field("gaps", &self.gaps)
@@ -155,6 +169,8 @@ impl RabbitMqOptions {
             dead_letter_queue_name: None,
             bind: Vec::new(),
             relay: true,
+            stream: None,
+            format: MessageFormat::default(),
             ingest: false,
             unchecked: false,
             gaps: false,
@@ -213,10 +229,10 @@ impl RabbitMqOptions {
         self.dead_letter_queue_name.clone().unwrap_or_else(|| format!("{}.dead-letter", self.queue()))
     }
 
-    /// The name of the relay's row in `readviews`: one that no projection can have.
-    #[must_use]
-    pub fn relay_row(&self) -> String {
-        format!("{}{}", relay::ROW, self.exchange)
+    /// What the relays publish to.
+    pub(crate) fn relays(&self) -> Vec<Target> {
+        let exchange = self.relay.then(|| Target::Exchange(self.exchange.clone()));
+        exchange.into_iter().chain(self.stream.clone().map(Target::Queue)).collect()
     }
 
     /// The same broker, by way of another port of this machine.
@@ -231,11 +247,6 @@ impl RabbitMqOptions {
     }
 }
 
-/// The exchange, where a row of `readviews` is a relay's, and no projection's.
-pub(crate) fn relayed_to(row: &str) -> Option<&str> {
-    row.strip_prefix(relay::ROW)
-}
-
 /// RabbitMQ as a manager runs it.
 #[derive(Debug, Clone)]
 pub(crate) struct RabbitMq {
@@ -245,7 +256,9 @@ pub(crate) struct RabbitMq {
 
 impl RabbitMq {
     pub(crate) fn new(mut options: RabbitMqOptions) -> Self {
-        options.relay &= !options.ingest;
+        if options.ingest {
+            (options.relay, options.stream) = (false, None);
+        }
         let status = RabbitMqStatus::new(&options);
         RabbitMq { options: Arc::new(options), status: watch::Sender::new(status) }
     }
@@ -261,19 +274,12 @@ impl RabbitMq {
         stop: &CancellationToken,
     ) {
         let events = || set.definitions().flat_map(|definition| definition.events).collect();
-        if self.options.relay {
+        for target in self.options.relays() {
+            let (relay, events_at) = (self.clone(), events_at.clone());
             let wake = wake.of_relay();
-            tasks.spawn(relay::run(
-                self.clone(),
-                pool.clone(),
-                events_at.clone(),
-                events(),
-                options,
-                wake,
-                stop.clone(),
-            ));
+            tasks.spawn(relay::run(relay, target, pool.clone(), events_at, events(), options, wake, stop.clone()));
         }
-        let asked = Asked::of(set, None, 0);
+        let asked = Asked::of(set, Vec::new(), 0);
         tasks.spawn(consumer::run(
             self.clone(),
             (pool.clone(), events_at.clone()),

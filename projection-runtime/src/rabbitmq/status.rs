@@ -26,8 +26,31 @@ pub struct RabbitMqStatus {
     pub exchange: String,
     /// Events to the exchange; none where the relay is turned off.
     pub relay: Option<RelayStatus>,
+    /// Events to the stream, if there is one.
+    #[serde(default)]
+    pub stream: Option<RelayStatus>,
     /// Messages from the queue.
     pub consumer: ConsumerStatus,
+}
+
+/// What has a connection of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    /// The relay to the exchange.
+    Relay,
+    /// The relay to the stream.
+    Stream,
+    Consumer,
+}
+
+impl Part {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Part::Relay => "relay",
+            Part::Stream => "stream",
+            Part::Consumer => "consumer",
+        }
+    }
 }
 
 /// One connection.
@@ -84,9 +107,9 @@ pub struct ConsumerStatus {
     /// With ingest: messages in the queue for dead letters.
     #[serde(default)]
     pub dead_letters: u64,
-    /// With ingest: why a message became a dead letter last.
+    /// With ingest: why the last messages became dead letters, from the newest; five at the most.
     #[serde(default)]
-    pub newest_dead_letter: Option<Trouble>,
+    pub newest_dead_letters: Vec<Trouble>,
     /// With ingest: another process consumes, and this one waits until it is gone.
     #[serde(default)]
     pub standby: bool,
@@ -110,7 +133,23 @@ impl RabbitMqStatus {
             broker: options.url.to_string(),
             exchange: options.exchange.clone(),
             relay: options.relay.then(RelayStatus::default),
+            stream: options.stream.is_some().then(RelayStatus::default),
             consumer: ConsumerStatus::default(),
+        }
+    }
+
+    pub(super) fn relay(&mut self, part: Part) -> Option<&mut RelayStatus> {
+        match part {
+            Part::Relay => self.relay.as_mut(),
+            Part::Stream => self.stream.as_mut(),
+            Part::Consumer => None,
+        }
+    }
+
+    pub(super) fn connection(&mut self, part: Part) -> Option<&mut ConnectionStatus> {
+        match part {
+            Part::Consumer => Some(&mut self.consumer.connection),
+            part => self.relay(part).map(|relay| &mut relay.connection),
         }
     }
 }

@@ -40,6 +40,8 @@ pub enum QueueType {
     Classic,
     /// Replicated.
     Quorum,
+    /// Replicated, and keeps what was consumed: each process gets every message. Not with `ingest`.
+    Stream,
 }
 
 impl RabbitMqOptions {
@@ -48,8 +50,10 @@ impl RabbitMqOptions {
         let mut text = |name: &str, value: &str| {
             arguments.insert(name.into(), AMQPValue::LongString(LongString::from(value)));
         };
-        if self.queue_type == QueueType::Quorum {
-            text("x-queue-type", "quorum");
+        match self.queue_type {
+            QueueType::Classic => {}
+            QueueType::Quorum => text("x-queue-type", "quorum"),
+            QueueType::Stream => text("x-queue-type", "stream"),
         }
         if let Some(length) = self.queue_length {
             // What is dropped are triggers; the newest is the one that counts.
@@ -111,6 +115,13 @@ pub(super) async fn queue(
     Ok(queue)
 }
 
+/// Makes a stream, or looks whether it is there.
+pub(super) async fn stream(channel: &Channel, options: &RabbitMqOptions, name: &str) -> Result<(), BoxError> {
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString("stream".into()));
+    queue(channel, options, name, arguments).await.map(drop)
+}
+
 /// Returns the error with its remedy.
 fn refused(what: &str, name: &str, options: &RabbitMqOptions, error: lapin::Error) -> BoxError {
     let text = crate::error::chain(&error);
@@ -151,6 +162,9 @@ impl Bindings {
         pool: &PgPool,
         options: &RabbitMqOptions,
     ) -> Result<ShortString, BoxError> {
+        if options.ingest && options.queue_type == QueueType::Stream {
+            return Err("ingest cannot take its messages from a stream, which delivers them again at each start".into());
+        }
         exchange(channel, options).await?;
         let name = options.queue();
         let queue = queue(channel, options, &name, options.queue_arguments()).await?;

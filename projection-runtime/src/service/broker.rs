@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::Service;
-use crate::error::Error;
-use crate::rabbitmq::{MAX_MESSAGE, QueueType, RabbitMqOptions, Topology};
+use super::{Service, Usage};
+use crate::error::{BoxError, Error};
+use crate::rabbitmq::{MAX_MESSAGE, MessageFormat, QueueType, RabbitMqOptions, Topology};
 
 /// Where the broker is, and how to log in to it.
 #[derive(Debug)]
@@ -70,6 +70,12 @@ impl Names {
         options.dead_letter_queue_name.clone_from(&self.amqp_dead_letter_queue);
         Ok(Some(options))
     }
+
+    /// The broker, without which a command can do nothing.
+    pub(super) fn required(&self, service: &Service) -> Result<RabbitMqOptions, BoxError> {
+        let options = self.options(service)?;
+        Ok(options.ok_or_else(|| Usage("which RabbitMQ? Give --amqp-url, or set AMQP_URL".to_owned()))?)
+    }
 }
 
 /// What `run` does with the broker.
@@ -87,7 +93,7 @@ pub(super) struct Broker {
     /// The exchange for messages that no queue wants, if the service declares its own
     #[arg(long, env = "AMQP_ALTERNATE_EXCHANGE", value_name = "NAME")]
     amqp_alternate_exchange: Option<String>,
-    /// The queue's type, if the service declares it
+    /// The queue's type, if the service declares it; `stream` not with `--ingest`
     #[arg(long, env = "AMQP_QUEUE_TYPE", value_enum, default_value_t = QueueType::Classic)]
     amqp_queue_type: QueueType,
     /// Most messages in the queue, if the service declares it; the oldest are dropped, which loses nothing but wake-ups
@@ -99,6 +105,12 @@ pub(super) struct Broker {
         value_parser = clap::value_parser!(u32).range(1..)
     )]
     amqp_queue_length: Option<u32>,
+    /// The form of the published messages: headers like the columns of `events`, or CloudEvents in binary mode
+    #[arg(long, env = "AMQP_FORMAT", value_enum, default_value_t = MessageFormat::Plain)]
+    amqp_format: MessageFormat,
+    /// A stream to publish each event to as well, from the first: who reads it later can begin there
+    #[arg(long, env = "AMQP_STREAM", value_name = "NAME", conflicts_with = "ingest")]
+    amqp_stream: Option<String>,
     /// Bytes of messages that may be in flight to this process
     #[arg(long, env = "AMQP_MAX_BYTES", value_name = "SIZE", default_value = "64MiB", value_parser = size)]
     amqp_max_bytes: u64,
@@ -125,9 +137,18 @@ pub(super) struct Broker {
 }
 
 impl Broker {
-    /// Whether what comes from the broker would go back to it.
-    pub(super) fn goes_round(&self) -> bool {
-        self.ingest && !self.no_relay
+    /// Returns what is wrong with options that contradict each other.
+    pub(super) fn contradiction(&self) -> Option<&'static str> {
+        let is_stream = self.amqp_queue_type == QueueType::Stream;
+        if self.ingest && !self.no_relay {
+            Some("--ingest needs --no-relay: what came from the broker would go back to it, again and again")
+        } else if self.ingest && is_stream {
+            Some("--ingest needs a queue that forgets what was consumed: --amqp-queue-type classic or quorum")
+        } else if self.amqp_queue_length.is_some() && is_stream {
+            Some("--amqp-queue-length is for classic and quorum queues; a stream is bounded by a policy (max-age)")
+        } else {
+            None
+        }
     }
 
     /// The broker, if there is one.
@@ -139,7 +160,9 @@ impl Broker {
         options.queue_type = self.amqp_queue_type;
         options.queue_length = self.amqp_queue_length;
         options.max_bytes = self.amqp_max_bytes;
+        options.format = self.amqp_format;
         options.relay = !self.no_relay;
+        options.stream.clone_from(&self.amqp_stream);
         options.ingest = self.ingest;
         options.bind.clone_from(&self.ingest_bind);
         options.gaps = self.ingest_gaps;

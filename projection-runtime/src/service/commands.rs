@@ -48,7 +48,7 @@ impl Service {
 
     /// Creates a manager for a command, after checking that a pooler before the database, if any, supports what the
     /// program needs. If the command waits, a task reports what for.
-    async fn reached(&self, database: &Database) -> Result<ProjectionManager, BoxError> {
+    pub(super) async fn reached(&self, database: &Database) -> Result<ProjectionManager, BoxError> {
         let manager = self.manager_as(database, Session::Shared, &waiting::application_name(self.name))?;
         reach_both(&manager).await?;
         usable(&manager, Needs::Statements).await?;

@@ -16,8 +16,7 @@ pub(super) async fn dead_letters(
     yes: bool,
     json: bool,
 ) -> Result<(), BoxError> {
-    let options = names.options(service)?;
-    let options = options.ok_or_else(|| Usage("which RabbitMQ? Give --amqp-url, or set AMQP_URL".to_owned()))?;
+    let options = names.required(service)?;
     match (requeue, drop) {
         ([], []) => list(&options, json).await,
         (ids, []) => told(&DeadLetters::open(&options).await?.act(Act::Requeue, ids).await?, "requeued", json),

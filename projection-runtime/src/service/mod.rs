@@ -10,6 +10,7 @@ mod dead_letters;
 mod demo;
 mod health;
 mod migrate;
+mod replay;
 mod telemetry;
 mod terminal;
 mod waiting;
@@ -32,6 +33,7 @@ use crate::import::ImportOptions;
 use crate::manager::ManagerOptions;
 use crate::printable::printable_lines;
 use crate::projection::ProjectionSet;
+use crate::rabbitmq::{MessageFormat, Replay};
 use broker::{Broker, DemoBroker, Names};
 use telemetry::LogFormat;
 
@@ -114,14 +116,12 @@ impl Service {
             }
         };
         if let Command::Run { broker, .. } = &cli.command
-            && broker.goes_round()
+            && let Some(why) = broker.contradiction()
         {
-            const WHY: &str =
-                "--ingest needs --no-relay: what came from the broker would go back to it, again and again";
             Cli::command()
                 .name(self.name)
                 .bin_name(self.name)
-                .error(clap::error::ErrorKind::MissingRequiredArgument, WHY)
+                .error(clap::error::ErrorKind::ArgumentConflict, why)
                 .exit();
         }
         let json = cli.log_format == LogFormat::Json;
@@ -179,8 +179,9 @@ impl Service {
             Command::Status { watch: true, .. } => commands::watch(self, &database).await,
             Command::Status { json, .. } => commands::status(self, &database, json).await,
             Command::Health { http_addr, ready } => health::health(http_addr, ready),
-            Command::Asyncapi { amqp_exchange } => {
-                let api = AsyncApi { exchange: amqp_exchange, ..AsyncApi::new(self.name, self.version) };
+            Command::Asyncapi { amqp_exchange, amqp_format } => {
+                let (exchange, format) = (amqp_exchange, amqp_format);
+                let api = AsyncApi { exchange, format, ..AsyncApi::new(self.name, self.version) };
                 Ok(terminal::json(&api.document(&self.projections))?)
             }
             Command::Completions { shell } => {
@@ -195,6 +196,10 @@ impl Service {
             Command::Check { json } => commands::check(self, &database, json).await,
             Command::Import { file, skip_invalid, unchecked, json } => {
                 commands::import(self, &database, &file, ImportOptions { skip_invalid, unchecked }, json).await
+            }
+            Command::Replay { names, amqp_format, to, from, events, json } => {
+                let replay = Replay { queue: to, from, events };
+                replay::replay(self, &database, &names, amqp_format, &replay, json).await
             }
             Command::DeadLetters { names, list: _, requeue, drop, yes, json } => {
                 dead_letters::dead_letters(self, &names, &requeue, &drop, yes, json).await
@@ -413,6 +418,11 @@ Example: `accept band`, after a change of a handler that makes the same rows, wh
 
 const RETRY_HELP: &str = "Example: `retry dancehall`, after the handler, or the table, was mended.";
 
+const REPLAY_HELP: &str = "\
+Example: `replay --to billing --from 2026-06-01T00:00:00Z --events BandCreated,BandRenamed`. The events are published in their \
+order, up to those that are in the store at the start; services and other queues notice nothing. A consumer that is running \
+gets newer events in between, and knows old ones by their `message_id` and `sequence_no`.";
+
 const ASYNCAPI_HELP: &str = "\
 Example: `asyncapi >asyncapi.json`, and compare it with the committed one to see what changes for consumers. A running \
 process answers it at `/api/asyncapi.json`.";
@@ -438,7 +448,7 @@ enum Command {
     #[command(after_help = RUN_HELP)]
     Run {
         #[command(flatten)]
-        broker: Broker,
+        broker: Box<Broker>,
         #[command(flatten)]
         http: Endpoint,
         /// Don't LISTEN, where a pooler stands before the database that passes no NOTIFY on
@@ -495,6 +505,27 @@ enum Command {
         /// Append also payloads that this program cannot read, and events under another aggregate type than their own
         #[arg(long)]
         unchecked: bool,
+        /// The result for a program
+        #[arg(long)]
+        json: bool,
+    },
+    /// Publish stored events to one queue once more, for a consumer that is new or has lost them
+    #[command(after_help = REPLAY_HELP)]
+    Replay {
+        #[command(flatten)]
+        names: Names,
+        /// The form of the messages
+        #[arg(long, env = "AMQP_FORMAT", value_enum, default_value_t = MessageFormat::Plain)]
+        amqp_format: MessageFormat,
+        /// The queue, which must be there; no other queue gets the messages
+        #[arg(long, value_name = "QUEUE")]
+        to: String,
+        /// The first event: a position, which is its `tstamp`, or a time like `2026-06-19T18:00:00Z`; 0 for all events
+        #[arg(long, value_name = "POSITION|TIME", value_parser = position)]
+        from: i64,
+        /// The names of the events; without it all
+        #[arg(long, value_name = "NAME", value_delimiter = ',')]
+        events: Vec<String>,
         /// The result for a program
         #[arg(long)]
         json: bool,
@@ -625,6 +656,9 @@ enum Command {
         /// The topic exchange
         #[arg(long, env = "AMQP_EXCHANGE", value_name = "NAME", default_value = crate::EXCHANGE)]
         amqp_exchange: String,
+        /// The form of the messages
+        #[arg(long, env = "AMQP_FORMAT", value_enum, default_value_t = MessageFormat::Plain)]
+        amqp_format: MessageFormat,
     },
     /// Print completions for a shell
     #[command(after_help = COMPLETIONS_HELP)]
@@ -632,4 +666,14 @@ enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+}
+
+/// Parses a position in the store, or a time, which a position is in microseconds.
+fn position(text: &str) -> Result<i64, String> {
+    if let Ok(position) = text.parse::<u64>() {
+        return i64::try_from(position).map_err(|_| "is no position: it is too large".to_owned());
+    }
+    let time = chrono::DateTime::parse_from_rfc3339(text);
+    let time = time.map_err(|_| "expects a position, like 1795612631633334, or a time, like 2026-06-19T18:00:00Z");
+    Ok(time?.timestamp_micros())
 }

@@ -167,11 +167,11 @@ pub(super) fn status(service: &str, status: &Status) -> String {
         text = format!("{text}\n\n{name}: {}\n  {cure}", shown(stale));
     }
     for relay in &status.relays {
-        let RelayProgress { exchange, position, events_behind, events_behind_capped, seconds_behind } = relay;
+        let RelayProgress { target, position, events_behind, events_behind_capped, seconds_behind } = relay;
         let more = if *events_behind_capped { "+" } else { "" };
         text = format!(
             "{text}\n\nrelay to {}: position {position}, {} events behind, for {}",
-            shown(exchange),
+            shown(target),
             count(*events_behind) + more,
             duration(*seconds_behind)
         );
@@ -212,7 +212,7 @@ fn unknown(events: &[String], capped: bool) -> String {
 
 /// What a process said of RabbitMQ.
 fn rabbitmq(process: &RabbitMqProcess) -> String {
-    let RabbitMqStatus { broker, exchange, relay, consumer } = &process.status;
+    let RabbitMqStatus { broker, exchange, relay, stream, consumer } = &process.status;
     let [broker, exchange] = [broker, exchange].map(shown);
     let time = |at: &DateTime<Utc>| at.format("%Y-%m-%d %H:%M:%S UTC").to_string();
     let line = |part: &str, connection: &ConnectionStatus, counts: String| {
@@ -229,10 +229,11 @@ fn rabbitmq(process: &RabbitMqProcess) -> String {
     };
     let mut text =
         format!("RabbitMQ {broker}, exchange {exchange}, as process {} said {}:", process.id, time(&process.seen_at));
-    if let Some(relay) = relay {
+    for (part, relay) in [("relay", relay), ("stream", stream)] {
+        let Some(relay) = relay else { continue };
         let [published, confirmed, returned] = [relay.published, relay.confirmed, relay.returned].map(count);
         let counts = format!("{published} published, {confirmed} confirmed, {returned} wanted by no queue");
-        text += &line("relay", &relay.connection, counts);
+        text += &line(part, &relay.connection, counts);
     }
     let [consumed, ingested, duplicates, dead, waiting] =
         [consumer.consumed, consumer.ingested, consumer.duplicates, consumer.dead_lettered, consumer.dead_letters]
@@ -243,10 +244,10 @@ fn rabbitmq(process: &RabbitMqProcess) -> String {
         text += "\n    another process consumes, and this one stands by";
     }
     if consumer.dead_letters > 0 {
-        let newest = consumer.newest_dead_letter.as_ref();
-        let newest = newest.map(|Trouble { at, error }| format!("; the newest {}: {}", time(at), shown(error)));
-        let newest = newest.unwrap_or_default();
-        text = format!("{text}\n    {waiting} dead letters wait for a decision (`dead-letters`){newest}");
+        text = format!("{text}\n    {waiting} dead letters wait for a decision (`dead-letters`)");
+        for Trouble { at, error } in &consumer.newest_dead_letters {
+            text = format!("{text}\n      {}: {}", time(at), shown(error));
+        }
     }
     text
 }

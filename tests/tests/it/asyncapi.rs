@@ -10,7 +10,8 @@ use lapin::message::Delivery;
 use lapin::types::{AMQPValue, ShortString};
 use projection_runtime::schemars::{self, JsonSchema};
 use projection_runtime::{
-    AsyncApi, DomainEvent, PgConnection, ProjectionSet, Recorded, Result, domain_events, projection, projections,
+    AsyncApi, DomainEvent, MessageFormat, PgConnection, ProjectionSet, Recorded, Result, domain_events, projection,
+    projections,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -154,7 +155,13 @@ pub struct Document {
 
 impl Document {
     pub fn of(set: &ProjectionSet) -> Self {
-        let value = AsyncApi::new("tests", "1.0.0").document(set);
+        Self::in_format(set, MessageFormat::Plain)
+    }
+
+    pub fn in_format(set: &ProjectionSet, format: MessageFormat) -> Self {
+        let mut api = AsyncApi::new("tests", "1.0.0");
+        api.format = format;
+        let value = api.document(set);
         let validators = value["components"]["messages"].as_object().unwrap().iter().map(|(id, message)| {
             let validator = |schema: &Value| {
                 let schema = json!({ "allOf": [schema], "components": value["components"] });
@@ -281,6 +288,14 @@ async fn the_command_and_the_service_agree() {
     let service = Service::start(&db, &broker).await;
     let (_, answered) = service.get("/api/asyncapi.json").await;
     assert_eq!(serde_json::from_str::<Value>(&answered).unwrap(), other);
+
+    let format = ["--amqp-format", "cloudevents"];
+    let printed: Value =
+        serde_json::from_str(&dancefinder(&[&["asyncapi"], &format[..]].concat(), Some("other"))).unwrap();
+    assert_ne!(printed, other);
+    let service = Service::start(&db, &[broker, [format[0], format[1], "--no-listen", "--no-relay"]].concat()).await;
+    let (_, answered) = service.get("/api/asyncapi.json").await;
+    assert_eq!(serde_json::from_str::<Value>(&answered).unwrap(), printed);
 }
 
 /// AsyncAPI's own parser finds no mistake in the documents of DanceFinder and of events of every kind.
@@ -290,15 +305,18 @@ fn the_documents_are_valid() {
     std::fs::create_dir_all(&folder).unwrap();
     let printed = folder.join("dancefinder.json");
     std::fs::write(&printed, dancefinder(&["asyncapi"], None)).unwrap();
+    let cloud_events = folder.join("cloudevents.json");
+    std::fs::write(&cloud_events, dancefinder(&["asyncapi", "--amqp-format", "cloudevents"], None)).unwrap();
     let of_all = folder.join("tests.json");
     let set = projections![Homes, Descriptions, BandProjection];
     std::fs::write(&of_all, AsyncApi::new("tests", "1.0.0").document(&set).to_string()).unwrap();
-    let output = Client::Node.command("asyncapi").args([printed, of_all]).output().expect("node");
+    let output = Client::Node.command("asyncapi").args([printed, cloud_events, of_all]).output().expect("node");
     std::fs::remove_dir_all(&folder).unwrap();
     let found = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{found}{}", String::from_utf8_lossy(&output.stderr));
     // A newer version of AsyncAPI is recommended, which fewer tools read.
     let found: Vec<&str> = found.lines().filter(|line| !line.starts_with("information: The latest version")).collect();
-    let valid = ["valid: 36 channels, 36 operations, 36 messages", "valid: 6 channels, 6 operations, 12 messages"];
+    let dancefinder = "valid: 36 channels, 36 operations, 36 messages";
+    let valid = [dancefinder, dancefinder, "valid: 6 channels, 6 operations, 12 messages"];
     assert_eq!(found, valid);
 }

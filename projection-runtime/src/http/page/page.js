@@ -201,8 +201,8 @@ function words(view) {
 const isHeardOf = ({ seen_at }) => (serverNow() - new Date(seen_at)) / 1000 < SILENT_SECONDS;
 
 function brokerTroubles(processes) {
-  const connections = processes.filter(isHeardOf).flatMap(({ relay, consumer }) =>
-    [["relay", relay?.connection], ["consumer", consumer.connection]].filter(([, connection]) => connection));
+  const connections = processes.filter(isHeardOf).flatMap(({ relay, stream, consumer }) =>
+    [["relay", relay?.connection], ["stream", stream?.connection], ["consumer", consumer.connection]].filter(([, connection]) => connection));
   const troubles = connections.flatMap(([part, { connected_since, blocked }]) =>
     !connected_since ? [`${part} not connected`] : blocked ? [`${part} blocked by the broker`] : []);
   return [...new Set(troubles)].join(", ");
@@ -401,22 +401,24 @@ function renderBroker({ relays, rabbitmq }) {
   byId("rabbitmq").hidden = relays.length + rabbitmq.length === 0;
   setLines(byId("relays"), relays.map((relay) => {
     const since = relay.events_behind > 0 ? `, for ${duration(relay.seconds_behind)}` : "";
-    return `Relay to ${relay.exchange}: position ${utcOfPosition(relay.position)}, ${eventsBehind(relay)}${since}`;
+    return `Relay to ${relay.target}: position ${utcOfPosition(relay.position)}, ${eventsBehind(relay)}${since}`;
   }), "p");
   setChildren(byId("processes"), rabbitmq, ({ id }) => id, template("process"), (card, process) => {
-    const { broker, exchange, id, seen_at, relay, consumer } = process;
+    const { broker, exchange, id, seen_at, relay, stream, consumer } = process;
     const gone = isHeardOf(process) ? "" : "; it may be gone, and is forgotten soon";
     setTexts(card, { title: `${broker}, exchange ${exchange}`, said: `as process ${id} said ${ago(seen_at)}${gone}` });
     card.classList.toggle("old", gone !== "");
     const parts = [["consumer", consumer, ["consumed", "ingested", "duplicates", "dead_lettered", "dead_letters"]]];
-    if (relay) parts.unshift(["relay", relay, ["published", "confirmed", "returned"]]);
+    const published = ["published", "confirmed", "returned"];
+    if (stream) parts.unshift(["stream", stream, published]);
+    if (relay) parts.unshift(["relay", relay, published]);
     setChildren(card.querySelector("dl"), parts, ([name]) => name, template("connection"), renderConnection);
   });
 }
 
 function renderConnection(node, [name, status, counts]) {
   const { host, connected_since, blocked, last_trouble } = status.connection;
-  const newest = status.newest_dead_letter;
+  const deadLetters = status.newest_dead_letters ?? [];
   const to = host ? ` to ${host}` : "";
   const since = connected_since ? `connected${to} since ${utc(connected_since)}` : "not connected";
   const called = { dead_lettered: "dead-lettered", dead_letters: "dead letters now", returned: "wanted by no queue" };
@@ -428,7 +430,7 @@ function renderConnection(node, [name, status, counts]) {
     trouble: [
       status.standby ? "another process consumes, and this one stands by" : "",
       last_trouble ? `last trouble ${utc(last_trouble.at)}: ${last_trouble.error}` : "",
-      newest ? `newest dead letter ${utc(newest.at)}: ${newest.error}` : "",
+      ...deadLetters.map(({ at, error }) => `dead letter ${utc(at)}: ${error}`),
     ].filter(Boolean).join("; "),
   });
 }

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use lapin::BasicProperties;
 use lapin::message::Delivery;
 use lapin::types::ShortString;
 use serde_json::value::RawValue;
@@ -12,6 +13,7 @@ use super::dead_letter::{ORIGINAL_EXCHANGE, ORIGINAL_ROUTING_KEY};
 use crate::event::{NUL, has_nul};
 use crate::incoming::Incoming;
 use crate::projection::EventType;
+use crate::rabbitmq::cloud_events;
 use crate::rabbitmq::guard::UNREADABLE;
 use crate::rabbitmq::headers::{Headers, from_seconds, from_text};
 
@@ -48,7 +50,9 @@ impl Reader {
     /// Reads a message. Values that the headers lack come from the body, by the event type's mapped fields.
     pub(crate) fn read<'a>(&self, message: &'a Delivery) -> Result<Message<'a>, String> {
         self.refuse(message)?;
-        let (name, known) = self.event_type(message)?;
+        let of_cloud_event = cloud_events::decoded(&message.properties)?;
+        let properties = of_cloud_event.as_ref().unwrap_or(&message.properties);
+        let (name, known) = self.event_type(message, properties)?;
         let text = std::str::from_utf8(&message.data).map_err(|_| "the body is not UTF-8".to_owned())?;
         let body: BTreeMap<String, &RawValue> =
             serde_json::from_str(text).map_err(|error| format!("the body is no JSON object: {error}"))?;
@@ -58,7 +62,7 @@ impl Reader {
         let fields = known.map(|event| event.message);
         let mapped = |field: Option<&str>| text_field(&body, field);
 
-        let headers = Headers(message.properties.headers().as_ref());
+        let headers = Headers(properties.headers().as_ref());
         let aggregate_id = match headers.text("aggregate_id")? {
             Some(id) => Some(id),
             None => mapped(fields.and_then(|fields| fields.aggregate_id))?,
@@ -76,7 +80,7 @@ impl Reader {
             Some(time) => Some(time),
             None => match mapped(fields.and_then(|fields| fields.recorded_at))? {
                 Some(text) => Some(from_text(&text)?),
-                None => message.properties.timestamp().map(from_seconds).transpose()?,
+                None => properties.timestamp().map(from_seconds).transpose()?,
             },
         };
         let version = headers.number("version")?.map(i32::try_from).transpose();
@@ -94,7 +98,7 @@ impl Reader {
         if let Some(known) = known.filter(|_| !self.unchecked) {
             event.check(known, true)?;
         }
-        let content = identify(&mut event, message);
+        let content = identify(&mut event, properties, &message.data);
         Ok(Message { event, content })
     }
 
@@ -114,9 +118,13 @@ impl Reader {
     }
 
     /// Returns the event's name, and its type if a projection knows it: by the message's type, or else by the routing key.
-    fn event_type(&self, message: &Delivery) -> Result<(String, Option<&'static EventType>), String> {
-        let full = text_header(message, NAME);
-        let kind = full.or_else(|| message.properties.kind().as_ref().map(ShortString::to_string));
+    fn event_type(
+        &self,
+        message: &Delivery,
+        properties: &BasicProperties,
+    ) -> Result<(String, Option<&'static EventType>), String> {
+        let full = Headers(properties.headers().as_ref()).text(NAME).ok().flatten();
+        let kind = full.or_else(|| properties.kind().as_ref().map(ShortString::to_string));
         if let Some(kind) = kind.filter(|kind| !kind.is_empty()) {
             let known = self.events.iter().copied().find(|event| event.name == kind);
             return Ok((kind, known));
@@ -143,11 +151,11 @@ fn text_field(body: &BTreeMap<String, &RawValue>, name: Option<&str>) -> Result<
 /// 3. all that the message says, if it says when the event happened.
 ///
 /// Otherwise the event gets a random id, and a number made of its content is returned.
-fn identify(event: &mut Incoming<'_>, message: &Delivery) -> Option<Uuid> {
-    let properties = &message.properties;
+fn identify(event: &mut Incoming<'_>, properties: &BasicProperties, body: &[u8]) -> Option<Uuid> {
     let text = |property: &Option<ShortString>| property.as_ref().map(ShortString::to_string).unwrap_or_default();
     let app_id = text(properties.app_id());
-    let publisher = if app_id.is_empty() { text_header(message, "service").unwrap_or_default() } else { app_id };
+    let service = || Headers(properties.headers().as_ref()).text("service").ok().flatten().unwrap_or_default();
+    let publisher = if app_id.is_empty() { service() } else { app_id };
     let message_id = text(properties.message_id());
     if !message_id.is_empty() {
         event.id = message_id.parse().unwrap_or_else(|_| made_of(&[publisher.as_bytes(), message_id.as_bytes()]));
@@ -167,7 +175,7 @@ fn identify(event: &mut Incoming<'_>, message: &Delivery) -> Option<Uuid> {
         &event.version().to_be_bytes(),
         time.as_bytes(),
         metadata.as_bytes(),
-        &message.data,
+        body,
     ]);
     if event.recorded_at.is_some() {
         event.id = content;

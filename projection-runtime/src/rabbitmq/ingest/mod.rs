@@ -67,8 +67,8 @@ pub(super) struct Settled {
     pub(super) appended: u64,
     pub(super) duplicates: u64,
     pub(super) dead_lettered: u64,
-    /// The reason of the last dead letter.
-    pub(super) newest_reason: Option<String>,
+    /// The reasons of the dead letters, in their order.
+    pub(super) reasons: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -145,7 +145,7 @@ impl Ingest {
         }
         self.publish_dead_letters(link, channel, &dead).await?;
         settled.dead_lettered = dead.len() as u64;
-        settled.newest_reason = dead.last().map(|(_, reason)| shortened(reason.clone()));
+        settled.reasons = dead.iter().map(|(_, reason)| shortened(reason.clone())).collect();
         for (delivery, _) in &dead {
             settled.message(delivery);
         }

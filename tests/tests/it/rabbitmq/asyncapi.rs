@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
-use projection_runtime::{EventStore, ExpectedVersion, ManagerOptions, ProjectionSet};
+use projection_runtime::{EventStore, ExpectedVersion, ManagerOptions, MessageFormat, ProjectionSet};
 use serde_json::{Map, Value, json};
 use sqlx::PgPool;
 use tests::history::History;
@@ -45,6 +45,15 @@ async fn insert(pool: &PgPool, name: &str, version: i32, data: &Value) {
 /// Every message of a run fits the one message of its event and version; what the document does not describe fits none.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_relay_publishes_is_described() {
+    let headers = ["service", "aggregate_id", "aggregate_name", "sequence_no", "tstamp", "version"];
+    what_is_published_is_described(MessageFormat::Plain, &headers).await;
+    let attributes =
+        ["specversion", "source", "type", "subject", "aggregatetype", "aggregateversion", "sequence", "dataschema"];
+    let headers = attributes.map(|name| format!("cloudEvents:{name}"));
+    what_is_published_is_described(MessageFormat::CloudEvents, &headers.each_ref().map(String::as_str)).await;
+}
+
+async fn what_is_published_is_described(format: MessageFormat, headers: &[&str]) {
     let db = TestDatabase::new().await;
     execute(&db.pool, "CREATE TABLE homes ()").await;
     let exchange = Exchange::new().await;
@@ -63,24 +72,24 @@ async fn what_the_relay_publishes_is_described() {
     }
     insert(&db.pool, "HomePraised", 1, &json!({})).await;
     insert(&db.pool, "HomeMoved", 5, &place).await;
-    let running = Running::start(&db, projections(), ManagerOptions::default(), exchange.options.clone());
+    let mut options = exchange.options.clone();
+    options.format = format;
+    let running = Running::start(&db, projections(), ManagerOptions::default(), options);
     let published = || running.status().relay.unwrap().confirmed;
     eventually("all are published", LONG, || async { published() == 1006 }).await;
     running.stop().await;
 
-    let document = Document::of(&projections());
+    let document = Document::in_format(&projections(), format);
     let mut found: BTreeMap<String, Message> = BTreeMap::new();
     let mut undescribed = Vec::new();
     for message in exchange.audited().await.iter().map(Message::from) {
         match document.find("send", &message) {
             Ok(id) => drop(found.insert(id, message)),
-            Err(error) => {
-                undescribed.push((message.properties["type"].clone(), message.headers["version"].clone(), error))
-            }
+            Err(error) => undescribed.push((message.properties["type"].clone(), error)),
         }
     }
-    let names: Vec<_> = undescribed.iter().map(|(name, version, _)| (name.as_str().unwrap(), version)).collect();
-    assert_eq!(names, [("HomePraised", &json!(1)), ("HomeMoved", &json!(5))], "{undescribed:?}");
+    let names: Vec<_> = undescribed.iter().map(|(name, _)| name.as_str().unwrap()).collect();
+    assert_eq!(names, ["HomePraised", "HomeMoved"], "{undescribed:?}");
     let described = document.value["components"]["messages"].as_object().unwrap().keys();
     let described: Vec<_> = described.filter(|id| !id.ends_with("-ingest")).collect();
     assert!(described.iter().eq(&found.keys().collect::<Vec<_>>()), "{described:?}: {:?}", found.keys());
@@ -92,9 +101,9 @@ async fn what_the_relay_publishes_is_described() {
             change(&mut message);
             assert_ne!(document.find("send", &message).ok(), Some(id.clone()), "{:?}", message.body);
         };
-        for header in ["service", "aggregate_id", "aggregate_name", "sequence_no", "tstamp", "version"] {
-            differs(&|message| drop(message.headers.remove(header)));
-            differs(&|message| drop(message.headers.insert(header.to_owned(), json!("other"))));
+        for header in headers {
+            differs(&|message| drop(message.headers.remove(*header)));
+            differs(&|message| drop(message.headers.insert((*header).to_owned(), json!("other"))));
         }
         differs(&|message| message.routing_key.push('x'));
         differs(&|message| drop(message.properties.remove("message_id")));
@@ -171,6 +180,26 @@ fn attempts(
     attempts
 }
 
+/// The message as a CloudEvent: the headers of each attribute that it has.
+fn as_cloud_event(Attempt { what, mut message }: Attempt) -> Attempt {
+    let name = what.split([':', ' ']).next().unwrap().to_owned();
+    let mut headers = json!({ "specversion": "1.0", "id": what, "source": "tests", "type": name });
+    for (header, value) in std::mem::take(&mut message.headers) {
+        let (attribute, value) = match header.as_str() {
+            "aggregate_id" => ("subject", value),
+            "aggregate_name" => ("aggregatetype", value),
+            "recorded_at" => ("time", value),
+            "sequence_no" => ("aggregateversion", json!(value.to_string())),
+            "version" => ("dataschema", json!(format!("urn:event-schema:{name}:{value}"))),
+            other => panic!("{other}"),
+        };
+        headers[attribute] = value;
+    }
+    let headers = headers.as_object().unwrap().iter();
+    message.headers = headers.map(|(name, value)| (format!("cloudEvents:{name}"), value.clone())).collect();
+    Attempt { what, message }
+}
+
 fn properties(message: &Message) -> BasicProperties {
     let mut headers = FieldTable::default();
     for (name, value) in &message.headers {
@@ -187,6 +216,12 @@ fn properties(message: &Message) -> BasicProperties {
 /// Ingest stores a message exactly if it fits the document: with each field's names, and without.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_ingest_takes_is_described() {
+    for format in [MessageFormat::Plain, MessageFormat::CloudEvents] {
+        what_is_taken_is_described(format).await;
+    }
+}
+
+async fn what_is_taken_is_described(format: MessageFormat) {
     let db = TestDatabase::new().await;
     execute(&db.pool, "CREATE TABLE homes ()").await;
     let exchange = Exchange::new().await;
@@ -220,6 +255,9 @@ async fn what_ingest_takes_is_described() {
     let older = json!({"text": "Borlänge"});
     all.extend(attempts("HomeMoved v1", "Home.Moved", older.as_object().unwrap(), &BTreeMap::new()));
 
+    if format == MessageFormat::CloudEvents {
+        all = all.into_iter().map(as_cloud_event).collect();
+    }
     exchange
         .publish(all.iter().map(|Attempt { message, .. }| {
             (message.routing_key.clone(), message.body.to_string().into_bytes(), properties(message))
@@ -235,7 +273,7 @@ async fn what_ingest_takes_is_described() {
     let id = |message: &lapin::message::Delivery| message.properties.message_id().as_ref().unwrap().to_string();
     let dead: BTreeMap<String, String> = dead.iter().map(|message| (id(message), reason(message))).collect();
 
-    let document = Document::of(&projections());
+    let document = Document::in_format(&projections(), format);
     let (mut taken, mut differences) = (0, Vec::new());
     for Attempt { what, message } in &all {
         match (document.find("receive", message), dead.get(what)) {

@@ -166,7 +166,7 @@ async fn dropped() {
     eventually("all are dead letters", LONG, || async { running.status().consumer.dead_lettered == 5 }).await;
     let status = running.stop().await.consumer;
     assert_eq!(status.dead_letters, 5);
-    assert!(status.newest_dead_letter.unwrap().error.contains("no JSON object"));
+    assert!(status.newest_dead_letters[0].error.contains("no JSON object"));
     let dead = listed(&exchange);
     let ids = ids(&dead);
     let output = command(&exchange, &["--drop", ids[1], ids[3]]);

@@ -7,7 +7,7 @@ use lapin::BasicProperties;
 use lapin::options::{BasicConsumeOptions, BasicPublishOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use projection_runtime::testing::TcpRelay;
-use projection_runtime::{EventStore, ExpectedVersion, ManagerOptions, ProjectionManager};
+use projection_runtime::{EventStore, ExpectedVersion, ManagerOptions, MessageFormat, ProjectionManager};
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use tests::history::History;
@@ -82,16 +82,24 @@ async fn messages_of_a_go_service_are_ingested() {
 /// What one service relays, another one's store takes in as it was: ids, order, times and numbers.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_fed_by_another_ones_relay() {
+    for format in [MessageFormat::Plain, MessageFormat::CloudEvents] {
+        fed_by_another_ones_relay(format).await;
+    }
+}
+
+async fn fed_by_another_ones_relay(format: MessageFormat) {
     let (there, here) = (TestDatabase::new().await, TestDatabase::new().await);
     let exchange = Exchange::new().await;
     let ingest = ingest(&here, &exchange.options).await;
     let mut options = exchange.options.clone();
     options.service = "source".into();
+    options.format = format;
     let set = dancefinder_projections::projections();
     let relay = Running::start(&there, set, ManagerOptions::default(), options);
     let mut history = History::new(rand::random());
     for _ in 0..1000 {
         let (aggregate, event) = history.next_event();
+        let event = event.with_metadata(json!({"user": "Åsa", "traceparent": "00-1-2-01"}));
         EventStore::new(there.pool.clone()).append(aggregate, ExpectedVersion::Any, &[event]).await.unwrap();
     }
     eventually("all are ingested", LONG, || async { ingest.status().consumer.ingested == 1000 }).await;

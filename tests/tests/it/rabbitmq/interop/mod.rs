@@ -1,5 +1,6 @@
 //! Messages as services of other languages see and send them: Python with pika, Node with amqplib.
 
+mod cloud_events;
 mod ingested;
 mod refused;
 mod relayed;
