@@ -431,7 +431,7 @@ function renderConnection(node, [name, status, counts]) {
       status.standby ? "another process consumes, and this one stands by" : "",
       last_trouble ? `last trouble ${utc(last_trouble.at)}: ${last_trouble.error}` : "",
       ...deadLetters.map(({ at, error }) => `dead letter ${utc(at)}: ${error}`),
-    ].filter(Boolean).join("; "),
+    ].filter(Boolean).join("\n"),
   });
 }
 
