@@ -60,12 +60,15 @@ impl Deployment {
         if owner.store == self.store {
             return Ok(());
         }
+        let other = match owner.name == self.name {
+            true => format!("{}, in a database of this name that was dropped, or another copy of it", owner.name),
+            false => owner.name,
+        };
         Err(format!(
-            "the queue `{}` is that of another deployment, {}; this one is {}. Two on one queue would each get some of the \
-             messages. Remedy: give this one a queue of its own (--amqp-queue), or, if the other one is gone, delete the \
+            "the queue `{}` is that of another deployment, {other}; this one is {}. Two on one queue would each get some of \
+             the messages. Remedy: give this one a queue of its own (--amqp-queue), or, if the other one is gone, delete the \
              queue `{name}`",
             options.queue(),
-            owner.name,
             self.name,
         )
         .into())

@@ -37,7 +37,7 @@ pub(super) struct Frames {
     /// Number of bytes of the current frame that still go through unread.
     passing: usize,
     /// Channels on which a delivery was announced whose header follows, each with its names if lapin cannot read them. A
-    /// message that the broker returns is announced by another method, and is not in flight: nobody settles it.
+    /// message that the broker returns is announced by another method. It goes through unread: lapin wrote it.
     announced: BTreeMap<u16, Option<String>>,
 }
 
@@ -45,6 +45,11 @@ impl Frames {
     pub(super) fn input(&mut self, bytes: &[u8]) {
         self.input.drain(..std::mem::take(&mut self.used));
         self.input.extend_from_slice(bytes);
+    }
+
+    /// Returns how many bytes for lapin are ready.
+    pub(super) fn ready(&self) -> usize {
+        self.output.len() - self.taken
     }
 
     /// Moves bytes that are ready into the buffer; returns how many.
@@ -68,15 +73,13 @@ impl Frames {
         let Some((kind, length)) = self.frame() else { return Step::NeedsInput };
         let rest = &self.input[self.used..];
         match kind {
-            HEADER if length <= LARGEST => match rest.get(..length).and_then(readable::body_size) {
-                Some(size) if self.announced.contains_key(&channel(rest)) => return Step::Message(size),
-                Some(_) => {
-                    self.admit();
-                    return Step::Output;
+            HEADER if length <= LARGEST && self.announced.contains_key(&channel(rest)) => {
+                match rest.get(..length).and_then(readable::body_size) {
+                    Some(size) => return Step::Message(size),
+                    None if rest.len() < length => return Step::NeedsInput,
+                    None => {}
                 }
-                None if rest.len() < length => return Step::NeedsInput,
-                None => {}
-            },
+            }
             METHOD if length <= LARGEST => match rest.get(BEFORE..BEFORE + 4) {
                 None if length >= BEFORE + 4 + AFTER => return Step::NeedsInput,
                 Some(method) if readable::announces_message(method) => {
@@ -94,7 +97,7 @@ impl Frames {
         self.pass()
     }
 
-    /// Passes the header of a message on, the one of [`Step::Message`] when there is room for its body.
+    /// Passes the header of a message on, when there is room for its body.
     pub(super) fn admit(&mut self) {
         if let Some((HEADER, length)) = self.frame() {
             let frame = &self.input[self.used..self.used + length];

@@ -102,17 +102,16 @@ impl Guarded {
 impl AsyncRead for Guarded {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        loop {
-            let taken = this.frames.take(buffer);
-            if taken > 0 || buffer.is_empty() {
-                return Poll::Ready(Ok(taken));
-            }
+        // As many frames at once as there is room for: lapin parses after each read.
+        while this.frames.ready() < buffer.len() {
             match this.frames.step() {
                 Step::Output => {}
-                Step::Message(size) => {
-                    std::task::ready!(this.in_flight.poll_admit(size, cx));
-                    this.frames.admit();
-                }
+                Step::Message(size) => match this.in_flight.poll_admit(size, cx) {
+                    Poll::Ready(()) => this.frames.admit(),
+                    Poll::Pending if this.frames.ready() > 0 => break,
+                    Poll::Pending => return Poll::Pending,
+                },
+                Step::NeedsInput if this.frames.ready() > 0 => break,
                 Step::NeedsInput => {
                     if std::task::ready!(this.poll_input(cx))? == 0 {
                         return Poll::Ready(Ok(0)); // the end, maybe within a frame
@@ -120,6 +119,7 @@ impl AsyncRead for Guarded {
                 }
             }
         }
+        Poll::Ready(Ok(this.frames.take(buffer)))
     }
 }
 

@@ -63,9 +63,14 @@ impl Exchange {
 
     /// The same exchange by way of a TCP relay.
     fn through(&self, relay: &TcpRelay) -> RabbitMqOptions {
+        self.through_with(relay, "heartbeat=2")
+    }
+
+    fn through_with(&self, relay: &TcpRelay, parameters: &str) -> RabbitMqOptions {
         let (head, vhost) = self.url.rsplit_once('/').unwrap();
         let (head, _) = head.rsplit_once(':').unwrap();
-        let mut options = RabbitMqOptions::new(&format!("{head}:{}/{vhost}?heartbeat=2", relay.port), "tests").unwrap();
+        let mut options =
+            RabbitMqOptions::new(&format!("{head}:{}/{vhost}?{parameters}", relay.port), "tests").unwrap();
         options.exchange.clone_from(&self.options.exchange);
         options
     }
