@@ -60,9 +60,10 @@ impl Deployment {
         if owner.store == self.store {
             return Ok(());
         }
-        let other = match owner.name == self.name {
-            true => format!("{}, in a database of this name that was dropped, or another copy of it", owner.name),
-            false => owner.name,
+        let other = if owner.name == self.name {
+            format!("{}, in a database of this name that was dropped, or another copy of it", owner.name)
+        } else {
+            owner.name
         };
         Err(format!(
             "the queue `{}` is that of another deployment, {other}; this one is {}. Two on one queue would each get some of \
