@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_rs::Tokio;
+use lapin::options::ConfirmSelectOptions;
 use lapin::tcp::AsyncTcpStream;
 use lapin::types::ShortString;
 use lapin::uri::{AMQPScheme, AMQPUri};
@@ -137,6 +138,23 @@ impl Link {
         let close = self.connection.close(200, ShortString::from("OK"));
         // A broker that does not answer is left.
         let _ = tokio::time::timeout(CLOSE, close).await;
+    }
+}
+
+/// A second connection of a consumer, for what the broker answers. Its answers on the consumer's own connection may be behind
+/// messages for which there is no room before others are settled, and to settle one may take an answer.
+pub(super) struct Aside {
+    pub(super) link: Link,
+    /// Confirms what is published.
+    pub(super) channel: Channel,
+}
+
+impl Aside {
+    pub(super) async fn connect(options: &RabbitMqOptions, purpose: &str) -> Result<Self, BoxError> {
+        let link = Link::connect(options, purpose).await?;
+        let channel = link.channel().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        Ok(Aside { link, channel })
     }
 }
 

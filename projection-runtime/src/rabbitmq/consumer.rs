@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
@@ -16,7 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::cloud_events;
-use super::connection::{self, Link, Status, Work};
+use super::connection::{self, Aside, Link, Status, Work};
 use super::deployment::Deployment;
 use super::ingest::{Ingest, Settled};
 use super::status::Part;
@@ -36,6 +37,8 @@ const GATHER: Duration = Duration::from_millis(5);
 const BURST: usize = 2 << 20;
 /// Number of reasons of dead letters that are shown.
 const REASONS: usize = 5;
+/// How long a process that stops waits for the broker's answer to its acknowledgements.
+const LAST_ANSWER: Duration = Duration::from_secs(1);
 /// How often a process that stands by looks whether another one still consumes.
 const STANDBY: Duration = Duration::from_secs(1);
 /// After messages that may have come before their events could be seen, it is asked so often whether there is something
@@ -80,6 +83,7 @@ impl Work for Intake {
         let queue = self.bindings.make(&channel, &self.pool, &options).await?;
         let events_pool = self.events_at.pool(&self.pool).clone();
         Deployment::of(&events_pool, &options.service).await?.claim(link, &options).await?;
+        let aside = Aside::connect(&options, "consumer aside").await?;
         if let Some(ingest) = &mut self.ingest {
             ingest.prepare(&channel, &options).await?;
         }
@@ -91,19 +95,36 @@ impl Work for Intake {
         status.connected();
         let mut woken = Instant::now();
         let mut keep = tokio::time::interval_at(Instant::now() + topology::LOOK, topology::LOOK);
+        // From here on, nothing that is awaited alone is an answer on this connection: see `Aside`.
+        let mut confirming = None;
         loop {
             let next_look = self.look.map(|(_, at)| at);
             let due = self.ingest.as_ref().and_then(Ingest::due);
+            if confirming.is_none() {
+                confirming = self.confirming(&channel);
+            }
             tokio::select! {
                 delivery = consumer.next() => {
                     let burst = self.gather(&mut consumer, delivery, woken + GATHER).await?;
                     woken = Instant::now();
-                    self.take(link, &channel, burst).await?;
+                    self.take(link, &channel, &aside, burst).await?;
                 }
-                () = until(due) => self.take(link, &channel, Vec::new()).await?,
+                confirmed = answer(&mut confirming) => {
+                    confirming = None;
+                    self.confirm(confirmed?).await?;
+                }
+                () = until(due) => self.take(link, &channel, &aside, Vec::new()).await?,
                 () = until(next_look) => self.look().await,
-                _ = keep.tick() => self.look_around(link, &options).await?,
-                () = self.stop.cancelled() => return Ok(()),
+                _ = keep.tick() => self.look_around(&aside.link, &options).await?,
+                () = self.stop.cancelled() => {
+                    if let Some(confirming) = confirming
+                        && let Ok(confirmed) = tokio::time::timeout(LAST_ANSWER, confirming).await
+                    {
+                        self.confirm(confirmed?).await?;
+                    }
+                    aside.link.close().await;
+                    return Ok(());
+                }
             }
         }
     }
@@ -117,7 +138,33 @@ async fn until(time: Option<Instant>) {
     }
 }
 
+/// How many acknowledgements the broker has, when it answers.
+type Confirming = BoxFuture<'static, lapin::Result<usize>>;
+
+/// Waits for the answer, or for ever if none is to come.
+async fn answer(confirming: &mut Option<Confirming>) -> lapin::Result<usize> {
+    match confirming {
+        Some(confirming) => confirming.await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Intake {
+    /// Asks whether the broker has the acknowledgements that were sent, if that matters. Returns of how many stored messages.
+    fn confirming(&self, channel: &Channel) -> Option<Confirming> {
+        let count = self.ingest.as_ref().map(Ingest::unconfirmed).filter(|count| *count > 0)?;
+        let (channel, prefetch) = (channel.clone(), self.rabbitmq.options.prefetch.max(1));
+        // Answered after what was sent before.
+        Some(Box::pin(async move { channel.basic_qos(prefetch, BasicQosOptions::default()).await.map(|()| count) }))
+    }
+
+    async fn confirm(&mut self, count: usize) -> Result<(), BoxError> {
+        match &mut self.ingest {
+            Some(ingest) => ingest.confirm(count).await,
+            None => Ok(()),
+        }
+    }
+
     /// Starts to consume. With ingest, waits until no other process consumes; returns `None` if it is stopped meanwhile.
     async fn consume(
         &mut self,
@@ -191,11 +238,17 @@ impl Intake {
         Ok(burst)
     }
 
-    async fn take(&mut self, link: &Link, channel: &Channel, burst: Vec<Delivery>) -> Result<(), BoxError> {
+    async fn take(
+        &mut self,
+        link: &Link,
+        channel: &Channel,
+        aside: &Aside,
+        burst: Vec<Delivery>,
+    ) -> Result<(), BoxError> {
         match &mut self.ingest {
             None => self.take_triggers(link, channel, &burst).await,
             Some(ingest) => {
-                let settled = ingest.take(link, channel, burst).await?;
+                let settled = ingest.take(aside, burst).await?;
                 self.wake.projections(Source::RabbitMq);
                 // If none waits, all up to the last are settled.
                 let multiple = !ingest.has_waiting();
@@ -205,9 +258,8 @@ impl Intake {
                     channel.basic_ack(tag, BasicAckOptions { multiple }).await?;
                 }
                 link.in_flight.release(settled.messages.iter().map(|message| message.bytes).sum());
-                let acknowledged = ingest.acknowledged(channel, self.rabbitmq.options.prefetch.max(1));
                 count(&self.rabbitmq, settled.messages.len(), &settled);
-                acknowledged.await
+                Ok(())
             }
         }
     }

@@ -107,6 +107,12 @@ impl Frames {
         }
     }
 
+    /// Adds a heartbeat. Call it between frames.
+    pub(super) fn heartbeat(&mut self) {
+        const HEARTBEAT: [u8; BEFORE + AFTER] = [8, 0, 0, 0, 0, 0, 0, 0xce];
+        self.output.extend(HEARTBEAT);
+    }
+
     /// The type and the length of the next frame, if enough of it is there.
     fn frame(&self) -> Option<(u8, usize)> {
         let [kind, _, _, size @ ..] = *self.input[self.used..].first_chunk::<BEFORE>()?;

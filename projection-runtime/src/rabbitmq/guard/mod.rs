@@ -7,6 +7,8 @@
 //!                        +-- a message's header frame waits here while too many bytes are in flight
 //! ```
 //!
+//! While a message waits, lapin gets a heartbeat now and then, because it cannot read those of the broker that are behind.
+//!
 //! What must hold: one message costs that message, whatever its properties are. lapin ends the connection at the first
 //! property that is not UTF-8, and its parser recurses at each level of a header, until the stack of its thread ends. The
 //! broker would deliver such a message again at each connection.
@@ -31,6 +33,7 @@ use async_rs::util::RuntimeParts;
 use async_rs::{Runtime, Tokio};
 use futures_util::{AsyncRead, AsyncWrite, Stream};
 use lapin::AsyncTcpStream;
+use tokio::time::{Interval, MissedTickBehavior};
 
 #[cfg(fuzzing)]
 pub(crate) use frames::guarded;
@@ -40,6 +43,9 @@ pub(in crate::rabbitmq) use readable::UNREADABLE;
 
 /// Number of bytes that are read from the connection at once.
 const READ: usize = 64 << 10;
+/// How often lapin is shown that the connection lives, while a message waits. It gives up a connection from which it reads nothing
+/// for twice the heartbeat, which is one second at least.
+const ALIVE: Duration = Duration::from_millis(500);
 
 type Tcp = <Tokio as Reactor>::TcpStream;
 
@@ -85,11 +91,14 @@ pub(super) struct Guarded {
     frames: Frames,
     in_flight: Arc<InFlight>,
     read: Box<[u8]>,
+    alive: Interval,
 }
 
 impl Guarded {
     pub(super) fn new(stream: AsyncTcpStream<Tcp>, in_flight: Arc<InFlight>) -> Self {
-        Guarded { stream, frames: Frames::default(), in_flight, read: vec![0; READ].into_boxed_slice() }
+        let mut alive = tokio::time::interval_at(tokio::time::Instant::now() + ALIVE, ALIVE);
+        alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Guarded { stream, frames: Frames::default(), in_flight, read: vec![0; READ].into_boxed_slice(), alive }
     }
 
     fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
@@ -109,7 +118,10 @@ impl AsyncRead for Guarded {
                 Step::Message(size) => match this.in_flight.poll_admit(size, cx) {
                     Poll::Ready(()) => this.frames.admit(),
                     Poll::Pending if this.frames.ready() > 0 => break,
-                    Poll::Pending => return Poll::Pending,
+                    Poll::Pending => {
+                        std::task::ready!(this.alive.poll_tick(cx));
+                        this.frames.heartbeat();
+                    }
                 },
                 Step::NeedsInput if this.frames.ready() > 0 => break,
                 Step::NeedsInput => {

@@ -19,7 +19,7 @@ mod store;
 use std::time::Duration;
 
 use lapin::message::Delivery;
-use lapin::options::{BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions};
+use lapin::options::BasicPublishOptions;
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Confirmation};
 use sqlx::PgPool;
@@ -31,7 +31,7 @@ use order::{Gap, Outcome};
 use store::Consumer;
 
 use super::RabbitMqOptions;
-use super::connection::Link;
+use super::connection::Aside;
 use super::topology;
 use crate::classification::remedy;
 use crate::durable::Durable;
@@ -94,7 +94,6 @@ impl Ingest {
     pub(super) async fn prepare(&mut self, channel: &Channel, options: &RabbitMqOptions) -> Result<(), BoxError> {
         self.consumer = Consumer::new(&options.queue());
         self.waiting.clear();
-        channel.confirm_select(ConfirmSelectOptions::default()).await?;
         topology::queue(channel, options, &self.dead_letters, FieldTable::default()).await?;
         Ok(())
     }
@@ -110,12 +109,7 @@ impl Ingest {
     }
 
     /// Settles the messages of a burst, which may be empty, and waiting messages whose predecessor came or whose time is up.
-    pub(super) async fn take(
-        &mut self,
-        link: &Link,
-        channel: &Channel,
-        burst: Vec<Delivery>,
-    ) -> Result<Settled, BoxError> {
+    pub(super) async fn take(&mut self, aside: &Aside, burst: Vec<Delivery>) -> Result<Settled, BoxError> {
         let mut settled = Settled::default();
         if !burst.is_empty() {
             self.consumer.register(&self.pool).await.map_err(not_taken)?;
@@ -143,7 +137,7 @@ impl Ingest {
             }
             settled.message(&waiting.delivery);
         }
-        self.publish_dead_letters(link, channel, &dead).await?;
+        self.publish_dead_letters(aside, &dead).await?;
         settled.dead_lettered = dead.len() as u64;
         settled.reasons = dead.iter().map(|(_, reason)| shortened(reason.clone())).collect();
         for (delivery, _) in &dead {
@@ -152,14 +146,14 @@ impl Ingest {
         Ok(settled)
     }
 
-    /// Records that the broker has the acknowledgements, if that matters. Called after they were sent.
-    pub(super) async fn acknowledged(&mut self, channel: &Channel, prefetch: u16) -> Result<(), BoxError> {
-        if self.consumer.must_confirm() {
-            // Answered by the broker after it has dealt with what was sent before.
-            channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
-            self.consumer.confirm(&self.pool).await.map_err(not_taken)?;
-        }
-        Ok(())
+    /// Returns the number of stored messages whose acknowledgements the broker may not have.
+    pub(super) fn unconfirmed(&self) -> usize {
+        self.consumer.unconfirmed()
+    }
+
+    /// Records that the broker has the acknowledgements of so many of them, from the first.
+    pub(super) async fn confirm(&mut self, count: usize) -> Result<(), BoxError> {
+        self.consumer.confirm(&self.pool, count).await.map_err(not_taken)
     }
 
     /// Returns whether a message has waited for long enough, or too many messages wait.
@@ -213,21 +207,16 @@ impl Ingest {
     }
 
     /// Publishes dead letters to their queue, and waits for the confirms.
-    async fn publish_dead_letters(
-        &self,
-        link: &Link,
-        channel: &Channel,
-        dead: &[(Delivery, String)],
-    ) -> Result<(), BoxError> {
+    async fn publish_dead_letters(&self, aside: &Aside, dead: &[(Delivery, String)]) -> Result<(), BoxError> {
         let mut confirms = Vec::new();
         for (message, reason) in dead {
             let reason = shortened(reason.clone());
             tracing::warn!(routing_key = message.routing_key.as_str(), reason, "dead-lettered a message");
             let Outgoing { exchange, routing_key, properties, body } =
-                dead_letter(message, &reason, &self.dead_letters, link.frame_max());
+                dead_letter(message, &reason, &self.dead_letters, aside.link.frame_max());
             let mandatory = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
             let (exchange, queue) = (ShortString::try_new(exchange)?, ShortString::try_new(routing_key)?);
-            confirms.push(channel.basic_publish(exchange, queue, mandatory, &body, properties).await?);
+            confirms.push(aside.channel.basic_publish(exchange, queue, mandatory, &body, properties).await?);
         }
         for confirm in confirms {
             if confirm.await? != Confirmation::Ack(None) {

@@ -29,10 +29,10 @@ pub(super) struct Consumer {
     queue: String,
     id: Uuid,
     is_registered: bool,
-    /// `rabbitmq_ingest.unconfirmed` as it was committed last.
-    unconfirmed: Vec<Uuid>,
-    /// The part of it that a previous consumer stored and that may be delivered again, in order.
+    /// The part of `rabbitmq_ingest.unconfirmed` that a previous consumer stored and that may be delivered again, in order.
     inherited: Vec<Uuid>,
+    /// The rest of it: what this consumer stored, in order.
+    stored: Vec<Uuid>,
 }
 
 /// The outcome of each message, and the last event that was stored: if it is durable, so is the whole transaction.
@@ -51,7 +51,7 @@ struct Replaced(String);
 impl Consumer {
     pub(super) fn new(queue: &str) -> Self {
         let (queue, id) = (queue.to_owned(), Uuid::new_v4());
-        Consumer { queue, id, is_registered: false, unconfirmed: Vec::new(), inherited: Vec::new() }
+        Consumer { queue, id, is_registered: false, inherited: Vec::new(), stored: Vec::new() }
     }
 
     /// Registers this consumer as the one that may append. Call it when the first message has come: by then, each message
@@ -63,8 +63,7 @@ impl Consumer {
         let sql = "INSERT INTO rabbitmq_ingest (queue, consumer) VALUES ($1, $2)
                    ON CONFLICT (queue) DO UPDATE SET consumer = EXCLUDED.consumer, since = clock_timestamp()
                    RETURNING unconfirmed";
-        self.unconfirmed = sqlx::query_scalar(sql).bind(&self.queue).bind(self.id).fetch_one(pool).await?;
-        self.inherited.clone_from(&self.unconfirmed);
+        self.inherited = sqlx::query_scalar(sql).bind(&self.queue).bind(self.id).fetch_one(pool).await?;
         self.is_registered = true;
         Ok(())
     }
@@ -72,15 +71,11 @@ impl Consumer {
     /// Returns whether a message without an id and a time is stored already, because its acknowledgement was lost. Call it
     /// once for each such message, in the order of the queue.
     pub(super) fn is_stored(&mut self, content: Uuid, redelivered: bool) -> bool {
-        // Messages that were stored and not acknowledged come first, in their order. If another one comes, the rest was
-        // acknowledged.
-        let is_stored = redelivered && self.inherited.first() == Some(&content);
-        if is_stored {
-            self.inherited.remove(0);
-        } else {
-            self.inherited.clear();
-        }
-        is_stored
+        // The broker may have the acknowledgements of the first ones. The others come first, in their order. If another
+        // message comes, all were acknowledged.
+        let place = self.inherited.iter().position(|stored| redelivered && *stored == content);
+        self.inherited.drain(..place.map_or(self.inherited.len(), |place| place + 1));
+        place.is_some()
     }
 
     /// Appends the events in one transaction. An error that is not of an event is returned, and then nothing is appended.
@@ -172,27 +167,25 @@ impl Consumer {
         messages: &[Message<'_>],
         outcomes: &[Outcome],
     ) -> sqlx::Result<()> {
-        let stored = messages.iter().zip(outcomes).filter(|(_, outcome)| **outcome == Outcome::Appended);
-        let stored = stored.filter_map(|(message, _)| message.content);
-        let unconfirmed: Vec<Uuid> = self.inherited.iter().copied().chain(stored).collect();
-        if unconfirmed != self.unconfirmed {
-            self.write(&mut tx, &unconfirmed).await?;
+        let new = messages.iter().zip(outcomes).filter(|(_, outcome)| **outcome == Outcome::Appended);
+        let new: Vec<Uuid> = new.filter_map(|(message, _)| message.content).collect();
+        if !new.is_empty() {
+            self.write(&mut tx, &[&self.inherited[..], &self.stored, &new].concat()).await?;
         }
         tx.commit().await?;
-        self.unconfirmed = unconfirmed;
+        self.stored.extend(new);
         Ok(())
     }
 
-    /// Returns whether [`confirm`](Self::confirm) is needed when the broker has the acknowledgements.
-    pub(super) fn must_confirm(&self) -> bool {
-        self.unconfirmed != self.inherited
+    /// Returns the number of messages that this consumer stored, and whose acknowledgements the broker may not have.
+    pub(super) fn unconfirmed(&self) -> usize {
+        self.stored.len()
     }
 
-    /// Records that the broker has the acknowledgements of all events that this consumer appended.
-    pub(super) async fn confirm(&mut self, pool: &PgPool) -> sqlx::Result<()> {
-        self.write(&mut *pool.acquire().await?, &self.inherited).await?;
-        self.unconfirmed.clone_from(&self.inherited);
-        Ok(())
+    /// Records that the broker has the acknowledgements of so many of them, from the first.
+    pub(super) async fn confirm(&mut self, pool: &PgPool, count: usize) -> sqlx::Result<()> {
+        self.stored.drain(..count);
+        self.write(&mut *pool.acquire().await?, &[&self.inherited[..], &self.stored].concat()).await
     }
 
     async fn write(&self, connection: &mut PgConnection, unconfirmed: &[Uuid]) -> sqlx::Result<()> {

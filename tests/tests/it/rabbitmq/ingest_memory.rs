@@ -5,11 +5,59 @@ use std::time::Duration;
 
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
+use projection_runtime::testing::TcpRelay;
 use serde_json::json;
 use tests::{KilledWhenDropped, TestDatabase, eventually, peak_memory_mib};
 use uuid::Uuid;
 
-use super::{Exchange, LONG};
+use super::ingest_order::city;
+use super::{Exchange, LONG, ingest};
+
+/// A database that takes its time costs no connection, though messages wait outside of the process meanwhile: the heartbeats of
+/// the broker are behind them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_database_costs_no_connection() {
+    let (db, exchange) = (TestDatabase::new().await, Exchange::new().await);
+    let tcp = TcpRelay::to(exchange.port()).await;
+    // lapin gives a connection up after four seconds of silence.
+    let mut options = exchange.through_with(&tcp, "heartbeat=2");
+    options.max_bytes = 1000;
+    let running = ingest(&db, &options).await;
+    let connected = || running.status().consumer.connection.connected_since;
+    let since = connected();
+    let mut lock = db.pool.begin().await.unwrap();
+    sqlx::raw_sql("LOCK TABLE events IN SHARE MODE").execute(&mut *lock).await.unwrap();
+    exchange.publish((0..100).map(|n| city("Ignored", Uuid::new_v4(), &format!("City {n}"), &[]))).await;
+    tokio::time::sleep(Duration::from_secs(7)).await; // nothing may happen
+    assert_eq!(connected(), since);
+    lock.commit().await.unwrap();
+    eventually("all are stored", LONG, || async { running.status().consumer.ingested == 100 }).await;
+    assert_eq!(connected(), since);
+    assert!(running.stop().await.consumer.connection.last_trouble.is_none());
+}
+
+/// Dead letters are confirmed also while messages wait outside of the process, and none comes twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_among_messages_that_wait() {
+    let (db, exchange) = (TestDatabase::new().await, Exchange::new().await);
+    let mut options = exchange.options.clone();
+    options.max_bytes = 1000;
+    let running = ingest(&db, &options).await;
+    let messages = (0..200).map(|n| {
+        let (key, body, properties) = city("Ignored", Uuid::new_v4(), &format!("City {n}"), &[]);
+        (
+            key,
+            if n % 2 == 0 { body } else { b"no JSON, and of about the same length as the others".to_vec() },
+            properties,
+        )
+    });
+    exchange.publish(messages).await;
+    eventually("all are dealt with", LONG, || async { running.status().consumer.consumed == 200 }).await;
+    let status = running.stop().await.consumer;
+    assert_eq!((status.ingested, status.dead_lettered), (100, 100));
+    assert!(status.connection.last_trouble.is_none());
+    assert_eq!(exchange.messages(&exchange.options.dead_letter_queue()).await, Some(100));
+}
 
 /// What the process may take, in MiB.
 const BOUND_MIB: u64 = 128;
