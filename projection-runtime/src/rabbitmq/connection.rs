@@ -38,6 +38,8 @@ const LASTING: Duration = Duration::from_secs(5);
 /// A connection that is gone with the value, also where lapin still waits for something on it.
 pub(super) struct Link {
     connection: Connection,
+    /// The host's place in the URL.
+    place: usize,
     /// The bytes of messages that are not settled.
     pub(super) in_flight: Arc<InFlight>,
     _socket: Socket,
@@ -64,7 +66,11 @@ impl Link {
     }
 
     /// Connects to one host of the broker.
-    async fn connect_to(host: &Host, options: &RabbitMqOptions, purpose: &str) -> Result<Self, BoxError> {
+    async fn connect_to(
+        (place, host): (usize, &Host),
+        options: &RabbitMqOptions,
+        purpose: &str,
+    ) -> Result<Self, BoxError> {
         let name = format!("{} {purpose}", options.service);
         let properties = ConnectionProperties::default().with_connection_name(name.into());
         let tls = options.tls.clone();
@@ -96,7 +102,7 @@ impl Link {
         );
         let patience = options.url.connection_timeout();
         match tokio::time::timeout(patience, connecting).await {
-            Ok(connection) => Ok(Link { connection: connection?, in_flight, _socket: socket }),
+            Ok(connection) => Ok(Link { connection: connection?, place, in_flight, _socket: socket }),
             Err(_) => Err(format!("no answer within {} s", patience.as_secs_f64()).into()),
         }
     }
@@ -150,8 +156,9 @@ pub(super) struct Aside {
 }
 
 impl Aside {
-    pub(super) async fn connect(options: &RabbitMqOptions, purpose: &str) -> Result<Self, BoxError> {
-        let link = Link::connect(options, purpose).await?;
+    /// Connects, first to the host that has the consumer's connection.
+    pub(super) async fn connect(consumer: &Link, options: &RabbitMqOptions) -> Result<Self, BoxError> {
+        let link = reach(options, "consumer aside", consumer.place).await?.link;
         let channel = link.channel().await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
         Ok(Aside { link, channel })
@@ -173,7 +180,7 @@ struct Reached {
 async fn reach(options: &RabbitMqOptions, purpose: &str, first: usize) -> Result<Reached, BoxError> {
     let mut failed = Vec::new();
     for (place, host) in options.url.hosts_from(first) {
-        match Link::connect_to(host, options, purpose).await {
+        match Link::connect_to((place, host), options, purpose).await {
             Ok(link) => {
                 let failed = (!failed.is_empty()).then(|| failed.join("; "));
                 return Ok(Reached { link, place, host: host.to_string(), failed });

@@ -83,7 +83,7 @@ impl Work for Intake {
         let queue = self.bindings.make(&channel, &self.pool, &options).await?;
         let events_pool = self.events_at.pool(&self.pool).clone();
         Deployment::of(&events_pool, &options.service).await?.claim(link, &options).await?;
-        let aside = Aside::connect(&options, "consumer aside").await?;
+        let aside = Aside::connect(link, &options).await?;
         if let Some(ingest) = &mut self.ingest {
             ingest.prepare(&channel, &options).await?;
         }
@@ -150,9 +150,9 @@ async fn answer(confirming: &mut Option<Confirming>) -> lapin::Result<usize> {
 }
 
 impl Intake {
-    /// Asks whether the broker has the acknowledgements that were sent, if that matters. Returns of how many stored messages.
+    /// Asks whether the broker has the acknowledgements that were sent, if that matters. Returns of how many settled messages.
     fn confirming(&self, channel: &Channel) -> Option<Confirming> {
-        let count = self.ingest.as_ref().map(Ingest::unconfirmed).filter(|count| *count > 0)?;
+        let count = self.ingest.as_ref()?.unconfirmed()?;
         let (channel, prefetch) = (channel.clone(), self.rabbitmq.options.prefetch.max(1));
         // Answered after what was sent before.
         Some(Box::pin(async move { channel.basic_qos(prefetch, BasicQosOptions::default()).await.map(|()| count) }))

@@ -146,8 +146,8 @@ impl Ingest {
         Ok(settled)
     }
 
-    /// Returns the number of stored messages whose acknowledgements the broker may not have.
-    pub(super) fn unconfirmed(&self) -> usize {
+    /// Returns how many settled messages may be unacknowledged for the broker; `None` if it need not be asked.
+    pub(super) fn unconfirmed(&self) -> Option<usize> {
         self.consumer.unconfirmed()
     }
 

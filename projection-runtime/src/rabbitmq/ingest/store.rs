@@ -29,10 +29,13 @@ pub(super) struct Consumer {
     queue: String,
     id: Uuid,
     is_registered: bool,
-    /// The part of `rabbitmq_ingest.unconfirmed` that a previous consumer stored and that may be delivered again, in order.
+    /// The messages without an id and a time that this consumer has settled, but whose acknowledgements the broker may not have,
+    /// in order: the beginning of `rabbitmq_ingest.unconfirmed`.
+    settled: Vec<Uuid>,
+    /// The rest of it: what a previous consumer stored, and what may still be delivered again.
     inherited: Vec<Uuid>,
-    /// The rest of it: what this consumer stored, in order.
-    stored: Vec<Uuid>,
+    /// Whether the two differ from what was committed last.
+    is_changed: bool,
 }
 
 /// The outcome of each message, and the last event that was stored: if it is durable, so is the whole transaction.
@@ -51,7 +54,8 @@ struct Replaced(String);
 impl Consumer {
     pub(super) fn new(queue: &str) -> Self {
         let (queue, id) = (queue.to_owned(), Uuid::new_v4());
-        Consumer { queue, id, is_registered: false, inherited: Vec::new(), stored: Vec::new() }
+        let (settled, inherited) = (Vec::new(), Vec::new());
+        Consumer { queue, id, is_registered: false, settled, inherited, is_changed: false }
     }
 
     /// Registers this consumer as the one that may append. Call it when the first message has come: by then, each message
@@ -74,7 +78,12 @@ impl Consumer {
         // The broker may have the acknowledgements of the first ones. The others come first, in their order. If another
         // message comes, all were acknowledged.
         let place = self.inherited.iter().position(|stored| redelivered && *stored == content);
-        self.inherited.drain(..place.map_or(self.inherited.len(), |place| place + 1));
+        let acknowledged = self.inherited.drain(..place.unwrap_or(self.inherited.len())).count();
+        self.is_changed |= acknowledged > 0;
+        if place.is_some() {
+            // It may come once more, if this acknowledgement is lost as well.
+            self.settled.push(self.inherited.remove(0));
+        }
         place.is_some()
     }
 
@@ -169,26 +178,31 @@ impl Consumer {
     ) -> sqlx::Result<()> {
         let new = messages.iter().zip(outcomes).filter(|(_, outcome)| **outcome == Outcome::Appended);
         let new: Vec<Uuid> = new.filter_map(|(message, _)| message.content).collect();
-        if !new.is_empty() {
-            self.write(&mut tx, &[&self.inherited[..], &self.stored, &new].concat()).await?;
+        if self.is_changed || !new.is_empty() {
+            self.settled.extend(new);
+            self.write(&mut tx).await?;
         }
         tx.commit().await?;
-        self.stored.extend(new);
+        self.is_changed = false;
         Ok(())
     }
 
-    /// Returns the number of messages that this consumer stored, and whose acknowledgements the broker may not have.
-    pub(super) fn unconfirmed(&self) -> usize {
-        self.stored.len()
+    /// Returns how many messages it has settled whose acknowledgements the broker may not have; `None` if there is nothing to
+    /// [`confirm`](Self::confirm).
+    pub(super) fn unconfirmed(&self) -> Option<usize> {
+        (self.is_changed || !self.settled.is_empty()).then_some(self.settled.len())
     }
 
     /// Records that the broker has the acknowledgements of so many of them, from the first.
     pub(super) async fn confirm(&mut self, pool: &PgPool, count: usize) -> sqlx::Result<()> {
-        self.stored.drain(..count);
-        self.write(&mut *pool.acquire().await?, &[&self.inherited[..], &self.stored].concat()).await
+        self.settled.drain(..count);
+        self.write(&mut *pool.acquire().await?).await?;
+        self.is_changed = false;
+        Ok(())
     }
 
-    async fn write(&self, connection: &mut PgConnection, unconfirmed: &[Uuid]) -> sqlx::Result<()> {
+    async fn write(&self, connection: &mut PgConnection) -> sqlx::Result<()> {
+        let unconfirmed = [&self.settled[..], &self.inherited].concat();
         let sql = "UPDATE rabbitmq_ingest SET unconfirmed = $3 WHERE queue = $1 AND consumer = $2";
         sqlx::query(sql).bind(&self.queue).bind(self.id).bind(unconfirmed).execute(connection).await.map(drop)
     }
@@ -218,4 +232,39 @@ async fn known(tx: &mut PgConnection, events: &[&Incoming<'_>]) -> sqlx::Result<
                FROM UNNEST($1::uuid[]) AS new (aggregate_id)";
     let last: Vec<(Uuid, i64)> = sqlx::query_as(sql).bind(numbered).fetch_all(tx).await?;
     Ok(Known { stored, last: last.into_iter().collect() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether each of these, delivered again, is stored, and what would be written down then: settled, and inherited.
+    fn delivered(inherited: &[u128], contents: &[(u128, bool)]) -> (Vec<bool>, [Vec<Uuid>; 2]) {
+        let mut consumer = Consumer::new("queue");
+        consumer.inherited = inherited.iter().copied().map(Uuid::from_u128).collect();
+        let stored = contents.iter().map(|(content, again)| consumer.is_stored(Uuid::from_u128(*content), *again));
+        (stored.collect(), [consumer.settled, consumer.inherited])
+    }
+
+    fn ids(ids: [&[u128]; 2]) -> [Vec<Uuid>; 2] {
+        ids.map(|ids| ids.iter().copied().map(Uuid::from_u128).collect())
+    }
+
+    #[test]
+    fn what_comes_again_is_stored_until_another_one_comes() {
+        let none = ids([&[], &[]]);
+        assert_eq!(delivered(&[], &[(1, true)]), (vec![false], none.clone()));
+        // None of the acknowledgements arrived; it may come a third time.
+        assert_eq!(delivered(&[1, 2, 3], &[(1, true), (2, true)]), (vec![true, true], ids([&[1, 2], &[3]])));
+        // That of the first one arrived.
+        assert_eq!(delivered(&[1, 2, 3], &[(2, true), (3, true)]), (vec![true, true], ids([&[2, 3], &[]])));
+        // All arrived: what is equal is another event.
+        assert_eq!(delivered(&[1, 2], &[(3, false), (1, true)]), (vec![false, false], none.clone()));
+        assert_eq!(delivered(&[1, 2], &[(1, false)]), (vec![false], none));
+        // Equal ones, each for itself.
+        assert_eq!(
+            delivered(&[1, 1], &[(1, true), (1, true), (1, true)]),
+            (vec![true, true, false], ids([&[1, 1], &[]]))
+        );
+    }
 }
