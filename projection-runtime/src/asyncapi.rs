@@ -109,7 +109,7 @@ impl AsyncApi {
                 "messages": parts.messages,
                 "schemas": schemas,
                 "correlationIds": { "aggregate": {
-                    "description": "The aggregate. Its events are ordered by the header `sequence_no`.",
+                    "description": format!("The aggregate. Its events are ordered by the header `{}`.", self.aggregate_sequence()),
                     "location": self.aggregate(),
                 } },
             },
@@ -211,6 +211,14 @@ impl AsyncApi {
         match self.format {
             MessageFormat::Plain => "$message.header#/aggregate_id",
             MessageFormat::CloudEvents => "$message.header#/cloudEvents:subject",
+        }
+    }
+
+    /// Returns the name of the header that orders an aggregate's events.
+    fn aggregate_sequence(&self) -> &'static str {
+        match self.format {
+            MessageFormat::Plain => "sequence_no",
+            MessageFormat::CloudEvents => "cloudEvents:aggregateversion",
         }
     }
 

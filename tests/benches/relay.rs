@@ -1,5 +1,5 @@
-//! How fast the relay publishes a backlog: as plain messages, as CloudEvents, and beside a bare loop that reads the same pages and
-//! publishes the same bodies. `cargo bench -p tests --bench relay`
+//! How fast the relay publishes a backlog: as plain messages, as CloudEvents, and beside a bare loop that reads pages of the same size
+//! and publishes the same bodies. No queue is bound: the broker stores nothing and returns each message. `cargo bench -p tests --bench relay`
 //!
 //! Each is run three times, or `ROUNDS` times, in turn. `-- --json` prints JSON lines.
 

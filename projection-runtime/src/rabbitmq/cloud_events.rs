@@ -46,7 +46,7 @@ const ATTRIBUTES: [(&str, &str); 7] = [
 /// Attributes that are fields of the metadata, from
 /// [distributed tracing](https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/extensions/distributed-tracing.md).
 const TRACE: [&str; 2] = ["traceparent", "tracestate"];
-/// What a URI has as it is.
+/// Characters that a URI may contain unescaped (RFC 3986, unreserved).
 const IN_URI: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// Returns the properties of an event's message as those of a CloudEvent.
@@ -105,7 +105,7 @@ pub(super) fn decoded(cloud: &BasicProperties) -> Result<Option<BasicProperties>
     let mut header = |name: &str, value| {
         headers.insert(name.into(), value);
     };
-    // Another publisher's `sequence` is no position of a store.
+    // `tstamp`: the `sequence` of another publisher is no position of this store. `metadata`: added below.
     for (name, attribute) in ATTRIBUTES.into_iter().filter(|(name, _)| !["tstamp", "metadata"].contains(name)) {
         if let Some(text) = attributes.text(attribute)? {
             header(name, value(attribute, text)?);
@@ -189,7 +189,7 @@ fn renamed(plain: &Value) -> Value {
 struct Attributes<'a>(Headers<'a>);
 
 impl Attributes<'_> {
-    /// Returns the attribute as CloudEvents writes it as text; `None` if there is none.
+    /// Returns an attribute in its text form; `None` if it is absent.
     fn text(&self, name: &str) -> Result<Option<String>, String> {
         for prefix in PREFIXES {
             let header = format!("{prefix}{name}");
@@ -197,7 +197,7 @@ impl Attributes<'_> {
             let text = match (self.0.text(&header), name) {
                 (Ok(text), _) => text,
                 (Err(_), "time") => match number() {
-                    // AMQP 1.0 counts milliseconds.
+                    // A timestamp of AMQP 1.0 is in milliseconds.
                     Ok(millis) => millis.map(from_millis).transpose()?,
                     Err(_) => self.0.time(&header)?.map(|time| time.to_rfc3339()),
                 },

@@ -147,8 +147,8 @@ impl Link {
     }
 }
 
-/// A second connection of a consumer, for what the broker answers. Its answers on the consumer's own connection may be behind
-/// messages for which there is no room before others are settled, and to settle one may take an answer.
+/// A second connection of a consumer, for requests to the broker. On the first one an answer may queue behind messages that wait
+/// for room, and settling a message may need an answer.
 pub(super) struct Aside {
     pub(super) link: Link,
     /// Confirms what is published.

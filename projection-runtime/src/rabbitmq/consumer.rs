@@ -95,7 +95,7 @@ impl Work for Intake {
         status.connected();
         let mut woken = Instant::now();
         let mut keep = tokio::time::interval_at(Instant::now() + topology::LOOK, topology::LOOK);
-        // From here on, nothing that is awaited alone is an answer on this connection: see `Aside`.
+        // From here on, answers on this connection are awaited together with deliveries: see `Aside`.
         let mut confirming = None;
         loop {
             let next_look = self.look.map(|(_, at)| at);
@@ -150,7 +150,8 @@ async fn answer(confirming: &mut Option<Confirming>) -> lapin::Result<usize> {
 }
 
 impl Intake {
-    /// Asks whether the broker has the acknowledgements that were sent, if that matters. Returns of how many settled messages.
+    /// Asks the broker to confirm the acknowledgements sent so far, if ingest needs that. Resolves to the number of settled
+    /// messages that they cover.
     fn confirming(&self, channel: &Channel) -> Option<Confirming> {
         let count = self.ingest.as_ref()?.unconfirmed()?;
         let (channel, prefetch) = (channel.clone(), self.rabbitmq.options.prefetch.max(1));

@@ -97,10 +97,10 @@ pub struct RabbitMqOptions {
     /// With `ingest`: the routing keys of the messages to take, like `Band.*`. If there is none: all of the aggregates that the
     /// projections know.
     pub bind: Vec<String>,
-    /// Publish the events of the store. Off, where the write side publishes them by itself.
+    /// Publishes the events of the store to the exchange. Set it to false if the write side publishes them.
     pub relay: bool,
     /// A stream (a queue of RabbitMQ's type `stream`) to which each event of the store is published as well, from the first:
-    /// what reads the stream later can begin there.
+    /// a reader that starts later can begin there. Ignored with `ingest`.
     pub stream: Option<String>,
     /// The form of the messages that are published. Ingest takes both.
     pub format: MessageFormat,

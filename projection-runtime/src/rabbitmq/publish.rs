@@ -1,4 +1,4 @@
-//! The messages of events, and how they are published.
+//! Builds the messages of events and publishes them.
 
 use std::collections::HashMap;
 
@@ -80,6 +80,7 @@ pub(super) struct Message {
 /// Messages that the broker has.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Confirmed {
+    /// Number of messages that the broker confirmed.
     pub(super) messages: u64,
     /// Of these, messages that no queue wanted.
     pub(super) returned: u64,
@@ -113,7 +114,7 @@ impl Messages {
     }
 }
 
-/// Publishes all of them, calls `sent`, and waits for all confirms.
+/// Publishes the messages, calls `sent` with their number, and waits for the confirms.
 pub(super) async fn send(
     channel: &Channel,
     messages: Vec<Message>,
@@ -132,14 +133,16 @@ pub(super) async fn send(
                 confirmed.messages += 1;
                 confirmed.returned += u64::from(message.is_some());
             }
-            Confirmation::Nack(_) => return Err("the broker refused a message".into()),
+            Confirmation::Nack(_) => {
+                return Err("the broker refused a message: a queue may be full (`x-overflow` reject-publish)".into());
+            }
             Confirmation::NotRequested => return Err("the channel confirms nothing".into()),
         }
     }
     Ok(confirmed)
 }
 
-/// The properties of an event's message. What has no room there is named in a header.
+/// Returns the properties of an event's message. The header `x-truncated` names what was left out or cut.
 fn properties(service: &str, event: &StoredEvent, routing_key: &str) -> BasicProperties {
     const PERSISTENT: u8 = 2;
     let mut headers = FieldTable::default();
@@ -181,7 +184,7 @@ fn properties(service: &str, event: &StoredEvent, routing_key: &str) -> BasicPro
     }
 }
 
-/// AMQP's names have so many bytes at the most; longer ones are cut.
+/// Cuts a name to the 255 bytes that AMQP allows.
 fn short(name: &str) -> ShortString {
     let end = (0..=LONGEST_NAME.min(name.len())).rev().find(|end| name.is_char_boundary(*end)).unwrap_or(0);
     name[..end].into()

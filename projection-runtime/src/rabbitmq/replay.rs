@@ -3,19 +3,26 @@
 //! What must hold: the events come in their order, each page confirmed before the next is read, and no relay's position moves.
 //! Only what is flushed is published.
 
+use std::convert::Infallible;
+use std::time::Duration;
+
 use lapin::Channel;
 use lapin::options::{ConfirmSelectOptions, QueueDeclareOptions};
-use lapin::types::{FieldTable, ShortString};
+use lapin::types::FieldTable;
 use serde::Serialize;
 use sqlx::PgPool;
 
 use super::RabbitMqOptions;
 use super::connection::Link;
 use super::publish::{Message, Messages, Target, send};
+use super::topology;
 use crate::durable::Durable;
 use crate::error::{BoxError, meant};
 use crate::projection::EventType;
 use crate::store::{self, Page, PageLimit, Planned, ReadSql};
+
+/// How often progress is reported while a page waits for the broker, which may have blocked the connection.
+const REPORT: Duration = Duration::from_millis(500);
 
 /// What is published, and to which queue.
 #[derive(Debug)]
@@ -66,9 +73,11 @@ impl Replay {
             let Some(last) = page.events.last() else { break };
             position = last.tstamp;
             let outgoing = page.events.iter().map(|event| messages.message(event)).collect();
+            let mut report = || progress(Replayed { blocked: link.is_blocked(), ..replayed });
             let confirmed = tokio::select! {
                 confirmed = self.confirmed(&channel, outgoing) => confirmed?,
                 () = link.ended() => return Err("the connection to the broker was lost".into()),
+                never = repeat(&mut report) => match never {},
             };
             replayed = Replayed { events: replayed.events + confirmed, position, ..replayed };
             if page.complete {
@@ -84,7 +93,11 @@ impl Replay {
         let confirmed = send(channel, messages, |_| ()).await?;
         match confirmed.returned {
             0 => Ok(confirmed.messages),
-            returned => Err(format!("the queue `{}` is gone: {returned} messages came back", self.queue).into()),
+            returned => Err(format!(
+                "the queue `{}` was deleted during the replay: the broker returned {returned} messages. Remedy: declare it again",
+                self.queue
+            )
+            .into()),
         }
     }
 
@@ -106,17 +119,23 @@ impl Replay {
     /// Returns an error if there is no such queue, to which the messages would be lost.
     async fn find_queue(&self, link: &Link) -> Result<(), BoxError> {
         let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        let queue = ShortString::try_new(self.queue.as_str())?;
+        let queue = topology::short(&self.queue)?;
         let found = link.channel().await?.queue_declare(queue, passive, FieldTable::default()).await;
         match found {
             Ok(_) => Ok(()),
             Err(error) => {
                 let error = crate::error::chain(&error);
-                Err(format!("the queue `{}`: {error}. Declare it first: its consumer knows how", self.queue).into())
+                let remedy = if error.contains("NOT_FOUND") {
+                    ". Remedy: declare it with the options of its consumer, and run the command again"
+                } else {
+                    ""
+                };
+                Err(format!("the queue `{}`: {error}{remedy}", self.queue).into())
             }
         }
     }
 
+    /// Returns the number of events that there are to publish.
     async fn count(&self, pool: &PgPool, end: i64) -> sqlx::Result<u64> {
         let sql = "SELECT COUNT(*) FROM events WHERE tstamp BETWEEN $1 AND $2 AND ($3 = '{}' OR name = ANY($3))";
         let count: i64 = sqlx::query_scalar(sql).bind(self.from).bind(end).bind(&self.events).fetch_one(pool).await?;
@@ -131,5 +150,13 @@ impl Replay {
         let names: Vec<&str> = self.events.iter().map(String::as_str).collect();
         let sql = ReadSql::new(names.len(), None, Planned::Anew);
         store::read(&mut connection, &sql, &names, position, end, PageLimit::default(), Vec::new()).await
+    }
+}
+
+/// Reports progress again and again.
+async fn repeat(report: &mut impl FnMut()) -> Infallible {
+    loop {
+        tokio::time::sleep(REPORT).await;
+        report();
     }
 }

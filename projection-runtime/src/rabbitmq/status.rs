@@ -33,7 +33,7 @@ pub struct RabbitMqStatus {
     pub consumer: ConsumerStatus,
 }
 
-/// What has a connection of its own.
+/// A task that has its own connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Part {
     /// The relay to the exchange.

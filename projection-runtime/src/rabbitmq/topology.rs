@@ -115,7 +115,7 @@ pub(super) async fn queue(
     Ok(queue)
 }
 
-/// Makes a stream, or looks whether it is there.
+/// Declares a stream, or checks that it exists.
 pub(super) async fn stream(channel: &Channel, options: &RabbitMqOptions, name: &str) -> Result<(), BoxError> {
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), AMQPValue::LongString("stream".into()));
@@ -163,7 +163,8 @@ impl Bindings {
         options: &RabbitMqOptions,
     ) -> Result<ShortString, BoxError> {
         if options.ingest && options.queue_type == QueueType::Stream {
-            return Err("ingest cannot take its messages from a stream, which delivers them again at each start".into());
+            return Err("ingest cannot consume a stream, which delivers its messages again at each start. Remedy: --amqp-queue-type classic or \
+                 quorum".into());
         }
         exchange(channel, options).await?;
         let name = options.queue();

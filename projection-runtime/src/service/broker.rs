@@ -108,13 +108,13 @@ pub(super) struct Broker {
     /// The form of the published messages: headers like the columns of `events`, or CloudEvents in binary mode
     #[arg(long, env = "AMQP_FORMAT", value_enum, default_value_t = MessageFormat::Plain)]
     amqp_format: MessageFormat,
-    /// A stream to publish each event to as well, from the first: who reads it later can begin there
-    #[arg(long, env = "AMQP_STREAM", value_name = "NAME", conflicts_with = "ingest")]
+    /// Also publish every event, from the first, to this stream; a reader that starts later can begin there
+    #[arg(long, env = "AMQP_STREAM", value_name = "NAME", requires = "amqp_url", conflicts_with = "ingest")]
     amqp_stream: Option<String>,
     /// Bytes of messages that may be in flight to this process
     #[arg(long, env = "AMQP_MAX_BYTES", value_name = "SIZE", default_value = "64MiB", value_parser = size)]
     amqp_max_bytes: u64,
-    /// Publish nothing: the write side does so by itself
+    /// Publish nothing to the exchange: the write side does so itself
     #[arg(long, requires = "amqp_url")]
     no_relay: bool,
     /// Append the messages to the event store, where that has no other source; needs `--no-relay`

@@ -420,8 +420,9 @@ const RETRY_HELP: &str = "Example: `retry dancehall`, after the handler, or the 
 
 const REPLAY_HELP: &str = "\
 Example: `replay --to billing --from 2026-06-01T00:00:00Z --events BandCreated,BandRenamed`. The events are published in their \
-order, up to those that are in the store at the start; services and other queues notice nothing. A consumer that is running \
-gets newer events in between, and knows old ones by their `message_id` and `sequence_no`.";
+order, up to those that are in the store at the start; only the consumers of that queue receive them. A running consumer \
+receives newer events in between; it recognizes repeats by `message_id`. `--json` prints `{\"events\": .., \"total\": .., \
+\"position\": ..}` at the end: the events that the broker has confirmed, those that there were, and the position of the last.";
 
 const ASYNCAPI_HELP: &str = "\
 Example: `asyncapi >asyncapi.json`, and compare it with the committed one to see what changes for consumers. A running \
@@ -517,13 +518,13 @@ enum Command {
         /// The form of the messages
         #[arg(long, env = "AMQP_FORMAT", value_enum, default_value_t = MessageFormat::Plain)]
         amqp_format: MessageFormat,
-        /// The queue, which must be there; no other queue gets the messages
+        /// The queue; it must exist
         #[arg(long, value_name = "QUEUE")]
         to: String,
         /// The first event: a position, which is its `tstamp`, or a time like `2026-06-19T18:00:00Z`; 0 for all events
         #[arg(long, value_name = "POSITION|TIME", value_parser = position)]
         from: i64,
-        /// The names of the events; without it all
+        /// Names of the events to publish [default: all]
         #[arg(long, value_name = "NAME", value_delimiter = ',')]
         events: Vec<String>,
         /// The result for a program
@@ -671,7 +672,7 @@ enum Command {
 /// Parses a position in the store, or a time, which a position is in microseconds.
 fn position(text: &str) -> Result<i64, String> {
     if let Ok(position) = text.parse::<u64>() {
-        return i64::try_from(position).map_err(|_| "is no position: it is too large".to_owned());
+        return i64::try_from(position).map_err(|_| "the number is too large for a position".to_owned());
     }
     let time = chrono::DateTime::parse_from_rfc3339(text);
     let time = time.map_err(|_| "expects a position, like 1795612631633334, or a time, like 2026-06-19T18:00:00Z");

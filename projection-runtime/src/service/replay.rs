@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use super::broker::Names;
 use super::terminal::say;
-use super::{Database, Service, terminal};
+use super::{Database, Service, commands, terminal};
 use crate::BoxError;
 use crate::rabbitmq::{MessageFormat, Replay, Replayed};
 
@@ -20,6 +20,7 @@ pub(super) async fn replay(
     options.format = format;
     let manager = service.reached(database).await?;
     let known: Vec<_> = manager.projections().definitions().flat_map(|definition| definition.events).collect();
+    let interrupted = commands::shutdown()?;
     let mut shown = None;
     let last = Cell::new(Replayed::default());
     let publishing = replay.run(&options, manager.events_pool(), &known, |replayed| {
@@ -29,7 +30,7 @@ pub(super) async fn replay(
     });
     let outcome = tokio::select! {
         outcome = publishing => outcome,
-        _ = tokio::signal::ctrl_c() => Err("interrupted".into()),
+        () = interrupted => Err("interrupted".into()),
     };
     shown.into_iter().for_each(terminal::Progress::done);
     let replayed = outcome.map_err(|error| resumable(&error, last.get(), replay))?;
@@ -51,8 +52,13 @@ fn message(replayed: Replayed) -> String {
 fn resumable(error: &BoxError, Replayed { events, position, .. }: Replayed, replay: &Replay) -> BoxError {
     let error = crate::error::chain(error.as_ref());
     if events == 0 {
-        return error.into();
+        return format!("{error}. Nothing was confirmed: run the command again").into();
     }
     let (events, next) = (terminal::count(events), position + 1);
-    format!("{error}. {events} events are in the queue {}; go on with --from {next}", replay.queue).into()
+    let queue = &replay.queue;
+    format!(
+        "{error}. The broker confirmed {events} events; up to one page more may be in the queue {queue}, and comes again. Continue \
+         with --from {next}"
+    )
+    .into()
 }

@@ -37,7 +37,8 @@ pub(super) struct Frames {
     /// Number of bytes of the current frame that still go through unread.
     passing: usize,
     /// Channels on which a delivery was announced whose header follows, each with its names if lapin cannot read them. A
-    /// message that the broker returns is announced by another method. It goes through unread: lapin wrote it.
+    /// message that the broker returns is announced by another method. It goes through unread: this process published it, so
+    /// lapin can read it.
     announced: BTreeMap<u16, Option<String>>,
 }
 

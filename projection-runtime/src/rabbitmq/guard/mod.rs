@@ -7,7 +7,7 @@
 //!                        +-- a message's header frame waits here while too many bytes are in flight
 //! ```
 //!
-//! While a message waits, lapin gets a heartbeat now and then, because it cannot read those of the broker that are behind.
+//! While a message waits, the guard inserts heartbeats, because those of the broker are behind the message.
 //!
 //! What must hold: one message costs that message, whatever its properties are. lapin ends the connection at the first
 //! property that is not UTF-8, and its parser recurses at each level of a header, until the stack of its thread ends. The

@@ -1,4 +1,4 @@
-//! Streams: one that has all events for whoever comes late, and one as the service's queue.
+//! Streams: one that has all events for readers that start late, and one as the service's queue.
 
 use futures_util::StreamExt;
 use lapin::message::Delivery;
@@ -107,7 +107,7 @@ async fn a_stream_feeds_no_store() {
     let running = Running::start(&db, projections![Journal], ManagerOptions::default(), options);
     eventually("the trouble is told", LONG, || async {
         let trouble = running.status().consumer.connection.last_trouble;
-        trouble.is_some_and(|trouble| trouble.error.contains("ingest cannot take its messages from a stream"))
+        trouble.is_some_and(|trouble| trouble.error.contains("ingest cannot consume a stream"))
     })
     .await;
     running.stop().await;
