@@ -35,6 +35,9 @@ const LOOK: Duration = Duration::from_millis(200);
 /// A connection that lasted so long counts as a good one: the waits begin anew.
 const LASTING: Duration = Duration::from_secs(5);
 
+/// What is said of a connection that ended by itself.
+pub(super) const LOST: &str = "the connection was lost";
+
 /// A connection that is gone with the value, also where lapin still waits for something on it.
 pub(super) struct Link {
     connection: Connection,
@@ -122,6 +125,14 @@ impl Link {
     /// The broker takes nothing at the moment.
     pub(super) fn is_blocked(&self) -> bool {
         self.connection.status().blocked()
+    }
+
+    /// Says of an error whether the connection is gone.
+    pub(super) fn error(&self, error: BoxError) -> BoxError {
+        if self.connection.status().connected() {
+            return error;
+        }
+        format!("{LOST}: {}", crate::error::chain(error.as_ref())).into()
     }
 
     /// Ready when the connection is gone.
@@ -333,7 +344,7 @@ async fn use_link<W: Work>(
     };
     let outcome = tokio::select! {
         outcome = work.work(&link, status) => outcome.map_err(|error| of_broker(&host, error)),
-        () = link.ended() => Err(at(&host, &"the connection was lost".into())),
+        () = link.ended() => Err(at(&host, &LOST.into())),
         () = stopped => Ok(()),
     };
     if stop.is_cancelled() && !link.is_blocked() {

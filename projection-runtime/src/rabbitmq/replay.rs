@@ -13,7 +13,7 @@ use serde::Serialize;
 use sqlx::PgPool;
 
 use super::RabbitMqOptions;
-use super::connection::Link;
+use super::connection::{LOST, Link};
 use super::publish::{Message, Messages, Target, send};
 use super::topology;
 use crate::durable::Durable;
@@ -75,8 +75,8 @@ impl Replay {
             let outgoing = page.events.iter().map(|event| messages.message(event)).collect();
             let mut report = || progress(Replayed { blocked: link.is_blocked(), ..replayed });
             let confirmed = tokio::select! {
-                confirmed = self.confirmed(&channel, outgoing) => confirmed?,
-                () = link.ended() => return Err("the connection to the broker was lost".into()),
+                confirmed = self.confirmed(&channel, outgoing) => confirmed.map_err(|error| link.error(error))?,
+                () = link.ended() => return Err(LOST.into()),
                 never = repeat(&mut report) => match never {},
             };
             replayed = Replayed { events: replayed.events + confirmed, position, ..replayed };
@@ -126,7 +126,7 @@ impl Replay {
             Err(error) => {
                 let error = crate::error::chain(&error);
                 let remedy = if error.contains("NOT_FOUND") {
-                    ". Remedy: declare it with the options of its consumer, and run the command again"
+                    ". Remedy: declare it with the options of its consumer"
                 } else {
                     ""
                 };

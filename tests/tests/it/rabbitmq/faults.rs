@@ -117,7 +117,7 @@ async fn a_broker_that_blocks() {
     drop((exchange, server));
 }
 
-async fn control(mut server: RabbitMqServer, words: &'static str) -> RabbitMqServer {
+pub(super) async fn control(mut server: RabbitMqServer, words: &'static str) -> RabbitMqServer {
     tokio::task::spawn_blocking(move || {
         server.control(words);
         server

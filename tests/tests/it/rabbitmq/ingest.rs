@@ -11,10 +11,12 @@ use projection_runtime::{EventStore, ExpectedVersion, ManagerOptions, MessageFor
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use tests::history::History;
+use tests::rabbitmq_server::RabbitMqServer;
 use tests::{KilledWhenDropped, TestDatabase, eventually, fold, peak_memory_mib};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::faults::control;
 use super::{Exchange, LONG, Running, at_the_end, database_port, database_through, ingest};
 
 /// A message as a Go service publishes it: no id, no type, the header `service`, the base event's fields in the body.
@@ -269,4 +271,33 @@ fn ingest_with_the_relay_is_wrong_usage() {
     let output = run.args(["run", "--ingest", "--amqp-url", "amqp://localhost"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8(output.stderr).unwrap().contains("--ingest needs --no-relay"));
+}
+
+/// The connection that answers may be lost alone: the consumer gets both anew, and nothing is lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_second_connection_is_lost() {
+    const LOSE: &str = "eval [rabbit_networking:close_connection(proplists:get_value(pid,C),\"lost\")||\
+         C<-rabbit_networking:connection_info_all([pid,client_properties]),\
+         {<<\"connection_name\">>,longstr,Name}<-proplists:get_value(client_properties,C),\
+         binary:match(Name,<<\"aside\">>)=/=nomatch].";
+    let mut server = tokio::task::spawn_blocking(RabbitMqServer::start).await.unwrap();
+    let (db, exchange) = (TestDatabase::new().await, Exchange::at(&server.url));
+    let running = ingest(&db, &exchange.options).await;
+    let created = || from_go("Band.Created", Uuid::new_v4(), "2026-06-19T18:00:00Z", json!({ "Name": "Band" }));
+    let garbage = || ("Band.Created".to_owned(), b"garbage".to_vec(), BasicProperties::default());
+    for round in 1..=3_i64 {
+        server = control(server, LOSE).await;
+        exchange.publish([garbage(), created(), garbage(), created()]).await;
+        let stored = || async {
+            let count = "SELECT COUNT(*) FROM events";
+            sqlx::query_scalar::<_, i64>(count).fetch_one(&db.pool).await.unwrap() == 2 * round
+        };
+        eventually("the good ones are stored", LONG, stored).await;
+        eventually("the others are dead letters", LONG, || async {
+            running.status().consumer.dead_letters >= 2 * round.unsigned_abs()
+        })
+        .await;
+    }
+    running.stop().await;
+    drop((exchange, server));
 }

@@ -1,6 +1,7 @@
 //! The command `replay`: stored events, once more, to one queue.
 
-use std::process::{Command, Output};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Output, Stdio};
 
 use lapin::message::Delivery;
 use lapin::options::QueueDeclareOptions;
@@ -9,15 +10,21 @@ use projection_runtime::{EventStore, ExpectedVersion};
 use serde_json::{Value, json};
 use tests::TestDatabase;
 use tests::history::History;
+use tests::rabbitmq_server::RabbitMqServer;
 use uuid::Uuid;
 
 use super::Exchange;
+use super::faults::control;
 
 const EVENTS: usize = 2500;
 
 /// A store with some events, and an empty queue, which is deleted with the exchange.
 async fn with_queue(arguments: &[(&str, AMQPValue)]) -> (TestDatabase, Exchange, String) {
-    let (db, exchange) = (TestDatabase::new().await, Exchange::new().await);
+    with_queue_on(Exchange::new().await, arguments).await
+}
+
+async fn with_queue_on(exchange: Exchange, arguments: &[(&str, AMQPValue)]) -> (TestDatabase, Exchange, String) {
+    let db = TestDatabase::new().await;
     let mut history = History::new(rand::random());
     let store = EventStore::new(db.pool.clone());
     for _ in 0..EVENTS {
@@ -29,14 +36,20 @@ async fn with_queue(arguments: &[(&str, AMQPValue)]) -> (TestDatabase, Exchange,
     for (name, value) in arguments {
         table.insert((*name).into(), value.clone());
     }
-    channel.queue_declare(queue.clone(), QueueDeclareOptions::default(), table).await.unwrap();
+    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    channel.queue_declare(queue.clone(), durable, table).await.unwrap();
     (db, exchange, queue.to_string())
 }
 
 fn replay(db: &TestDatabase, exchange: &Exchange, arguments: &[&str]) -> Output {
+    command(db, &exchange.url, arguments).output().unwrap()
+}
+
+fn command(db: &TestDatabase, amqp_url: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_dancefinder"));
-    command.arg("replay").args(arguments).args(["--database-url", &db.url, "--amqp-url", &exchange.url]);
-    command.env_remove("RUST_LOG").output().unwrap()
+    command.arg("replay").args(arguments).args(["--database-url", &db.url, "--amqp-url", amqp_url]);
+    command.env("RUST_LOG", "error");
+    command
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -126,4 +139,35 @@ async fn it_goes_on_where_it_ended() {
     let output = replay(&db, &exchange, &["--to", &queue, "--from", next]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert!(ids(&exchange.drain(queue.as_str().into()).await) == events[1000..]);
+}
+
+/// A broker that is short of memory holds a replay, which says so; SIGTERM and a broker that is gone end it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_blocks_or_goes() {
+    let server = tokio::task::spawn_blocking(RabbitMqServer::start).await.unwrap();
+    let (db, exchange, queue) = with_queue_on(Exchange::at(&server.url), &[]).await;
+    let mut server = control(server, "set_vm_memory_high_watermark 0.000001").await;
+    let url = exchange.url.clone();
+    for (end, says) in [("TERM", "error: interrupted. Nothing was confirmed"), ("", "error: the connection was lost: ")]
+    {
+        let mut held = command(&db, &url, &["--to", &queue, "--from", "0"]).stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(held.stderr.take().unwrap()).lines().map(Result::unwrap);
+        let progress = lines.next().unwrap();
+        assert_eq!(progress, "Replaying: 0 of 2,500 events; the broker takes no messages at the moment");
+        if end == "TERM" {
+            assert!(Command::new("kill").args(["-TERM", &held.id().to_string()]).status().unwrap().success());
+        } else {
+            server.kill();
+        }
+        let last = lines.last().unwrap();
+        assert!(last.contains(says), "{last}");
+        assert_eq!(held.wait().unwrap().code(), Some(1));
+    }
+    server.start_again();
+    let output = replay(&db, &exchange, &["--to", &queue, "--from", "0"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let expected: Vec<Uuid> = stored(&db).await.into_iter().map(|(id, ..)| id).collect();
+    let published = ids(&exchange.drain(queue.as_str().into()).await);
+    assert!(published.ends_with(&expected), "{} of {EVENTS}", published.len());
+    drop((exchange, server));
 }
