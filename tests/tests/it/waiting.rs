@@ -63,7 +63,7 @@ impl Process {
     /// Waits until it has reported so many waits, and returns the last one.
     async fn reports(&self, waits: usize) -> String {
         let what = format!("`{}` reports wait {waits}", self.arguments);
-        eventually(&what, Duration::from_secs(10), || async { self.waits().len() == waits }).await;
+        eventually(&what, Duration::from_secs(30), || async { self.waits().len() == waits }).await;
         self.waits().pop().unwrap()
     }
 
