@@ -344,14 +344,14 @@ impl Direction {
 fn relayed_properties() -> Value {
     json!({
         "type": "object",
-        "required": ["message_id", "type", "timestamp", "delivery_mode", "content_type"],
+        "required": ["message_id", "type", "delivery_mode", "content_type"],
         "properties": {
             "message_id": {
                 "type": "string", "format": "uuid",
                 "description": "The event's id: equal for repetitions of one event, and only for them.",
             },
             "type": { "type": "string", "description": "The event's name." },
-            "timestamp": { "type": "integer", "description": "The header `recorded_at` in seconds since 1970." },
+            "timestamp": { "type": "integer", "description": "The header `recorded_at` in seconds since 1970; none of an earlier time." },
             "delivery_mode": { "const": 2 },
             "content_type": { "const": "application/json" },
         },

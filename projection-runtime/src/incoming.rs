@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use chrono::{DateTime, Utc};
+use serde_json::Value;
 use serde_json::value::RawValue;
 use sqlx::types::Json;
 use sqlx::{Acquire, Connection, PgConnection, PgPool};
@@ -93,7 +94,8 @@ impl Incoming<'_> {
             })
             .or_else(|| (!same_json(self.data.get(), other.data)).then(|| "its payload is another one".to_owned()))
             .or_else(|| {
-                let differs = self.metadata.as_ref().is_some_and(|ours| Some(ours) != other.metadata);
+                let same = |ours| other.metadata.is_some_and(|theirs| same_fields(ours, theirs));
+                let differs = self.metadata.as_ref().is_some_and(|ours| !same(ours));
                 differs.then(|| "its metadata is another one".to_owned())
             })
     }
@@ -135,6 +137,23 @@ struct Other<'a> {
 fn same_json(one: &str, other: &str) -> bool {
     let value = |text| serde_json::from_str::<serde_json::Value>(text).ok();
     one == other || value(one).is_some_and(|one| Some(one) == value(other))
+}
+
+/// Whether metadata are the same. JSONB stores a number by its value: 1e16 is read as 10000000000000000.
+fn same_fields(one: &serde_json::Map<String, Value>, other: &serde_json::Map<String, Value>) -> bool {
+    let same = |(name, value): (&String, &Value)| other.get(name).is_some_and(|other| same_value(value, other));
+    one.len() == other.len() && one.iter().all(same)
+}
+
+fn same_value(one: &Value, other: &Value) -> bool {
+    match (one, other) {
+        (Value::Object(one), Value::Object(other)) => same_fields(one, other),
+        (Value::Array(one), Value::Array(other)) => {
+            one.len() == other.len() && one.iter().zip(other).all(|(one, other)| same_value(one, other))
+        }
+        (Value::Number(one), Value::Number(other)) => one == other || one.as_f64() == other.as_f64(),
+        _ => one == other,
+    }
 }
 
 /// What became of events that were to be appended.
@@ -248,5 +267,23 @@ pub(crate) fn refusal(error: &sqlx::Error, event: &Incoming<'_>) -> String {
             event.aggregate_id, event.id
         ),
         _ => describe(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::same_value;
+
+    #[test]
+    fn numbers_are_compared_by_value() {
+        let (sent, stored) = (json!({ "a": [1e16, "x"] }), json!({ "a": [10_000_000_000_000_000_i64, "x"] }));
+        assert!(same_value(&sent, &stored) && same_value(&stored, &sent));
+        for other in
+            [json!({ "a": [1e16] }), json!({ "a": [1e15, "x"] }), json!({}), json!({ "a": [1e16, "x"], "b": 1 })]
+        {
+            assert!(!same_value(&sent, &other) && !same_value(&other, &sent), "{other}");
+        }
     }
 }

@@ -9,6 +9,7 @@ use sqlx::PgPool;
 use crate::holder;
 use crate::position::Row;
 use crate::projection::{Definition, ProjectionSet};
+use crate::transaction;
 
 /// A loop that is at one transaction for so long is taken to hang.
 const HANGS: Duration = Duration::from_secs(20);
@@ -172,7 +173,7 @@ impl Pulses {
 
 /// Returns the lock that a session waits for, and its holder.
 async fn waits_for(pool: &PgPool, session: i32) -> sqlx::Result<Option<String>> {
-    let mut connection = pool.acquire().await?;
+    let mut connection = transaction::begin_with(pool, transaction::SNAPSHOT_3S).await?;
     let Some(wait) = holder::waits(&mut connection, &[session]).await?.into_iter().next() else {
         return Ok(None);
     };

@@ -17,15 +17,17 @@ use tokio::runtime::Handle;
 /// meanwhile. The time-out bounds how long a frozen or disconnected process can block a projection.
 const BOUNDED: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = '30s'";
 
-/// Starts a transaction that only reads, from one snapshot.
-pub(crate) const SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+/// Starts a transaction that only reads, from one snapshot. Without JIT: compiling a query of the catalogue may take seconds,
+/// and running it takes milliseconds.
+pub(crate) const SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL jit = off";
 /// Starts a transaction like [`SNAPSHOT`] whose statements time out after 3 s, and earlier if they wait for a lock: that
 /// error leads to the session that holds the lock.
 pub(crate) const SNAPSHOT_3S: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; \
-    SET LOCAL statement_timeout = '3s'; SET LOCAL lock_timeout = '1500ms'";
+    SET LOCAL jit = off; SET LOCAL statement_timeout = '3s'; SET LOCAL lock_timeout = '1500ms'";
 /// Starts the transaction in which the database is checked. Behind a pooler in transaction mode, only the statements of a
 /// transaction are sure to reach one session.
-const CHECKING: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL lock_timeout = '5s'";
+const CHECKING: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL jit = off; \
+    SET LOCAL lock_timeout = '5s'";
 
 /// Settings that change how functions of the catalogue, like `format_type` and `pg_get_expr`, write names and constants.
 const CATALOG_TEXTS: &str = "SET LOCAL quote_all_identifiers = off; SET LOCAL IntervalStyle = 'postgres'; \

@@ -22,7 +22,7 @@ const CONNECTION_TIMEOUT: u64 = 10_000;
 /// AMQP's longest name, in bytes.
 const LONGEST_NAME: usize = 255;
 /// From the protocol's smallest frame to one for which lapin's buffers take 64 MiB.
-const FRAME_MAX: RangeInclusive<u64> = 4096..=1_048_576;
+const FRAME_MAX: RangeInclusive<u64> = 131_072..=1_048_576;
 
 const PARAMETERS: [&str; 5] = ["heartbeat", "connection_timeout", "channel_max", "frame_max", "auth_mechanism"];
 const MECHANISMS: [&str; 5] = ["plain", "amqplain", "external", "anonymous", "rabbit-cr-demo"];

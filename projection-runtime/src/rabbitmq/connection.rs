@@ -32,6 +32,8 @@ use crate::error::BoxError;
 const CLOSE: Duration = Duration::from_secs(1);
 /// How often the state of a connection is looked at; that costs nothing but a lock.
 const LOOK: Duration = Duration::from_millis(200);
+/// The least size of a frame: the headers of a message are in one.
+pub(super) const LEAST_FRAME: u32 = 128 << 10;
 /// A connection that lasted so long counts as a good one: the waits begin anew.
 const LASTING: Duration = Duration::from_secs(5);
 
@@ -104,10 +106,19 @@ impl Link {
             properties,
         );
         let patience = options.url.connection_timeout();
-        match tokio::time::timeout(patience, connecting).await {
-            Ok(connection) => Ok(Link { connection: connection?, place, in_flight, _socket: socket }),
-            Err(_) => Err(format!("no answer within {} s", patience.as_secs_f64()).into()),
+        let Ok(connection) = tokio::time::timeout(patience, connecting).await else {
+            return Err(format!("no answer within {} s", patience.as_secs_f64()).into());
+        };
+        let link = Link { connection: connection?, place, in_flight, _socket: socket };
+        if link.frame_max() < LEAST_FRAME {
+            let frame_max = link.frame_max();
+            return Err(format!(
+                "the broker's frame_max is {frame_max} bytes, too little for the headers of events. Remedy: set it to {LEAST_FRAME}, \
+                 the broker's default, or more"
+            )
+            .into());
         }
+        Ok(link)
     }
 
     pub(super) async fn channel(&self) -> lapin::Result<Channel> {
@@ -242,7 +253,13 @@ impl Status {
         tracing::info!(host, "connected");
     }
 
-    fn blocked(&self, blocked: bool) {
+    /// Records trouble that leaves the connection as it is.
+    pub(super) fn trouble(&self, error: &str) {
+        let trouble = Trouble { at: chrono::Utc::now(), error: error.to_owned() };
+        self.change(|connection| connection.last_trouble = Some(trouble));
+    }
+
+    pub(super) fn blocked(&self, blocked: bool) {
         let changed = self.all.send_if_modified(|all| match all.connection(self.part) {
             Some(connection) if connection.blocked != blocked => {
                 connection.blocked = blocked;
@@ -298,7 +315,7 @@ pub(super) async fn keep<W: Work>(
         let outcome = match reached {
             Ok(reached) => {
                 status.reached(&reached);
-                if let Some(failed) = reached.failed.as_ref().filter(|_| is_told(&backoff)) {
+                if let Some(failed) = reached.failed.as_ref().filter(|_| should_log(&backoff)) {
                     let host = &reached.host;
                     tracing::warn!(host, failed, "connected to one host of the broker, but not to others");
                 }
@@ -318,7 +335,7 @@ pub(super) async fn keep<W: Work>(
         let error = outcome.err();
         status.ended(error.as_ref().map(|error| crate::error::chain(error.as_ref())).as_deref());
         if let Some(error) = error.filter(|_| !stop.is_cancelled()) {
-            if is_told(&backoff) {
+            if should_log(&backoff) {
                 log(&error, &options, backoff.tries() + 1);
             }
             tokio::select! {
@@ -354,7 +371,7 @@ async fn use_link<W: Work>(
 }
 
 /// Logs why the work ended. The cause is the database, not the broker, if ingest cannot append.
-fn log(error: &BoxError, options: &RabbitMqOptions, tries: u32) {
+pub(super) fn log(error: &BoxError, options: &RabbitMqOptions, tries: u32) {
     let is_of_database = error.is::<sqlx::Error>() || error.is::<NotTaken>();
     let (broker, error) = (options.url.to_string(), crate::error::chain(error.as_ref()));
     if is_of_database {
@@ -365,7 +382,7 @@ fn log(error: &BoxError, options: &RabbitMqOptions, tries: u32) {
 }
 
 /// Whether trouble is logged: once when it begins, and now and then while it lasts.
-fn is_told(backoff: &Backoff) -> bool {
+pub(super) fn should_log(backoff: &Backoff) -> bool {
     backoff.tries().is_multiple_of(20)
 }
 

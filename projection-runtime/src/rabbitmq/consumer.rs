@@ -19,10 +19,10 @@ use tokio_util::sync::CancellationToken;
 use super::cloud_events;
 use super::connection::{self, Aside, Link, Status, Work};
 use super::deployment::Deployment;
-use super::ingest::{Ingest, Settled};
+use super::ingest::{Ingest, Publishing, Settled};
 use super::status::Part;
 use super::topology::{self, Bindings};
-use super::{QueueType, RabbitMq, RabbitMqOptions, Trouble};
+use super::{QueueType, RabbitMq, RabbitMqOptions, Topology, Trouble};
 use crate::error::BoxError;
 use crate::events_at::EventsAt;
 use crate::manager::ManagerOptions;
@@ -39,6 +39,8 @@ const BURST: usize = 2 << 20;
 const REASONS: usize = 5;
 /// How long a process that stops waits for the broker's answer to its acknowledgements.
 const LAST_ANSWER: Duration = Duration::from_secs(1);
+/// How often it is seen whether the broker has blocked the connection for what is published; that costs a lock.
+const BLOCK: Duration = Duration::from_secs(1);
 /// How often a process that stands by looks whether another one still consumes.
 const STANDBY: Duration = Duration::from_secs(1);
 /// After messages that may have come before their events could be seen, it is asked so often whether there is something
@@ -57,7 +59,8 @@ pub(super) async fn run(
     let status = Status { all: rabbitmq.status.clone(), part: Part::Consumer };
     let broker = rabbitmq.options.clone();
     let bindings = Bindings::new(broker.bindings(&events));
-    let ingest = broker.ingest.then(|| Ingest::new(&broker, events_at.pool(&pool).clone(), events));
+    let ingest =
+        broker.ingest.then(|| Ingest::new(broker.clone(), events_at.pool(&pool).clone(), events, stop.clone()));
     let intake = Intake { rabbitmq, pool, events_at, bindings, ingest, wake, asked, look: None, stop: stop.clone() };
     connection::keep(intake, broker, status, stop, options.shutdown_grace).await;
 }
@@ -81,50 +84,60 @@ impl Work for Intake {
         let channel = link.channel().await?;
         let options = self.rabbitmq.options.clone();
         let queue = self.bindings.make(&channel, &self.pool, &options).await?;
-        let events_pool = self.events_at.pool(&self.pool).clone();
-        Deployment::of(&events_pool, &options.service).await?.claim(link, &options).await?;
         let aside = Aside::connect(link, &options).await?;
+        let events_pool = self.events_at.pool(&self.pool).clone();
+        Deployment::of(&events_pool, &options.service).await?.claim(&aside.link, &options).await?;
         if let Some(ingest) = &mut self.ingest {
-            ingest.prepare(&channel, &options).await?;
+            ingest.prepare(&channel).await?;
         }
         channel.basic_qos(options.prefetch.max(1), BasicQosOptions::default()).await?;
         if self.ingest.is_some() {
-            self.count_dead_letters(link, &options).await?;
+            self.count_dead_letters(&aside.link, &options).await?;
         }
-        let Some(mut consumer) = self.consume(&channel, queue, status).await? else { return Ok(()) };
+        let Some(mut consumer) = self.consume(&channel, &aside, queue, status).await? else { return Ok(()) };
         status.connected();
         let mut woken = Instant::now();
         let mut keep = tokio::time::interval_at(Instant::now() + topology::LOOK, topology::LOOK);
+        let mut block = tokio::time::interval(BLOCK);
         // From here on, answers on this connection are awaited together with deliveries: see `Aside`.
-        let mut confirming = None;
+        let (mut confirming, mut publishing) = (None, None);
         loop {
             let next_look = self.look.map(|(_, at)| at);
             let due = self.ingest.as_ref().and_then(Ingest::due);
             if confirming.is_none() {
                 confirming = self.confirming(&channel);
             }
+            if publishing.is_none() {
+                publishing = self.ingest.as_mut().and_then(|ingest| ingest.publishing(&aside));
+            }
             tokio::select! {
-                delivery = consumer.next() => {
-                    let burst = self.gather(&mut consumer, delivery, woken + GATHER).await?;
-                    woken = Instant::now();
-                    self.take(link, &channel, &aside, burst).await?;
+                biased;
+                () = self.stop.cancelled() => {
+                    let last = self.last_answers(link, &channel, confirming, publishing);
+                    // What is not answered in time is delivered again.
+                    tokio::time::timeout(LAST_ANSWER, last).await.unwrap_or(Ok(()))?;
+                    aside.link.close().await;
+                    return Ok(());
                 }
+                _ = block.tick() => status.blocked(aside.link.is_blocked()),
                 confirmed = answer(&mut confirming) => {
                     confirming = None;
                     self.confirm(confirmed?).await?;
                 }
-                () = until(due) => self.take(link, &channel, &aside, Vec::new()).await?,
-                () = until(next_look) => self.look().await,
-                _ = keep.tick() => self.look_around(&aside.link, &options).await?,
-                () = self.stop.cancelled() => {
-                    if let Some(confirming) = confirming
-                        && let Ok(confirmed) = tokio::time::timeout(LAST_ANSWER, confirming).await
-                    {
-                        self.confirm(confirmed?).await?;
-                    }
-                    aside.link.close().await;
-                    return Ok(());
+                published = answer(&mut publishing) => {
+                    publishing = None;
+                    self.published(link, &channel, &published?).await?;
                 }
+                // An answer, which an alarm of the broker may delay, is not waited for.
+                _ = keep.tick(), if !aside.link.is_blocked() => self.look_around(&aside.link, &options).await?,
+                () = until(next_look) => self.look().await,
+                // Before those that are due: the message that they wait for may be among them.
+                delivery = consumer.next() => {
+                    let burst = self.gather(&mut consumer, delivery, woken + GATHER).await?;
+                    woken = Instant::now();
+                    self.take(link, &channel, status, burst).await?;
+                }
+                () = until(due) => self.take(link, &channel, status, Vec::new()).await?,
             }
         }
     }
@@ -142,9 +155,9 @@ async fn until(time: Option<Instant>) {
 type Confirming = BoxFuture<'static, lapin::Result<usize>>;
 
 /// Waits for the answer, or for ever if none is to come.
-async fn answer(confirming: &mut Option<Confirming>) -> lapin::Result<usize> {
-    match confirming {
-        Some(confirming) => confirming.await,
+async fn answer<T>(answer: &mut Option<BoxFuture<'static, T>>) -> T {
+    match answer {
+        Some(answer) => answer.await,
         None => std::future::pending().await,
     }
 }
@@ -159,6 +172,23 @@ impl Intake {
         Some(Box::pin(async move { channel.basic_qos(prefetch, BasicQosOptions::default()).await.map(|()| count) }))
     }
 
+    /// Waits for the answers that a process that stops has asked for.
+    async fn last_answers(
+        &mut self,
+        link: &Link,
+        channel: &Channel,
+        confirming: Option<Confirming>,
+        publishing: Option<Publishing>,
+    ) -> Result<(), BoxError> {
+        if let Some(publishing) = publishing {
+            self.published(link, channel, &publishing.await?).await?;
+        }
+        match confirming {
+            Some(confirming) => self.confirm(confirming.await?).await,
+            None => Ok(()),
+        }
+    }
+
     async fn confirm(&mut self, count: usize) -> Result<(), BoxError> {
         match &mut self.ingest {
             Some(ingest) => ingest.confirm(count).await,
@@ -170,6 +200,7 @@ impl Intake {
     async fn consume(
         &mut self,
         channel: &Channel,
+        aside: &Aside,
         queue: ShortString,
         status: &Status,
     ) -> Result<Option<Consumer>, BoxError> {
@@ -193,12 +224,29 @@ impl Intake {
             // What came before is found in the store.
             arguments.insert("x-stream-offset".into(), AMQPValue::LongString("next".into()));
         }
-        Ok(Some(channel.basic_consume(queue, ShortString::default(), exclusive, arguments).await?))
+        let consumer = channel.basic_consume(queue.clone(), ShortString::default(), exclusive, arguments).await?;
+        let declared = self.rabbitmq.options.topology == Topology::Declare;
+        let is_single = declared && self.rabbitmq.options.queue_type == QueueType::Quorum;
+        if exclusive.exclusive && !is_single {
+            // A quorum queue, which an operator or a default of the broker may have made, ignores `exclusive`.
+            let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+            let asking = aside.link.channel().await?;
+            let consumers = asking.queue_declare(queue.clone(), passive, FieldTable::default()).await?.consumer_count();
+            asking.close(200, ShortString::from("OK")).await?;
+            if consumers > 1 {
+                return Err(format!(
+                    "{consumers} processes consume the queue `{queue}` at once, so events could be stored out of order. Remedy: \
+                     a quorum queue for ingest needs the argument x-single-active-consumer"
+                )
+                .into());
+            }
+        }
+        Ok(Some(consumer))
     }
 
     /// Makes the bindings again that somebody may have removed, and counts the dead letters.
     async fn look_around(&self, link: &Link, options: &RabbitMqOptions) -> Result<(), BoxError> {
-        self.bindings.keep(link, options).await?;
+        self.bindings.keep(link, &self.pool, options).await?;
         if self.ingest.is_some() {
             self.count_dead_letters(link, options).await?;
         }
@@ -243,26 +291,40 @@ impl Intake {
         &mut self,
         link: &Link,
         channel: &Channel,
-        aside: &Aside,
+        status: &Status,
         burst: Vec<Delivery>,
     ) -> Result<(), BoxError> {
         match &mut self.ingest {
             None => self.take_triggers(link, channel, &burst).await,
             Some(ingest) => {
-                let settled = ingest.take(aside, burst).await?;
+                let settled = ingest.take(status, burst).await?;
                 self.wake.projections(Source::RabbitMq);
-                // If none waits, all up to the last are settled.
-                let multiple = !ingest.has_waiting();
-                let tags = settled.messages.iter().map(|message| message.tag);
-                let tags: Vec<u64> = if multiple { tags.max().into_iter().collect() } else { tags.collect() };
-                for tag in tags {
-                    channel.basic_ack(tag, BasicAckOptions { multiple }).await?;
-                }
-                link.in_flight.release(settled.messages.iter().map(|message| message.bytes).sum());
-                count(&self.rabbitmq, settled.messages.len(), &settled);
-                Ok(())
+                self.settle(link, channel, &settled).await
             }
         }
+    }
+
+    /// Acknowledges the messages of dead letters that the broker has.
+    async fn published(&mut self, link: &Link, channel: &Channel, settled: &Settled) -> Result<(), BoxError> {
+        if let Some(ingest) = &mut self.ingest {
+            ingest.published();
+        }
+        self.settle(link, channel, settled).await
+    }
+
+    /// Acknowledges messages, and makes room for others.
+    async fn settle(&self, link: &Link, channel: &Channel, settled: &Settled) -> Result<(), BoxError> {
+        // If no other is unsettled, all up to the last are settled.
+        let multiple = self.ingest.as_ref().is_some_and(|ingest| !ingest.has_unsettled());
+        let tags = settled.messages.iter().map(|message| message.tag);
+        let tags: Vec<u64> = if multiple { tags.max().into_iter().collect() } else { tags.collect() };
+        for tag in tags {
+            channel.basic_ack(tag, BasicAckOptions { multiple }).await?;
+        }
+        let bytes: u64 = settled.messages.iter().map(|message| message.bytes).sum();
+        link.in_flight.release(bytes + settled.uncounted);
+        count(&self.rabbitmq, settled.messages.len(), settled);
+        Ok(())
     }
 
     async fn take_triggers(&mut self, link: &Link, channel: &Channel, burst: &[Delivery]) -> Result<(), BoxError> {

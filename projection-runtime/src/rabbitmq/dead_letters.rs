@@ -123,7 +123,9 @@ impl DeadLetters {
             }
             self.link.in_flight.release(found.delivery.data.len() as u64);
         }
-        let missing = wanted.into_iter().map(|id| (id.to_owned(), "no dead letter has this id".to_owned()));
+        let missing = wanted
+            .into_iter()
+            .map(|id| (id.to_owned(), "no dead letter has this id, or another command is reading it".to_owned()));
         acted.failed.extend(missing);
         self.close().await?;
         Ok(acted)

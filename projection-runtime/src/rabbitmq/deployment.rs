@@ -52,9 +52,12 @@ impl Deployment {
             Err(_) if options.topology == Topology::Passive => return Ok(()),
             Err(error) => return Err(error),
         }
-        let owner = match owner(&channel, &name).await? {
-            Some(owner) => owner,
-            None => self.write(&channel, &name).await?,
+        let owner = match owner(link, &channel, &name).await? {
+            Some(Owner { deployment, is_worn }) if is_worn && deployment.store == self.store => {
+                self.write(link, &channel, &name).await?
+            }
+            Some(Owner { deployment, .. }) => deployment,
+            None => self.write(link, &channel, &name).await?,
         };
         channel.close(200, ShortString::from("OK")).await?;
         if owner.store == self.store {
@@ -77,33 +80,60 @@ impl Deployment {
 
     /// Writes this deployment's name into the queue, and returns the name that is in it afterwards: if two do so at once, the
     /// last one stays.
-    async fn write(&self, channel: &Channel, queue: &str) -> Result<Self, BoxError> {
+    async fn write(&self, link: &Link, channel: &Channel, queue: &str) -> Result<Self, BoxError> {
         let body = serde_json::to_vec(self)?;
         let properties = BasicProperties::default().with_delivery_mode(2);
         let (exchange, key, publish) = (ShortString::default(), short(queue)?, BasicPublishOptions::default());
-        channel.basic_publish(exchange, key, publish, &body, properties).await?.await?;
-        tokio::time::sleep(TURN).await;
-        Ok(owner(channel, queue).await?.unwrap_or_else(|| self.clone()))
+        let publishing = async { channel.basic_publish(exchange, key, publish, &body, properties).await?.await };
+        let Ok(confirmed) = tokio::time::timeout(PATIENCE, publishing).await else {
+            let patience = PATIENCE.as_secs();
+            return Err(format!(
+                "the broker did not confirm the name of this deployment in the queue `{queue}` within {patience} s: is it short of \
+                 memory or disk space?"
+            )
+            .into());
+        };
+        confirmed?;
+        // Longer than another process takes from its last read to its write.
+        tokio::time::sleep(4 * TURN).await;
+        Ok(owner(link, channel, queue).await?.map_or_else(|| self.clone(), |owner| owner.deployment))
     }
 }
 
 /// How long another process may take to read the name, or to write it.
 const TURN: Duration = Duration::from_millis(100);
+/// How long the broker may take to confirm the name.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// A quorum queue drops a message after so many reads, or more: the owner writes it anew before that.
+const MOST_READS: i64 = 5;
+
+/// The deployment that has claimed a queue.
+struct Owner {
+    deployment: Deployment,
+    /// Whether its message was read so often that it must be written anew.
+    is_worn: bool,
+}
 
 /// Reads which deployment has claimed the queue, if any. The message is not in the queue while another process reads it.
-async fn owner(channel: &Channel, queue: &str) -> Result<Option<Deployment>, BoxError> {
-    for _ in 0..5 {
+async fn owner(link: &Link, channel: &Channel, queue: &str) -> Result<Option<Owner>, BoxError> {
+    for wait in [true, true, true, true, false] {
         if let Some(found) = channel.basic_get(short(queue)?, BasicGetOptions::default()).await? {
+            link.in_flight.release(found.delivery.data.len() as u64);
             return read(channel, found).await.map(Some);
         }
-        tokio::time::sleep(TURN).await;
+        if wait {
+            tokio::time::sleep(TURN).await;
+        }
     }
     Ok(None)
 }
 
-async fn read(channel: &Channel, found: BasicGetMessage) -> Result<Deployment, BoxError> {
+async fn read(channel: &Channel, found: BasicGetMessage) -> Result<Owner, BoxError> {
     let nack = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
     channel.basic_nack(found.delivery.delivery_tag, nack).await?;
-    serde_json::from_slice(&found.delivery.data)
-        .map_err(|_| "the queue for the deployment's name has something else".into())
+    let deployment = serde_json::from_slice(&found.delivery.data)
+        .map_err(|_| "the queue for the deployment's name has something else")?;
+    let headers = found.delivery.properties.headers().as_ref();
+    let reads = headers.and_then(|headers| headers.inner().get("x-delivery-count")?.as_long_long_int());
+    Ok(Owner { deployment, is_worn: reads.is_some_and(|reads| reads >= MOST_READS) })
 }

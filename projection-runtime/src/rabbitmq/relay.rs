@@ -197,7 +197,13 @@ impl Relay {
         let to = if page.complete && last.position < head { Passed { position: head, id: None } } else { last };
         let messages: Vec<Message> = page.events.iter().map(|event| self.messages.message(event)).collect();
         let mut sent = Sent { from: place.position, to, confirms: JoinSet::new() };
-        sent.confirms.spawn(counted(channel.clone(), messages, self.rabbitmq.status.clone(), self.part));
+        sent.confirms.spawn(counted(
+            channel.clone(),
+            messages,
+            self.rabbitmq.status.clone(),
+            self.target.clone(),
+            self.part,
+        ));
         let Ok(confirmed) = tokio::time::timeout(PATIENCE, sent.confirmed()).await else {
             self.late = Some(sent);
             return Ok(Step::Again);
@@ -215,6 +221,7 @@ async fn counted(
     channel: Channel,
     messages: Vec<Message>,
     status: watch::Sender<RabbitMqStatus>,
+    target: Target,
     part: Part,
 ) -> Result<(), BoxError> {
     let count =
@@ -224,5 +231,12 @@ async fn counted(
         relay.confirmed += confirmed.messages;
         relay.returned += confirmed.returned;
     });
-    Ok(())
+    match target {
+        Target::Queue(stream) if confirmed.returned > 0 => Err(format!(
+            "the stream `{stream}` was deleted: the broker returned {} events; publishing them again",
+            confirmed.returned
+        )
+        .into()),
+        _ => Ok(()),
+    }
 }

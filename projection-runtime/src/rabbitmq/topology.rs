@@ -63,6 +63,8 @@ impl RabbitMqOptions {
         if self.ingest && self.queue_type == QueueType::Quorum {
             // A quorum queue does not know exclusive consumers.
             arguments.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
+            // From RabbitMQ 4 on it drops a message after 20 deliveries by default, which may be 20 lost connections.
+            arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(i32::MAX));
         }
         arguments
     }
@@ -181,21 +183,12 @@ impl Bindings {
         .bind(&keys)
         .execute(pool)
         .await?;
-        self.bind(channel, options, &queue).await?;
+        bind(channel, options, &queue, &self.keys).await?;
         if self.clean {
             self.unbind_others(channel, pool, options, &queue).await?;
             self.clean = false;
         }
         Ok(queue)
-    }
-
-    /// Binds the queue, which changes nothing where it is bound.
-    async fn bind(&self, channel: &Channel, options: &RabbitMqOptions, queue: &ShortString) -> Result<(), BoxError> {
-        for key in &self.keys {
-            let (queue, exchange, key) = (queue.clone(), short(&options.exchange)?, short(key)?);
-            channel.queue_bind(queue, exchange, key, QueueBindOptions::default(), FieldTable::default()).await?;
-        }
-        Ok(())
     }
 
     async fn unbind_others(
@@ -226,15 +219,35 @@ impl Bindings {
     }
 
     /// Makes what somebody may have deleted meanwhile. By a channel of its own, because an error ends the channel.
-    pub(super) async fn keep(&self, link: &Link, options: &RabbitMqOptions) -> Result<(), BoxError> {
+    pub(super) async fn keep(&self, link: &Link, pool: &PgPool, options: &RabbitMqOptions) -> Result<(), BoxError> {
         let channel = link.channel().await?;
         exchange(&channel, options).await?;
         if options.topology == Topology::Declare {
-            self.bind(&channel, options, &short(&options.queue())?).await?;
+            let name = options.queue();
+            // A newer version of the service may have removed some of the bindings.
+            let recorded = "SELECT routing_key FROM rabbitmq_bindings WHERE queue = $1";
+            let recorded: Vec<String> =
+                sqlx::query_scalar(recorded).bind(&name).fetch_all(pool).await.unwrap_or_default();
+            let keys = self.keys.intersection(&recorded.into_iter().collect()).cloned().collect();
+            bind(&channel, options, &short(&name)?, &keys).await?;
         }
         channel.close(200, ShortString::from("OK")).await?;
         Ok(())
     }
+}
+
+/// Binds the queue, which changes nothing where it is bound.
+async fn bind(
+    channel: &Channel,
+    options: &RabbitMqOptions,
+    queue: &ShortString,
+    keys: &BTreeSet<String>,
+) -> Result<(), BoxError> {
+    for key in keys {
+        let (queue, exchange, key) = (queue.clone(), short(&options.exchange)?, short(key)?);
+        channel.queue_bind(queue, exchange, key, QueueBindOptions::default(), FieldTable::default()).await?;
+    }
+    Ok(())
 }
 
 /// Takes the queues and the exchange away, with all that is in them.

@@ -15,6 +15,7 @@ use super::terminal;
 use crate::holder::{self, Holder, HolderId, Wait};
 use crate::pool;
 use crate::store_warnings::START_STANDBY;
+use crate::transaction;
 
 /// How long a command may run before the first look.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -72,6 +73,7 @@ struct Session {
 async fn look(options: &PgConnectOptions) -> sqlx::Result<Vec<(Wait, String)>> {
     // Not kept between two looks: the command may need the last connection that the server allows.
     let Some(mut connection) = pool::connect(options).await else { return Ok(Vec::new()) };
+    sqlx::raw_sql(transaction::SNAPSHOT).execute(&mut connection).await?;
     let own: Vec<Session> = sqlx::query_as(
         "SELECT pid, is_long AND wait_event_type = 'Lock' AS for_lock, is_long AND wait_event = 'SyncRep' AS for_standby
          FROM (SELECT pid, COALESCE(wait_event_type, '') AS wait_event_type, COALESCE(wait_event, '') AS wait_event,

@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::message::Message;
 use super::order::{Known, Order, Outcome};
 use crate::classification::{ErrorClass, classify};
-use crate::error::BoxError;
+use crate::error::{BoxError, describe};
 use crate::event::StoredEvent;
 use crate::incoming::{self, Incoming};
 use crate::transaction;
@@ -38,12 +38,17 @@ pub(super) struct Consumer {
     is_changed: bool,
 }
 
-/// The outcome of each message, and the last event that was stored: if it is durable, so is the whole transaction.
+/// The outcome of each message, and the last event that the store has of them: if it is durable, so are all of them.
 #[derive(Debug, Default)]
 pub(super) struct Stored {
     pub(super) outcomes: Vec<Outcome>,
     pub(super) event: Option<Uuid>,
 }
+
+/// It is not known whether a transaction is committed.
+#[derive(Debug, thiserror::Error)]
+#[error("the database did not confirm a transaction: {}", describe(.0))]
+struct Unconfirmed(sqlx::Error);
 
 #[derive(Debug, thiserror::Error)]
 #[error(
@@ -126,7 +131,7 @@ impl Consumer {
             }
             Err(error) => return Err(error.into()),
         }
-        Ok(Some(Stored { outcomes, event: new.last().map(|event| event.id) }))
+        Ok(Some(Stored { event: last_stored(&events, &outcomes), outcomes }))
     }
 
     async fn append_one_by_one(
@@ -138,14 +143,12 @@ impl Consumer {
         let mut tx = self.begin(pool).await?;
         let events: Vec<&Incoming<'_>> = messages.iter().map(|message| &message.event).collect();
         let mut order = Order::new(&events, known(&mut tx, &events).await?, gaps);
-        let mut last = None;
         while let Some(index) = order.next() {
             let event = events[index];
             let mut savepoint = tx.begin().await?;
             match incoming::insert(&mut savepoint, &[event]).await {
                 Ok(_) => {
                     savepoint.commit().await?;
-                    last = Some(event.id);
                     order.appended(index);
                 }
                 Err(error) if classify(&error) == ErrorClass::Event => {
@@ -157,7 +160,7 @@ impl Consumer {
         }
         let outcomes = order.outcomes();
         self.commit(tx, messages, &outcomes).await?;
-        Ok(Stored { outcomes, event: last })
+        Ok(Stored { event: last_stored(&events, &outcomes), outcomes })
     }
 
     /// Begins a transaction during which no other consumer can register, or returns an error if one has.
@@ -175,14 +178,18 @@ impl Consumer {
         mut tx: Transaction<'static, Postgres>,
         messages: &[Message<'_>],
         outcomes: &[Outcome],
-    ) -> sqlx::Result<()> {
+    ) -> Result<(), BoxError> {
         let new = messages.iter().zip(outcomes).filter(|(_, outcome)| **outcome == Outcome::Appended);
         let new: Vec<Uuid> = new.filter_map(|(message, _)| message.content).collect();
         if self.is_changed || !new.is_empty() {
+            let before = self.settled.len();
             self.settled.extend(new);
-            self.write(&mut tx).await?;
+            if let Err(error) = self.write(&mut tx).await {
+                self.settled.truncate(before);
+                return Err(error.into());
+            }
         }
-        tx.commit().await?;
+        tx.commit().await.map_err(Unconfirmed)?;
         self.is_changed = false;
         Ok(())
     }
@@ -206,6 +213,12 @@ impl Consumer {
         let sql = "UPDATE rabbitmq_ingest SET unconfirmed = $3 WHERE queue = $1 AND consumer = $2";
         sqlx::query(sql).bind(&self.queue).bind(self.id).bind(unconfirmed).execute(connection).await.map(drop)
     }
+}
+
+/// Returns the last of the events that the store has now.
+fn last_stored(events: &[&Incoming<'_>], outcomes: &[Outcome]) -> Option<Uuid> {
+    let stored = |outcome: &Outcome| matches!(outcome, Outcome::Appended | Outcome::Duplicate);
+    events.iter().zip(outcomes).rfind(|(_, outcome)| stored(outcome)).map(|(event, _)| event.id)
 }
 
 /// Reads what the store has of the events, and of their aggregates.

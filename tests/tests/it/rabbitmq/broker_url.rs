@@ -76,7 +76,7 @@ fn refused_urls() {
         ("amqp://h?heartbeat=65536", "its `heartbeat` is not a number"),
         ("amqp://h?connection_timeout=0", "its `connection_timeout` is not a number of milliseconds from 1 to "),
         ("amqp://h?channel_max=many", "its `channel_max` is not a number of channels from 0 to 65535"),
-        ("amqp://h?frame_max=1", "its `frame_max` is not a number of bytes from 4096 to 1048576"),
+        ("amqp://h?frame_max=1", "its `frame_max` is not a number of bytes from 131072 to 1048576"),
         // lapin's buffers are so many times as large.
         ("amqp://h?frame_max=4294967295", "its `frame_max` is not a number"),
         ("amqp://h?auth_mechanism=gssapi", "its `auth_mechanism` is unknown; there are plain, amqplain, external, "),

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use lapin::BasicProperties;
 use lapin::message::Delivery;
 use projection_runtime::testing::TcpRelay;
 use projection_runtime::{EventStore, ExpectedVersion, ManagerOptions, RabbitMqOptions, projections};
@@ -10,8 +11,10 @@ use tests::journal::Journal;
 use tests::rabbitmq_server::RabbitMqServer;
 use tests::{TestDatabase, eventually, fold, journal};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
-use super::{Exchange, LONG, Running, append_many, assert_all_in_order_but_for_repeats, at_the_end, connected};
+use super::ingest_order::city;
+use super::{Exchange, LONG, Running, append_many, assert_all_in_order_but_for_repeats, at_the_end, connected, ingest};
 
 /// Appends 50,000 events while `fault` is done again and again, then looks at all of it.
 async fn complete_despite(exchange: &Exchange, options: RabbitMqOptions, faults: usize, mut fault: impl AsyncFnMut()) {
@@ -114,6 +117,31 @@ async fn a_broker_that_blocks() {
     at_the_end(&db, 2).await;
     assert_eq!(journal::entries(&db.pool).await, journal::recorded(&db.pool).await);
     running.stop().await;
+    drop((exchange, server));
+}
+
+/// A dead letter that the broker does not take, because it is short of memory, keeps no other message waiting; it is published
+/// when the broker takes messages again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_during_an_alarm() {
+    let mut server = tokio::task::spawn_blocking(RabbitMqServer::start).await.unwrap();
+    let (db, exchange) = (TestDatabase::new().await, Exchange::at(&server.url));
+    ingest(&db, &exchange.options).await.stop().await;
+    let good = |n| city("Ignored", Uuid::new_v4(), &format!("City {n}"), &[]);
+    let bad = || ("City.Ignored".to_owned(), b"no JSON".to_vec(), BasicProperties::default());
+    exchange.publish([good(1), bad(), good(2)]).await;
+    server = control(server, "set_vm_memory_high_watermark 0.000001").await;
+    let running = ingest(&db, &exchange.options).await;
+    eventually("the good ones are stored", LONG, || async { running.status().consumer.ingested == 2 }).await;
+    eventually("the status says blocked", LONG, || async { running.status().consumer.connection.blocked }).await;
+    assert_eq!(running.status().consumer.dead_lettered, 0);
+    let server = control(server, "set_vm_memory_high_watermark 0.6").await;
+    eventually("the bad one is a dead letter", LONG, || async { running.status().consumer.dead_lettered == 1 }).await;
+    exchange.publish([good(3)]).await;
+    eventually("it goes on", LONG, || async { running.status().consumer.ingested == 3 }).await;
+    running.stop().await;
+    assert_eq!(exchange.messages(&exchange.options.dead_letter_queue()).await, Some(1));
+    assert_eq!(exchange.messages_ready().await, 0);
     drop((exchange, server));
 }
 

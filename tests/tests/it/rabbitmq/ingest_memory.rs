@@ -59,6 +59,40 @@ async fn dead_letters_among_messages_that_wait() {
     assert_eq!(exchange.messages(&exchange.options.dead_letter_queue()).await, Some(100));
 }
 
+/// A message that is larger than all that may be in flight is let through alone, also after the connection has read who owns
+/// the queue.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_larger_than_the_budget() {
+    let (db, exchange) = (TestDatabase::new().await, Exchange::new().await);
+    let mut options = exchange.options.clone();
+    options.max_bytes = 100_000;
+    for round in 1..=2 {
+        // The second one finds the owner in its queue.
+        let running = ingest(&db, &options).await;
+        let large = city("Ignored", Uuid::new_v4(), &"x".repeat(500_000), &[]);
+        exchange.publish([large, city("Ignored", Uuid::new_v4(), "Skara", &[])]).await;
+        eventually("both are stored", LONG, || async { running.status().consumer.ingested == 2 }).await;
+        running.stop().await;
+        let stored: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM events").fetch_one(&db.pool).await.unwrap();
+        assert_eq!(stored, 2 * round);
+    }
+}
+
+/// A message that waits for an earlier one does not keep that one out.
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_that_wait_leave_room() {
+    let (db, exchange) = (TestDatabase::new().await, Exchange::new().await);
+    let mut options = exchange.options.clone();
+    options.max_bytes = 1_000_000;
+    let running = ingest(&db, &options).await;
+    let user = Uuid::new_v4();
+    let number = |number| [("sequence_no", AMQPValue::LongLongInt(number))];
+    let large = |n| city("Ignored", user, &"x".repeat(800_000), &number(n));
+    exchange.publish([large(2), large(1)]).await;
+    eventually("all are stored", LONG, || async { running.status().consumer.ingested == 2 }).await;
+    assert_eq!(running.stop().await.consumer.dead_lettered, 0);
+}
+
 /// What the process may take, in MiB.
 const BOUND_MIB: u64 = 128;
 

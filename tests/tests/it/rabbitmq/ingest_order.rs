@@ -213,3 +213,21 @@ async fn many_that_wait() {
         sqlx::query_scalar("SELECT sequence_no FROM events ORDER BY tstamp").fetch_all(&db.pool).await.unwrap();
     assert!(numbers.iter().copied().eq(1..=numbers.len() as i64), "{numbers:?}");
 }
+
+/// The time that the database takes is not the time that a message waits for an earlier one, which may have come long ago.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_database_is_no_patience() {
+    let (db, exchange) = (TestDatabase::new().await, Exchange::new().await);
+    let running = super::ingest(&db, &exchange.options).await;
+    let user = Uuid::new_v4();
+    let mut lock = db.pool.begin().await.unwrap();
+    sqlx::raw_sql("LOCK TABLE events IN SHARE MODE").execute(&mut *lock).await.unwrap();
+    // Another user's event makes the append wait for the lock.
+    exchange.publish([numbered("Ignored", user, "Skara", 2), city("Ignored", Uuid::new_v4(), "Lund", &[])]).await;
+    tokio::time::sleep(Duration::from_secs(1)).await; // a burst of their own
+    exchange.publish([numbered("Ignored", user, "Ystad", 1)]).await;
+    tokio::time::sleep(Duration::from_secs(11)).await; // longer than a message waits
+    lock.commit().await.unwrap();
+    eventually("all are stored", LONG, || async { running.status().consumer.ingested == 3 }).await;
+    assert_eq!(running.stop().await.consumer.dead_lettered, 0);
+}

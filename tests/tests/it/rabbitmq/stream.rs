@@ -2,7 +2,7 @@
 
 use futures_util::StreamExt;
 use lapin::message::Delivery;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use projection_runtime::{ManagerOptions, ProjectionManager, QueueType, RabbitMqOptions, projections};
 use tests::journal::{self, Journal};
@@ -67,6 +67,36 @@ async fn a_stream_has_all_events() {
     let targets: Vec<String> = manager.status().await.unwrap().relays.into_iter().map(|relay| relay.target).collect();
     let stream = format!("stream:{}", exchange.audit_queue());
     assert_eq!(targets, [stream.as_str(), exchange.options.exchange.as_str()].map(str::to_owned));
+}
+
+/// A stream that is deleted while events are published is made again, with the events since.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_deleted() {
+    let db = TestDatabase::new().await;
+    journal::create(&db.pool).await;
+    let exchange = Exchange::new().await;
+    let running = Running::start(&db, projections![Journal], ManagerOptions::default(), to_stream(&exchange));
+    append_many(&db.pool, 0..50).await;
+    eventually("the events are in the stream", LONG, || async { running.status().stream.unwrap().confirmed == 50 })
+        .await;
+    let (_connection, channel) = exchange.channel().await;
+    channel.queue_delete(exchange.audit_queue(), QueueDeleteOptions::default()).await.unwrap();
+    append_many(&db.pool, 50..100).await;
+    let later = from_the_first_when_there(&exchange, 50).await;
+    let first: i64 = sqlx::query_scalar("SELECT tstamp FROM events ORDER BY tstamp OFFSET 50 LIMIT 1")
+        .fetch_one(&db.pool)
+        .await
+        .unwrap();
+    let tstamp = later[0].properties.headers().as_ref().unwrap().inner()["tstamp"].as_long_long_int();
+    assert_eq!(tstamp, Some(first));
+    running.stop().await;
+}
+
+/// What is in the stream, as soon as it is there again.
+async fn from_the_first_when_there(exchange: &Exchange, count: usize) -> Vec<Delivery> {
+    let there = || async { exchange.messages(exchange.audit_queue().as_str()).await.is_some() };
+    eventually("the stream is there again", LONG, there).await;
+    from_the_first(exchange, count).await
 }
 
 /// Each process is woken by each message, of which none is kept for it while it is away.

@@ -300,3 +300,27 @@ async fn what_does_not_fit_is_named() {
         channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.unwrap();
     }
 }
+
+/// What a newer version of the service has unbound, an older one that still runs does not bind again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_binding_that_a_newer_version_removed() {
+    let (db, exchange) = (TestDatabase::new().await, Exchange::new().await);
+    let bound = |keys: &[&str]| {
+        let mut options = exchange.options.clone();
+        options.bind = keys.iter().map(|key| (*key).to_owned()).collect();
+        ingesting(&options)
+    };
+    let older = start(&db, bound(&["City.*", "Band.*"]));
+    connected(&older).await;
+    let newer = start(&db, bound(&["City.*"]));
+    eventually("the newer one stands by", LONG, || async { newer.status().consumer.standby }).await;
+    tokio::time::sleep(Duration::from_secs(11)).await; // longer than between two looks at the bindings
+    let user = Uuid::new_v4();
+    let (_, body, properties) = city("Ignored", user, "Skara", &[]);
+    let of = |key: &str| (key.to_owned(), body.clone(), properties.clone());
+    exchange.publish([of("Band.Created"), of("City.Ignored")]).await;
+    eventually("one is consumed", LONG, || async { older.status().consumer.consumed == 1 }).await;
+    assert_eq!(exchange.messages_ready().await, 0);
+    newer.stop().await;
+    assert_eq!(older.stop().await.consumer.consumed, 1);
+}
