@@ -4,6 +4,7 @@
 //! dropped is returned to the queue at the end, or when the connection ends, in the order in which it was.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use lapin::message::BasicGetMessage;
 use lapin::options::{
@@ -18,6 +19,9 @@ use super::RabbitMqOptions;
 use super::connection::Link;
 use super::ingest::{AT, Outgoing, REASON, original, published_to, text_header};
 use crate::error::BoxError;
+
+/// How long the broker may take to confirm a requeued message.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Number of characters of a body that are shown.
 const SHOWN: usize = 200;
@@ -141,8 +145,17 @@ impl DeadLetters {
             let Outgoing { exchange, routing_key, properties, body } = message;
             let mandatory = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
             let (exchange, key) = (ShortString::try_new(exchange)?, ShortString::try_new(routing_key)?);
-            let confirm = self.channel.basic_publish(exchange, key, mandatory, &body, properties).await?;
-            match confirm.await? {
+            let publishing =
+                async { self.channel.basic_publish(exchange, key, mandatory, &body, properties).await?.await };
+            let Ok(confirmed) = tokio::time::timeout(PATIENCE, publishing).await else {
+                return Err(format!(
+                    "the broker did not confirm a requeued message within {} s: is it short of memory or disk space? The dead letter \
+                     stays, and the message may be in the queue as well",
+                    PATIENCE.as_secs()
+                )
+                .into());
+            };
+            match confirmed? {
                 Confirmation::Ack(None) => {}
                 Confirmation::Ack(Some(_)) => {
                     return Ok(Err(format!("no queue took it: is there a queue `{}`?", self.requeue_to)));
@@ -184,8 +197,10 @@ fn dead_letter(found: &BasicGetMessage) -> DeadLetter {
     }
 }
 
-/// The id that it got, or one made of its content if it comes from another program.
+/// The id that it got, or one made of its `message_id` and content if it comes from another program.
 fn id(found: &BasicGetMessage) -> String {
-    let made = || Uuid::new_v5(&Uuid::NAMESPACE_OID, &found.delivery.data).to_string();
+    let message_id = found.delivery.properties.message_id().as_ref().map_or(&b""[..], |id| id.as_str().as_bytes());
+    let content = [message_id, &found.delivery.data].concat();
+    let made = || Uuid::new_v5(&Uuid::NAMESPACE_OID, &content).to_string();
     text_header(&found.delivery, super::ingest::ID).unwrap_or_else(made)
 }

@@ -232,11 +232,10 @@ async fn counted(
         relay.returned += confirmed.returned;
     });
     match target {
-        Target::Queue(stream) if confirmed.returned > 0 => Err(format!(
-            "the stream `{stream}` was deleted: the broker returned {} events; publishing them again",
-            confirmed.returned
-        )
-        .into()),
+        Target::Queue(stream) if confirmed.returned > 0 => {
+            Err(format!("the stream `{stream}` was deleted, so the broker returned the events; publishing them again")
+                .into())
+        }
         _ => Ok(()),
     }
 }
